@@ -1,0 +1,652 @@
+#!/usr/bin/env python3
+"""Simulate the environmental sensors of a city and send their readings to Kafka.
+
+    python sensor_generator.py                      # live: 5 sensors, each every 1 to 3 seconds
+    python sensor_generator.py --backfill 24h       # the last 24 hours, as fast as possible
+    python sensor_generator.py --console --count 3  # on stdout, without Kafka
+
+A reading, one JSON object:
+
+    {"sensor_id": "sensor_001", "timestamp": "2026-06-01T12:00:00.000Z", "temperature": 21.37,
+     "humidity": 48.2, "co2_level": 431, "light_intensity": 61234}
+
+    sensor_id         text     "sensor_001", "sensor_002"...; also the message's key
+    timestamp         text     ISO 8601 in UTC with milliseconds
+    temperature       float    degrees Celsius
+    humidity          float    relative humidity, %
+    co2_level         integer  ppm
+    light_intensity   integer  lux
+
+The same --seed and --start give the same readings, byte for byte, however fast they are sent.
+
+Environment (or .env beside this file; a flag wins over both):
+    KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
+    KAFKA_TOPIC               default smart-city-sensors
+
+Exit codes: 0 done or stopped cleanly, 1 Kafka unreachable or a reading not acknowledged,
+2 wrong usage or configuration.
+"""
+
+import argparse
+import heapq
+import itertools
+import json
+import logging
+import math
+import os
+import random
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from dotenv import load_dotenv
+from kafka import KafkaProducer
+from kafka.errors import KafkaError, KafkaTimeoutError
+
+log = logging.getLogger("sensor_generator")
+
+MS_PER_HOUR = 3_600_000
+CITY_STEP_MS = 10_000
+LATITUDE_DEG, LONGITUDE_DEG = 48.86, 2.35  # Paris
+PROGRESS_S = 5.0
+DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What makes a sensor's surroundings differ from the open air above the city.
+
+    Attributes:
+        warmer_c: degrees Celsius above the city's air.
+        traffic_ppm: CO2 added by the traffic of a working day's peak.
+        open_sky: share of the daylight that arrives, 0 to 1.
+        lamps_lux: artificial light; it burns from dusk to dawn, or all day under a closed sky.
+    """
+
+    name: str
+    warmer_c: float
+    traffic_ppm: float
+    open_sky: float
+    lamps_lux: float
+
+
+PLACES = (
+    Place("park", -0.8, 15, 0.6, 5),
+    Place("school", 0.3, 45, 0.8, 15),
+    Place("crossroads", 0.8, 120, 0.7, 30),
+    Place("tunnel", 2.5, 380, 0.0, 120),
+    Place("roof", 0.0, 10, 1.0, 0),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run of the generator, as asked for; defaults are written in `load_config` only."""
+
+    bootstrap_servers: str
+    topic: str
+    console: bool
+    count: int | None
+    duration_s: float | None
+    sensors: int
+    interval_s: tuple[float, float]
+    rate_hz: float | None
+    seed: int
+    start: datetime
+    backfill: timedelta | None
+    wait_s: float
+
+
+# The city: pure functions of time and seed.
+
+
+def sun_elevation_deg(when: datetime) -> float:
+    """Return the sun's height above the city's horizon, degrees, in [-90, 90].
+
+    Declination after Cooper (1969), equation of time after Spencer (1971), both as given by Duffie
+    and Beckman, "Solar Engineering of Thermal Processes"; good to about half a degree.
+
+    >>> [round(sun_elevation_deg(datetime(2026, 6, 21, hour, tzinfo=UTC))) for hour in (0, 6, 12)]
+    [-18, 19, 65]
+    """
+    day = when.timetuple().tm_yday
+    declination = math.radians(23.45) * math.sin(math.tau * (284 + day) / 365)
+    b = math.tau * (day - 1) / 365
+    equation_min = 229.2 * (
+        0.000075 + 0.001868 * math.cos(b) - 0.032077 * math.sin(b)
+        - 0.014615 * math.cos(2 * b) - 0.04089 * math.sin(2 * b)
+    )  # fmt: skip
+    clock_h = when.hour + when.minute / 60 + when.second / 3600
+    hour_angle = math.radians(15 * (clock_h + LONGITUDE_DEG / 15 + equation_min / 60 - 12))
+    latitude = math.radians(LATITUDE_DEG)
+    sine = math.sin(latitude) * math.sin(declination) + (
+        math.cos(latitude) * math.cos(declination) * math.cos(hour_angle)
+    )
+    return math.degrees(math.asin(sine))
+
+
+def daylight_lux(elevation_deg: float, cloud: float) -> float:
+    """Return the daylight on open ground, lux, for a cloud cover from 0 (clear) to 1 (overcast).
+
+    By day: sun and sky after "Recommended Practice for the Calculation of Daylight Availability",
+    Journal of the IES 13(4), 1984, clear and cloudy skies mixed by cloud cover. In twilight: the
+    horizon's value (some hundred lux) fades by a factor of 120 per 6 degrees, down to the few lux
+    that end civil twilight.
+
+    >>> [round(daylight_lux(elevation, 0.0), 1) for elevation in (60, 10, 0, -6, -18)]
+    [101866.7, 13865.5, 800.0, 6.7, 0.0]
+    >>> round(daylight_lux(60, 1.0))
+    18487
+    """
+    sine = math.sin(math.radians(max(elevation_deg, 0.0)))
+    sun = 127_500 * math.exp(-0.21 / sine) * sine if sine > 0.01 else 0.0
+    clear = sun + 800 + 15_500 * math.sqrt(sine)
+    overcast = 300 + 21_000 * sine
+    twilight: float = 120 ** (min(elevation_deg, 0.0) / 6)
+    return ((1 - cloud) * clear + cloud * overcast) * twilight
+
+
+def relative_humidity_pct(air_c: float, dew_point_c: float) -> float:
+    """Return the relative humidity, %, in (0, 100].
+
+    Magnus formula with the coefficients of Alduchov and Eskridge (1996), for -40 to 50 degrees.
+
+    >>> round(relative_humidity_pct(20.0, 10.0), 1), relative_humidity_pct(5.0, 9.0)
+    (52.5, 100.0)
+    """
+
+    def magnus(celsius: float) -> float:
+        return 17.625 * celsius / (243.04 + celsius)
+
+    return min(100.0, 100 * math.exp(magnus(dew_point_c) - magnus(air_c)))
+
+
+def local_hour(when: datetime) -> tuple[float, bool]:
+    """Return the hour on the city's clocks, in [0, 24), and whether it is a working day there.
+
+    Central European time; summer time from the last Sunday of March to the last Sunday of October,
+    at 01:00 UTC (Directive 2000/84/EC). Written out because not every system has time zone data.
+
+    >>> local_hour(datetime(2026, 7, 3, 6, 30, tzinfo=UTC))
+    (8.5, True)
+    >>> local_hour(datetime(2026, 1, 2, 23, 0, tzinfo=UTC))
+    (0.0, False)
+    """
+    sundays = (datetime(when.year, month, 31, 1, tzinfo=UTC) for month in (3, 10))
+    begins, ends = (day - timedelta(days=(day.weekday() + 1) % 7) for day in sundays)
+    local = when + timedelta(hours=2 if begins <= when < ends else 1)
+    return local.hour + local.minute / 60 + local.second / 3600, local.weekday() < 5
+
+
+def traffic(hour: float, is_working_day: bool) -> float:
+    """Return the traffic as a share of a working day's morning peak.
+
+    Two bell curves, at 8:15 and 18:00; on days off one broad and low one in the afternoon.
+
+    >>> [round(traffic(hour, True), 2) for hour in (3, 8.25, 13, 18)]
+    [0.02, 1.08, 0.37, 0.97]
+    >>> round(traffic(8.25, False), 2)
+    0.1
+    """
+
+    def bell(peak_h: float, width_h: float) -> float:
+        return math.exp(-(((hour - peak_h) / width_h) ** 2) / 2)
+
+    if not is_working_day:
+        return 0.02 + 0.4 * bell(15.5, 4)
+    return 0.02 + bell(8.25, 1.2) + 0.9 * bell(18, 1.5) + 0.35 * bell(13, 2.5)
+
+
+@cache
+def innovation(seed: int, name: str, hour: int) -> float:
+    """Return one hour's standard normal draw, the same whatever was drawn before it."""
+    return random.Random(f"{seed}/{name}/{hour}").gauss(0, 1)
+
+
+@lru_cache(maxsize=1024)
+def hourly_drift(seed: int, name: str, memory_h: int, hour: int) -> float:
+    """Return a first-order autoregressive series, mean 0 and deviation 1, at a whole hour.
+
+    x(h) = sqrt(1 - r^2) * sum of r^j * innovation(h - j), with r = exp(-1 / memory_h), cut where
+    r^j falls below 1 %: a function of the hour alone, so that any start gives the same weather.
+    """
+    r = math.exp(-1 / memory_h)
+    terms = (r**j * innovation(seed, name, hour - j) for j in range(5 * memory_h))
+    return math.sqrt(1 - r * r) * sum(terms)
+
+
+def drift(seed: int, name: str, memory_h: int, time_ms: int) -> float:
+    """Return the hourly series between two hours, by straight line."""
+    hour, rest = divmod(time_ms, MS_PER_HOUR)
+    before = hourly_drift(seed, name, memory_h, hour)
+    after = hourly_drift(seed, name, memory_h, hour + 1)
+    return before + (after - before) * rest / MS_PER_HOUR
+
+
+@dataclass(frozen=True)
+class City:
+    """The state of the whole city at a time; what a sensor reads starts from it.
+
+    Attributes:
+        air_c: temperature of the open air, degrees Celsius.
+        dew_point_c: dew point, degrees Celsius.
+        daylight_lux: daylight on open ground, lux.
+        is_dark: whether the street lamps burn.
+        traffic: share of a working day's morning peak.
+        calm: how much the CO2 gathers for want of wind; 1 on average.
+    """
+
+    air_c: float
+    dew_point_c: float
+    daylight_lux: float
+    is_dark: bool
+    traffic: float
+    calm: float
+
+
+@lru_cache(maxsize=1024)
+def city_at(seed: int, step: int) -> City:
+    """Return the city's state in a step of CITY_STEP_MS; nothing in it moves faster than that.
+
+    Season and day cycle, plus a drifting weather: warm and cold spells, clouds, the air's mass of
+    water, wind. The air is warmest at about 15:00 solar time, less so under clouds. The dew point
+    follows the day's lowest temperature (Allen et al., FAO Irrigation and Drainage Paper 56, 1998),
+    so that humidity falls as the air warms.
+    """
+    time_ms = step * CITY_STEP_MS
+    when = datetime.fromtimestamp(time_ms / 1000, UTC)
+    spell = drift(seed, "spell", 72, time_ms)
+    cloud = min(1.0, max(0.0, 0.5 + 0.4 * drift(seed, "sky", 10, time_ms)))
+    year = (when.timetuple().tm_yday - 20) / 365.25  # coldest about 20 January
+    daily_mean_c = 12.5 - 8.0 * math.cos(math.tau * year) + 3.0 * spell
+    swing_c = 5.0 - 3.0 * cloud
+    solar_h = when.hour + when.minute / 60 + LONGITUDE_DEG / 15
+    elevation_deg = sun_elevation_deg(when)
+    return City(
+        air_c=daily_mean_c + swing_c * math.cos(math.tau * (solar_h - 15) / 24),
+        dew_point_c=daily_mean_c - swing_c - 1.0 + 1.5 * drift(seed, "water", 36, time_ms),
+        daylight_lux=daylight_lux(elevation_deg, cloud),
+        is_dark=elevation_deg < -1,
+        traffic=traffic(*local_hour(when)),
+        calm=math.exp(-0.4 * drift(seed, "wind", 8, time_ms)),
+    )
+
+
+def measure(place: Place, city: City, noise: random.Random) -> dict[str, float | int]:
+    """Return what a sensor at a place reads: the four measured fields."""
+    air_c = city.air_c + place.warmer_c + noise.gauss(0, 0.15)
+    humidity_pct = relative_humidity_pct(air_c, city.dew_point_c) + noise.gauss(0, 0.6)
+    co2_ppm = 420 + city.calm * (8 + place.traffic_ppm * city.traffic) + noise.gauss(0, 4)
+    lamps_are_lit = city.is_dark or not place.open_sky
+    light_lux = place.open_sky * city.daylight_lux + place.lamps_lux * lamps_are_lit
+    return {
+        "temperature": round(air_c, 2),
+        "humidity": round(min(100.0, max(0.0, humidity_pct)), 1),
+        "co2_level": round(co2_ppm),
+        "light_intensity": round(light_lux * math.exp(noise.gauss(0, 0.03))),
+    }
+
+
+# The stream of readings.
+
+
+def timestamp(time_ms: int) -> str:
+    """Return an epoch time in milliseconds as ISO 8601 in UTC.
+
+    >>> timestamp(1_780_315_200_007)
+    '2026-06-01T12:00:00.007Z'
+    """
+    when = datetime.fromtimestamp(time_ms / 1000, UTC)
+    return when.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def sensor_readings(number: int, config: Config) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield one sensor's readings for ever: (time as epoch ms, reading), later and later.
+
+    Everything random comes from the seed and the sensor's own name: neither the other sensors nor
+    the speed of sending change a value.
+    """
+    sensor_id = f"sensor_{number:03d}"
+    place = PLACES[(number - 1) % len(PLACES)]
+    times = random.Random(f"{config.seed}/{sensor_id}/times")
+    noise = random.Random(f"{config.seed}/{sensor_id}/noise")
+    start_ms = round(config.start.timestamp() * 1000)
+    elapsed_ms = 0.0
+    for turn in itertools.count():
+        if config.rate_hz:  # the sensors take turns, evenly
+            elapsed_ms = (turn * config.sensors + number - 1) * 1000 / config.rate_hz
+        else:
+            elapsed_ms += 1000 * times.uniform(*config.interval_s)
+        time_ms = start_ms + int(elapsed_ms)
+        values = measure(place, city_at(config.seed, time_ms // CITY_STEP_MS), noise)
+        yield time_ms, {"sensor_id": sensor_id, "timestamp": timestamp(time_ms), **values}
+
+
+def all_readings(config: Config) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the readings of all sensors in order of time, up to --count or the back-fill's end."""
+    streams = [sensor_readings(number, config) for number in range(1, config.sensors + 1)]
+    merged: Iterator[tuple[int, dict[str, Any]]] = heapq.merge(*streams, key=lambda pair: pair[0])
+    if config.backfill:
+        end_ms = (config.start + config.backfill).timestamp() * 1000
+        merged = itertools.takewhile(lambda pair: pair[0] < end_ms, merged)
+    return itertools.islice(merged, config.count)
+
+
+def paced(
+    readings: Iterator[tuple[int, dict[str, Any]]], config: Config, stop: threading.Event
+) -> Iterator[dict[str, Any]]:
+    """Yield readings when they are due: at once in a back-fill, else at their time since the start.
+
+    A reading is due at an absolute deadline, so a late one does not delay the next and the asked
+    rate is kept. Ends when told to stop or after --duration.
+    """
+    began = time.monotonic()
+    start_s = config.start.timestamp()
+    end = began + config.duration_s if config.duration_s is not None else math.inf
+    for time_ms, reading in readings:
+        due = time.monotonic() if config.backfill else began + time_ms / 1000 - start_s
+        late_s = time.monotonic() - due
+        if late_s < -0.001:  # the clock of a wait is no finer
+            stop.wait(min(-late_s, end - time.monotonic()))
+        if stop.is_set() or max(due, time.monotonic()) >= end:
+            return
+        yield reading
+
+
+# Where the readings go.
+
+
+@dataclass
+class Outcome:
+    """What became of the readings; a failed one was refused or not acknowledged in time."""
+
+    sent: int = 0
+    acknowledged: int = 0
+    failed: int = 0
+    last_error: str = ""
+    began: float = field(default_factory=time.monotonic)
+
+    def on_acknowledged(self, _metadata: object) -> None:
+        """Count a reading that Kafka has stored. Called by the producer's own thread."""
+        self.acknowledged += 1
+
+    def on_failed(self, error: BaseException) -> None:
+        """Count a reading that Kafka has not stored. Called by the producer's own thread."""
+        self.failed += 1
+        self.last_error = str(error)
+
+    def __str__(self) -> str:
+        seconds = time.monotonic() - self.began
+        return (
+            f"sent={self.sent} acknowledged={self.acknowledged} failed={self.failed} "
+            f"seconds={seconds:.1f} rate_hz={self.sent / seconds:.1f}"
+        )
+
+
+def print_readings(readings: Iterator[dict[str, Any]]) -> int:
+    """Write one JSON object a line on stdout; return how many. A reader that leaves ends it."""
+    printed = 0
+    try:
+        for reading in readings:
+            sys.stdout.write(json.dumps(reading) + "\n")
+            sys.stdout.flush()
+            printed += 1
+    except BrokenPipeError:  # `... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return printed
+
+
+def connect(config: Config, stop: threading.Event) -> KafkaProducer | None:
+    """Return a producer whose topic is known, or None when told to stop.
+
+    Raises:
+        KafkaError: no broker answered within --wait seconds, or the topic does not exist there.
+    """
+    deadline = time.monotonic() + config.wait_s
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # here the waiting is said below
+    while not stop.is_set():
+        try:
+            producer = KafkaProducer(
+                bootstrap_servers=config.bootstrap_servers.split(","),
+                bootstrap_timeout_ms=2000,
+                acks="all",  # acknowledged by every replica in sync
+                enable_idempotence=True,  # a send that is retried is stored once
+                linger_ms=20,  # a batch waits this long to fill ...
+                batch_size=128 * 1024,  # ... up to this many bytes: fewer, fuller requests
+                compression_type="gzip",  # the one codec that needs no further package
+                max_block_ms=5000,
+                reconnect_backoff_max_ms=5000,
+            )
+            producer.partitions_for(config.topic)  # creates it, where the broker allows that
+            logging.getLogger("kafka").setLevel(logging.ERROR)
+            return producer
+        except KafkaError as exc:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise
+            log.warning(
+                "waiting for Kafka at %s (%s), %.0f s left", config.bootstrap_servers, exc, left_s
+            )
+            stop.wait(min(2.0, left_s))
+    return None
+
+
+def send_readings(
+    producer: KafkaProducer, topic: str, readings: Iterator[dict[str, Any]], stop: threading.Event
+) -> Outcome:
+    """Send readings to the topic, keyed by sensor, and wait until the outcome of each is known."""
+    outcome = Outcome()
+    next_progress = outcome.began + PROGRESS_S
+    for reading in readings:
+        key, value = reading["sensor_id"].encode(), json.dumps(reading).encode()
+        outcome.sent += 1
+        while True:
+            try:
+                pending = producer.send(topic, key=key, value=value)
+            except KafkaTimeoutError as exc:  # its buffer is full: Kafka is away or slow
+                log.warning("Kafka does not take readings: %s", exc)
+                if stop.is_set():
+                    outcome.on_failed(exc)
+                    break
+            else:
+                pending.add_callback(outcome.on_acknowledged).add_errback(outcome.on_failed)
+                break
+        if time.monotonic() >= next_progress:
+            log.info("progress %s", outcome)
+            next_progress = time.monotonic() + PROGRESS_S
+    try:
+        producer.flush(timeout=10)
+    except KafkaTimeoutError as exc:
+        outcome.last_error = str(exc)
+    return outcome
+
+
+# The command.
+
+
+def parse_time(text: str) -> datetime:
+    """Return an ISO 8601 time; one without an offset is UTC.
+
+    >>> parse_time("2026-06-01T12:00:00+02:00").isoformat(), parse_time("2026-06-01").isoformat()
+    ('2026-06-01T12:00:00+02:00', '2026-06-01T00:00:00+00:00')
+    """
+    when = datetime.fromisoformat(text)
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
+def parse_duration(text: str) -> timedelta:
+    """Return a duration written as 90s, 15m, 24h or 30d.
+
+    >>> parse_duration("24h"), parse_duration("90s")
+    (datetime.timedelta(days=1), datetime.timedelta(seconds=90))
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if not match or not float(match[1]):
+        raise ValueError(text)
+    return timedelta(seconds=float(match[1]) * DURATION_UNITS_S[match[2]])
+
+
+def topic_name(text: str) -> str:
+    """Return a topic's name if Kafka allows it."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 to 249 letters, digits or . _ -")
+    return text
+
+
+def servers(text: str) -> str:
+    """Return a list of brokers if each is HOST:PORT."""
+    if not re.fullmatch(r"([^:,\s]+:\d{1,5})(,[^:,\s]+:\d{1,5})*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT[,HOST:PORT...]")
+    return text
+
+
+def at_least(minimum: float, kind: type[int] | type[float]) -> Any:
+    """Return an argparse type for a finite number that is not below a minimum."""
+
+    def parse(text: str) -> float:
+        number = kind(text)
+        if not minimum <= number < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not at least {minimum:g}")
+        return number
+
+    parse.__name__ = "whole number" if kind is int else "number"
+    return parse
+
+
+def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: datetime) -> Config:
+    """Return the configuration: flag > environment > default. A bad value exits with code 2."""
+    description, _, epilog = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    positive = at_least(1, int)
+    seconds = at_least(0, float)
+    add("--console", action="store_true", help="print the readings instead of sending them")
+    add("--count", type=positive, metavar="N", help="stop after N readings")
+    add("--duration", type=seconds, metavar="SECONDS", help="stop after that long")
+    add("--sensors", type=positive, default=5, metavar="N", help="(default: 5)")
+    add("--interval", type=at_least(0.001, float), nargs=2, metavar=("MIN", "MAX"),
+        help="seconds between two readings of a sensor (default: 1 3)")  # fmt: skip
+    add("--rate", type=at_least(0.001, float), metavar="PER_SECOND",
+        help="readings per second, all sensors together, instead of --interval")  # fmt: skip
+    add("--seed", type=int, help="for the same readings again (default: a new one, shown)")
+    add("--start", type=parse_time, metavar="TIME",
+        help="time of the simulated clock at the start, ISO 8601 (default: now)")  # fmt: skip
+    add("--backfill", type=parse_duration, metavar="DURATION",
+        help="send at once a whole period, such as 90s, 15m, 24h or 30d: the one that ends now, or "
+        "the one that begins at --start")  # fmt: skip
+    add("--wait", type=seconds, default=60.0, metavar="SECONDS",
+        help="how long to wait for Kafka at the start (default: 60)")  # fmt: skip
+    for flag, name, default, kind in (
+        ("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", servers),
+        ("--topic", "KAFKA_TOPIC", "smart-city-sensors", topic_name),
+    ):
+        add(flag, default=environ.get(name) or default, type=kind, metavar=name.split("_")[-1],
+            help=f"environment: {name} (now: %(default)s)")  # fmt: skip
+    options = parser.parse_args(argv)
+
+    interval_s = tuple(options.interval or (1.0, 3.0))
+    if interval_s[0] > interval_s[1]:
+        parser.error(f"--interval: MIN {interval_s[0]:g} is above MAX {interval_s[1]:g}")
+    if options.interval and options.rate:
+        parser.error("--interval and --rate exclude each other")
+    needed = math.ceil((options.rate or 0) / 1000)
+    if options.sensors < needed:
+        parser.error(
+            f"--rate {options.rate:g} needs --sensors {needed} or more: times are in milliseconds, "
+            "and no sensor gives two readings in the same one"
+        )
+    start = options.start or (now - options.backfill if options.backfill else now)
+    return Config(
+        bootstrap_servers=options.bootstrap_servers,
+        topic=options.topic,
+        console=options.console,
+        count=options.count,
+        duration_s=options.duration,
+        sensors=options.sensors,
+        interval_s=interval_s,
+        rate_hz=options.rate,
+        seed=random.SystemRandom().randrange(2**32) if options.seed is None else options.seed,
+        start=start,
+        backfill=options.backfill,
+        wait_s=options.wait,
+    )
+
+
+class Throttle(logging.Filter):
+    """Lets a library's errors through, one every few seconds: in an outage they repeat."""
+
+    last = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is ours, or an error and the first for a while."""
+        if record.name == log.name:
+            return True
+        if record.levelno < logging.ERROR or time.monotonic() - self.last < PROGRESS_S:
+            return False
+        self.last = time.monotonic()
+        return True
+
+
+def configure_logging() -> None:
+    """Log to stderr, in UTC."""
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+    logging.root.handlers[0].addFilter(Throttle())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Generate readings until done or stopped; return the exit code (see the module docstring)."""
+    load_dotenv(Path(__file__).with_name(".env"))  # the real environment wins over it
+    config = load_config(argv, os.environ, datetime.now(UTC))
+    configure_logging()
+    stop = threading.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: stop.set())
+
+    log.info(
+        "simulating sensors=%d seed=%d start=%s",
+        config.sensors, config.seed, timestamp(round(config.start.timestamp() * 1000)),
+    )  # fmt: skip
+    if config.console:
+        printed = print_readings(paced(all_readings(config), config, stop))
+        log.info("stopped printed=%d", printed)
+        return 0
+    try:
+        producer = connect(config, stop)
+    except KafkaError as exc:
+        log.error(
+            "Kafka does not answer at %s (%s): is it started? (docker compose up -d --wait)",
+            config.bootstrap_servers, exc,
+        )  # fmt: skip
+        return 1
+    if producer is None:
+        return 0
+    log.info("sending to topic=%s at %s", config.topic, config.bootstrap_servers)
+    outcome = send_readings(producer, config.topic, paced(all_readings(config), config, stop), stop)
+    producer.close(timeout=5)
+    log.info("stopped %s", outcome)
+    if outcome.acknowledged == outcome.sent:
+        return 0
+    log.error(
+        "not acknowledged: %d of %d readings (%s)",
+        outcome.sent - outcome.acknowledged, outcome.sent, outcome.last_error,
+    )  # fmt: skip
+    return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,288 @@
+"""Start the servers of docker-compose.yml for real, without Docker.
+
+    python -m stack up                    start and wait until each answers in its own protocol
+    python -m stack ps | check | logs     see them
+    python -m stack exec kafka kafka-topics --bootstrap-server kafka:29092 --list
+    python -m stack down                  stop;  down -v deletes the data too
+
+The compose file (and the overlays given with -f) says which services, versions, ports and settings;
+what cannot be started natively (Kibana) is named. ZooKeeper, Kafka and Elasticsearch come through
+Maven, once, into a cache folder. Everything else lies under one state folder, `.stack/`.
+
+Environment: the variables of .env.example, and
+    STACK_STATE   state folder: data, logs, process ids (default: .stack beside docker-compose.yml)
+    STACK_CACHE   cache folder (default: ~/.cache/smart-city, for root /var/cache/smart-city)
+    JAVA_HOME     Java 17 or newer (default: the one on the PATH)
+
+Exit codes: 0 done, 1 a server does not run, does not answer or cannot be started, 2 wrong usage.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+from stack.compose import StackError, load_services
+from stack.servers import Server, Translator, say, unprivileged_folder
+
+PROJECT = Path(__file__).resolve().parent.parent
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 30.0
+
+
+class Stack:
+    """The native servers of some compose files, with their state in one folder."""
+
+    def __init__(self, files: Sequence[Path], environ: dict[str, str]) -> None:
+        root = os.geteuid() == 0
+        default_cache = "/var/cache/smart-city" if root else "~/.cache/smart-city"
+        self.state = Path(environ.get("STACK_STATE") or PROJECT / ".stack").absolute()
+        self.cache = Path(environ.get("STACK_CACHE") or default_cache).expanduser().absolute()
+        self.services = load_services(files, environ)
+        self.translator = Translator(self.services, self.state, self.cache, environ)
+        self.servers = self.translator.servers()
+        self.elsewhere = [name for name in self.services if name not in self.servers]
+
+    def up(self, names: Sequence[str] = ()) -> None:
+        """Start the servers that do not run and wait until all answer.
+
+        Raises:
+            StackError: a port is taken, a server ended early or did not answer in time.
+        """
+        waiting = {name: self.servers[name] for name in names or self.servers}
+        started_at: dict[str, float] = {}
+        restarts_left = {name: 5 if self.servers[name].restart else 0 for name in waiting}
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while waiting:
+            for server in list(waiting.values()):
+                if server.name not in started_at:
+                    if not waiting.keys() & set(server.depends_on):
+                        started_at[server.name] = time.monotonic()
+                        if not self.pid(server.name):
+                            self._start(server)
+                elif server.is_ready():
+                    took = time.monotonic() - started_at[server.name]
+                    say(f"{server.name:<14} ready   {server.address:<16} ({took:.1f} s)")
+                    del waiting[server.name]
+                elif not self.pid(server.name) and restarts_left[server.name]:
+                    restarts_left[server.name] -= 1
+                    self._start(server)
+                elif not self.pid(server.name):
+                    raise StackError(
+                        f"{server.name} ended while starting: {self._last_words(server)}"
+                    )
+                elif time.monotonic() > deadline:
+                    raise StackError(
+                        f"{server.name} does not answer after {START_TIMEOUT_S:.0f} s: "
+                        f"see {self.log(server)}"
+                    )
+            time.sleep(0.2)
+        for name in self.elsewhere:
+            say(f"{name:<14} not started: it exists only as a Docker image")
+
+    def _start(self, server: Server) -> None:
+        host, _, port = server.address.partition(":")
+        try:
+            socket.create_server((host, int(port))).close()
+        except OSError as exc:
+            raise StackError(
+                f"port {port} ({server.name}) is already in use: stop the program that holds it, "
+                f"or set {server.name.upper()}_HOST_PORT in .env"
+            ) from exc
+        server.prepare()
+        self.log(server).parent.mkdir(parents=True, exist_ok=True)
+        with self.log(server).open("ab") as log:
+            process = subprocess.Popen(
+                server.command,
+                cwd="/",
+                env={**os.environ, **server.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # its own process group: Ctrl-C here does not reach it
+                user=server.user,
+                group=pwd.getpwnam(server.user).pw_gid if server.user else None,
+                extra_groups=[] if server.user else None,
+            )
+        self._pid_file(server.name).write_text(f"{process.pid}\n{server.marker}")
+
+    def down(self, names: Sequence[str] = (), wipe: bool = False) -> None:
+        """Stop the servers, last started first, and leave no process; with wipe, delete the data.
+
+        Raises:
+            StackError: a process survives.
+        """
+        files = sorted(self.state.glob("*.pid"), key=lambda file: file.stat().st_mtime)
+        for name in reversed([file.stem for file in files if not names or file.stem in names]):
+            if self.stop(name):
+                say(f"{name:<14} stopped")
+        if wipe:
+            for folder in {self.state, unprivileged_folder(self.state)}:
+                shutil.rmtree(folder, ignore_errors=True)
+            say("data deleted")
+
+    def stop(self, name: str, signum: signal.Signals = signal.SIGTERM) -> bool:
+        """Stop one server's process group; return False when it did not run."""
+        pid = self.pid(name)
+        if not pid:
+            return False
+        os.killpg(pid, signum)
+        if not wait_until(lambda: not group_exists(pid), STOP_TIMEOUT_S):
+            os.killpg(pid, signal.SIGKILL)
+            if not wait_until(lambda: not group_exists(pid), STOP_TIMEOUT_S):
+                raise StackError(f"{name} (process {pid}) survives SIGKILL")
+        self._pid_file(name).unlink(missing_ok=True)
+        return True
+
+    def check(self) -> bool:
+        """Print each server's state; return whether all run and answer."""
+        all_ready = True
+        for server in self.servers.values():
+            pid = self.pid(server.name)
+            state = "not running" if not pid else "ready" if server.is_ready() else "not answering"
+            all_ready &= state == "ready"
+            say(f"{server.name:<14} {state:<14} {server.address:<16} pid {pid or '-'}")
+        return all_ready
+
+    def pid(self, name: str) -> int | None:
+        """Return the process id of a server that runs, None otherwise."""
+        try:
+            pid, marker = self._pid_file(name).read_text().splitlines()
+        except (OSError, ValueError):
+            return None
+        return int(pid) if marker in command_line(int(pid)) else None  # else a reused number
+
+    def log(self, server: Server) -> Path:
+        """Return the file with what a server printed."""
+        return self.state / "logs" / f"{server.name}.log"
+
+    def _pid_file(self, name: str) -> Path:
+        return self.state / f"{name}.pid"
+
+    def _last_words(self, server: Server) -> str:
+        lines = self.log(server).read_text(errors="replace").strip().splitlines()
+        errors = [line for line in lines[-200:] if "ERROR" in line or "Exception" in line]
+        return f"{(errors or lines or ['it printed nothing'])[-1].strip()} (see {self.log(server)})"
+
+
+def command_line(pid: int) -> str:
+    """Return a process's command line, "" when there is no such process or it has ended."""
+    proc = Path(f"/proc/{pid}")
+    if not proc.parent.joinpath("self").exists():  # not Linux
+        ps = ["ps", "-ww", "-o", "args=", "-p", str(pid)]
+        return subprocess.run(ps, capture_output=True, text=True, check=False).stdout
+    try:
+        return (proc / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def group_exists(pid: int) -> bool:
+    """Return whether a process group has members left (those that only wait to be reaped aside)."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    try:
+        os.killpg(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    """Return True as soon as the condition holds, False after the time-out."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line's choices."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stack",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "-f",
+        "--file",
+        dest="files",
+        action="append",
+        type=Path,
+        help="compose file; several are merged in order (default: docker-compose.yml)",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in {
+        "up": "start the servers and wait until they answer",
+        "down": "stop the servers",
+        "ps": "show the servers",
+        "check": "the same, and exit 1 unless all answer",
+        "logs": "print the end of the logs",
+        "exec": "run one of Kafka's console tools",
+    }.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name == "exec":
+            command.add_argument("service", choices=["kafka"])
+            command.add_argument("tool")
+            command.add_argument("arguments", nargs=argparse.REMAINDER)
+        elif name != "check":
+            command.add_argument("services", nargs="*", help="only these services")
+        if name == "down":
+            command.add_argument("-v", "--volumes", action="store_true", help="delete the data too")
+    arguments = parser.parse_args(argv)
+    arguments.files = arguments.files or [PROJECT / "docker-compose.yml"]
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code (see the module docstring)."""
+    arguments = parse_arguments(argv)
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # readiness is asked before it is there
+    environ = {**dotenv_values(PROJECT / ".env"), **os.environ}
+    try:
+        stack = Stack(arguments.files, {k: v for k, v in environ.items() if v is not None})
+        for name in getattr(arguments, "services", []):
+            if name not in stack.servers:
+                raise StackError(f"no service {name}: there is {', '.join(stack.servers)}")
+        if arguments.command == "up":
+            stack.up(arguments.services)
+        elif arguments.command == "down":
+            stack.down(arguments.services, arguments.volumes)
+        elif arguments.command == "logs":
+            for name in arguments.services or stack.servers:
+                log = stack.log(stack.servers[name])
+                say(f"==> {log}")
+                say(
+                    "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+                    if log.exists()
+                    else ""
+                )
+        elif arguments.command == "exec":
+            command = stack.translator.kafka_tool(arguments.tool, arguments.arguments)
+            os.execv(command[0], command)
+        else:
+            return 0 if stack.check() or arguments.command == "ps" else 1
+    except StackError as exc:
+        sys.stderr.write(f"stack: {exc}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stack: interrupted; `python -m stack down` stops what has started\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,166 @@
+"""Read docker-compose.yml and its overlays, as far as starting the services needs it.
+
+Understood: anchors, ${NAME}, ${NAME:-default}, $$, several -f files merged in order, the tags
+!reset and !override, `environment`, `ports`, `volumes`, `depends_on`, `image`, `restart`. The rules
+are those of the Compose specification (https://github.com/compose-spec/compose-spec, parts 12, 13).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_RESET = object()  # stands for a value tagged !reset: the key goes away when files are merged
+_VARIABLE = re.compile(r"\$(?:(?P<escaped>\$)|\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\})")
+
+
+class StackError(Exception):
+    """What stops the stack, in one line for the user: what is wrong, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One service of the compose file, resolved.
+
+    Attributes:
+        image: name without registry or tag, such as "cp-kafka".
+        tag: the image's tag, such as "7.9.1".
+        environment: as given to the container.
+        ports: container port -> host port, for the published ones.
+        volumes: path in the container -> volume name.
+        depends_on: names of the services that must be ready before it.
+        restart: whether Compose starts it again when it ends by itself.
+    """
+
+    name: str
+    image: str
+    tag: str
+    environment: dict[str, str]
+    ports: dict[int, int]
+    volumes: dict[str, str]
+    depends_on: list[str]
+    restart: bool
+
+
+class _Override(dict[Any, Any]):
+    """A mapping tagged !override: it replaces what earlier files said."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with Compose's two tags."""
+
+
+def _override(loader: yaml.SafeLoader, node: yaml.Node) -> _Override:
+    if not isinstance(node, yaml.MappingNode):
+        raise StackError(f"!override is understood before a mapping only, not here: {node.value}")
+    return _Override(loader.construct_mapping(node, deep=True))
+
+
+_Loader.add_constructor("!reset", lambda loader, node: _RESET)
+_Loader.add_constructor("!override", _override)
+
+
+def load_services(files: Sequence[Path], environ: Mapping[str, str]) -> dict[str, Service]:
+    """Return the services of the merged files, in an order that respects `depends_on`.
+
+    Raises:
+        StackError: a file is missing or is not what Compose would accept.
+    """
+    merged: dict[str, Any] = {}
+    for file in files:
+        try:
+            content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
+        except OSError as exc:
+            raise StackError(f"cannot read {file}: {exc.strerror}") from exc
+        except yaml.YAMLError as exc:
+            raise StackError(f"{file} is not valid YAML: {' '.join(str(exc).split())}") from exc
+        merged = _merge(merged, content)
+    services = {
+        name: _service(name, _interpolate(definition, environ))
+        for name, definition in merged.get("services", {}).items()
+    }
+    return {name: services[name] for name in _start_order(services)}
+
+
+def _merge(base: Any, overlay: Any) -> Any:
+    """Return base with overlay laid over it: mappings merge, everything else is replaced."""
+    if isinstance(overlay, _Override) or not isinstance(overlay, dict):
+        return overlay
+    merged = dict(base) if isinstance(base, dict) else {}
+    for key, value in overlay.items():
+        if value is _RESET:
+            merged.pop(key, None)
+        elif key == "volumes" and isinstance(value, list):  # merged by path in the container
+            known = {entry.split(":")[1]: entry for entry in merged.get(key, [])}
+            merged[key] = list((known | {entry.split(":")[1]: entry for entry in value}).values())
+        else:
+            merged[key] = _merge(merged.get(key), value)
+    return merged
+
+
+def _interpolate(value: Any, environ: Mapping[str, str]) -> Any:
+    """Return value with every ${NAME:-default} in its strings replaced.
+
+    >>> _interpolate(["a:${TAG:-1.0}", "${HOME}", "$$x"], {"HOME": "/h", "TAG": ""})
+    ['a:1.0', '/h', '$x']
+    """
+    if isinstance(value, dict):
+        return {key: _interpolate(item, environ) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_interpolate(item, environ) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        if match["escaped"]:
+            return "$"
+        return environ.get(match["name"]) or match["default"] or ""  # :- is also for an empty one
+
+    return _VARIABLE.sub(replace, value)
+
+
+def _service(name: str, definition: dict[str, Any]) -> Service:
+    image, _, tag = definition["image"].rpartition("/")[2].partition(":")
+    ports = [str(entry).rpartition(":") for entry in definition.get("ports", [])]
+    volumes = [entry.split(":") for entry in definition.get("volumes", [])]
+    environment = definition.get("environment", {})
+    return Service(
+        name=name,
+        image=image,
+        tag=tag,
+        environment={key: _as_text(value) for key, value in environment.items()},
+        ports={int(inside): _port(host.rpartition(":")[2], name) for host, _, inside in ports},
+        volumes={entry[1]: entry[0] for entry in volumes},
+        depends_on=list(definition.get("depends_on", [])),
+        restart=definition.get("restart", "no") != "no",
+    )
+
+
+def _port(text: str, service: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise StackError(f"{service}: {text!r} is not a port: correct its _HOST_PORT in .env")
+    return int(text)
+
+
+def _as_text(value: Any) -> str:
+    """Return a YAML scalar as Compose writes it into the environment."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _start_order(services: Mapping[str, Service]) -> list[str]:
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        for needed in services[name].depends_on:
+            if needed not in services:
+                raise StackError(f"service {name} depends on {needed}, which is not defined")
+            visit(needed)
+        if name not in order:
+            order.append(name)
+
+    for name in services:
+        visit(name)
+    return order

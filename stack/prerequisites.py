@@ -1,0 +1,95 @@
+"""Make sure of the programs that the project needs on this machine.
+
+    python3 -m stack.prerequisites venv java maven compose
+
+What is missing is installed where that is possible (Debian or Ubuntu, as root or with sudo);
+otherwise the one line to type is printed. Only the standard library is used, as this runs first.
+
+Exit codes: 0 all is there, 1 something is missing, 2 wrong usage.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+
+def has_java() -> bool:
+    """Return whether Java 17 or newer can be started."""
+    home = os.environ.get("JAVA_HOME")
+    java = f"{home}/bin/java" if home else shutil.which("java")
+    if not java:
+        return False
+    shown = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    version = re.search(r'version "(\d+)', shown)
+    return version is not None and int(version[1]) >= 17
+
+
+def has_compose() -> bool:
+    """Return whether a Docker Compose can be started, be it only to check the compose files."""
+    if shutil.which("docker-compose"):
+        return True
+    return bool(shutil.which("docker")) and succeeds(["docker", "compose", "version"])
+
+
+def has_venv() -> bool:
+    """Return whether this Python can make virtual environments."""
+    return importlib.util.find_spec("ensurepip") is not None
+
+
+# Need -> how it is recognised, and the Debian packages that bring it, the preferred one first.
+NEEDS: dict[str, tuple[Callable[[], bool], tuple[str, ...]]] = {
+    "venv": (has_venv, ("python3-venv",)),
+    "java": (has_java, ("openjdk-17-jre-headless", "openjdk-21-jre-headless")),
+    "maven": (lambda: shutil.which("mvn") is not None, ("maven",)),
+    "compose": (has_compose, ("docker-compose",)),
+}
+
+
+def succeeds(command: list[str]) -> bool:
+    """Run a command silently; return whether it exits with 0."""
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check the needs that are named, install what is missing; return the exit code."""
+    names = list(sys.argv[1:] if argv is None else argv)
+    if unknown := set(names) - set(NEEDS):
+        sys.stderr.write(f"unknown: {', '.join(unknown)} (known: {', '.join(NEEDS)})\n")
+        return 2
+    if sys.version_info < (3, 11):  # noqa: UP036  # the first thing a user meets
+        sys.stderr.write(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}\n")
+        return 1
+    missing = [name for name in names if not NEEDS[name][0]()]
+    if not missing:
+        return 0
+    if not shutil.which("apt-get"):
+        sys.stderr.write(f"missing: {', '.join(missing)}; install them with your system's tools\n")
+        return 1
+    as_root = [] if os.geteuid() == 0 else ["sudo"]
+    if as_root and not (
+        shutil.which("sudo") and (sys.stdin.isatty() or succeeds(["sudo", "-n", "true"]))
+    ):
+        packages = " ".join(NEEDS[name][1][0] for name in missing)
+        sys.stderr.write(f"missing: {', '.join(missing)}; type: sudo apt-get install {packages}\n")
+        return 1
+    subprocess.run([*as_root, "apt-get", "update", "-qq"], check=False)
+    packages_found = [
+        next((p for p in NEEDS[name][1] if succeeds(["apt-cache", "show", p])), NEEDS[name][1][0])
+        for name in missing
+    ]
+    sys.stdout.write(f"installing {' '.join(packages_found)} ...\n")
+    sys.stdout.flush()
+    install = [*as_root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-qq"]
+    subprocess.run([*install, "--no-install-recommends", *packages_found], check=False)
+    still = [name for name in missing if not NEEDS[name][0]()]
+    if still:
+        sys.stderr.write(f"still missing after the installation: {', '.join(still)}\n")
+    return 1 if still else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,174 @@
+"""What all tests share: a clean environment, real servers started once, fresh names."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from elasticsearch import Elasticsearch
+from kafka import KafkaConsumer, KafkaProducer
+from kafka.structs import TopicPartition
+
+from stack.__main__ import Stack
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+# A developer's shell or .env must not change a result.
+for name in list(os.environ):
+    if name.startswith(("KAFKA_", "ELASTICSEARCH_", "STACK_")) and name != "STACK_CACHE":
+        del os.environ[name]
+os.environ["PYTHON_DOTENV_DISABLED"] = "1"
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
+    """Return the condition's first true value; fail, saying what was waited for, after a while."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(0.1)
+    return value
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def new_stack(state: Path, *overlays: str) -> Stack:
+    """Return the servers of the compose files on free ports, with their state in a folder."""
+    ports = {f"{name}_HOST_PORT": str(free_port()) for name in ("ZOOKEEPER", "KAFKA", "ELASTICSEARCH")}
+    files = [PROJECT / file for file in ("docker-compose.yml", *overlays)]
+    return Stack(files, {**os.environ, **ports, "STACK_STATE": str(state)})
+
+
+@pytest.fixture(scope="session")
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Real ZooKeeper, Kafka and Elasticsearch, for the whole session."""
+    servers = new_stack(tmp_path_factory.mktemp("stack"))
+    try:
+        servers.up()
+        yield servers
+    finally:
+        if request.session.testsfailed:
+            for server in servers.servers.values():
+                if servers.log(server).exists():
+                    lines = servers.log(server).read_text(errors="replace").splitlines()[-50:]
+                    sys.stderr.write("\n".join([f"--- {server.name}", *lines, ""]))
+        servers.down(wipe=True)
+
+
+@dataclass
+class Pipeline:
+    """Fresh names on the real servers, and the two scripts run against them as a user would."""
+
+    kafka: str
+    elasticsearch: str
+    topic: str
+    index: str
+    group: str
+    client: Elasticsearch
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "KAFKA_BOOTSTRAP_SERVERS": self.kafka,
+            "KAFKA_TOPIC": self.topic,
+            "KAFKA_GROUP_ID": self.group,
+            "ELASTICSEARCH_URL": self.elasticsearch,
+            "ELASTICSEARCH_INDEX": self.index,
+        }
+
+    def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, PROJECT / script, *arguments],
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, script: str, *arguments: str, code: int = 0) -> tuple[str, str]:
+        """Run a script to its end, check its exit code; return what it wrote to stdout, stderr."""
+        process = self.start(script, *arguments)
+        try:
+            out, err = process.communicate(timeout=240)
+        finally:
+            process.kill()
+        assert process.returncode == code, err
+        assert "Traceback" not in err
+        return out, err
+
+    def generate(self, *arguments: str) -> str:
+        return self.run("sensor_generator.py", *arguments)[1]
+
+    def consume(self, *arguments: str, code: int = 0) -> str:
+        return self.run("kafka_to_elasticsearch.py", "--exit-when-idle", "2", *arguments, code=code)[1]
+
+    def send(self, *values: bytes | None, key: bytes = b"k") -> None:
+        """Send raw messages to partition 0."""
+        with KafkaProducer(bootstrap_servers=self.kafka) as producer:
+            for future in [producer.send(self.topic, v, key=key, partition=0) for v in values]:
+                future.get(timeout=30)
+
+    def messages(self, topic: str | None = None) -> list[Any]:
+        """Return everything a topic holds."""
+        topic = topic or self.topic
+        with KafkaConsumer(bootstrap_servers=self.kafka) as consumer:
+            partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
+            ends = consumer.end_offsets(partitions)
+            consumer.assign(partitions)
+            consumer.seek_to_beginning()
+            found: list[Any] = []
+            while len(found) < sum(ends.values()):
+                for polled in consumer.poll(1000).values():
+                    found += polled
+            return found
+
+    def dead_letters(self) -> list[Any]:
+        return self.messages(f"{self.topic}.dead-letter")
+
+    def documents(self) -> dict[str, dict[str, Any]]:
+        """Return the index's documents by id."""
+        self.client.indices.refresh(index=self.index)
+        answer = self.client.search(index=self.index, size=10_000)
+        assert answer["hits"]["total"]["value"] < 10_000
+        return {hit["_id"]: hit["_source"] for hit in answer["hits"]["hits"]}
+
+    def committed(self) -> int:
+        """Return the sum of the group's committed offsets."""
+        with KafkaConsumer(bootstrap_servers=self.kafka, group_id=self.group) as consumer:
+            partitions = consumer.partitions_for_topic(self.topic)
+            return sum(consumer.committed(TopicPartition(self.topic, p)) or 0 for p in partitions)
+
+
+@pytest.fixture
+def pipeline(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Pipeline]:
+    """A topic, an index and a group that no other test knows."""
+    stem = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40]
+    name = f"{stem}-{uuid4().hex[:8]}"
+    url = f"http://{stack.servers['elasticsearch'].address}"
+    with Elasticsearch(url, request_timeout=60) as client:
+        yield Pipeline(stack.servers["kafka"].address, url, name, name, name, client)
+        client.indices.delete(index=f"{name}*", ignore_unavailable=True)
+        client.options(ignore_status=404).indices.delete_index_template(name=name)
+
+
+def interrupt(process: subprocess.Popen[str], signum: signal.Signals = signal.SIGTERM) -> str:
+    """Send a signal, wait for the end, require exit code 0; return what was written to stderr."""
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    return err

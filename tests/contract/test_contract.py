@@ -1,0 +1,205 @@
+"""What must agree across files: fields, variables, the compose files."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import kafka_to_elasticsearch as indexer
+import sensor_generator as generator
+from stack.compose import load_services
+
+PROJECT = Path(__file__).resolve().parents[2]
+MAPPING = json.loads((PROJECT / "mappings/sensors_data.json").read_text())
+PROPERTIES: dict[str, Any] = MAPPING["mappings"]["properties"]
+README = PROJECT / "README.md"
+COMPOSE = PROJECT / "docker-compose.yml"
+KRAFT = PROJECT / "docker-compose.kraft.yml"
+ELASTIC_TYPES = {str: {"keyword", "date"}, float: {"float"}, int: {"integer"}}
+
+
+def a_reading() -> dict[str, Any]:
+    config = generator.load_config(["--seed", "1"], {}, datetime.now(UTC))
+    return next(generator.all_readings(config))[1]
+
+
+def field_table() -> dict[str, list[str]]:
+    """Return README's table of fields: name -> [type in JSON, type in Elasticsearch, unit, range]."""
+    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", README.read_text(), flags=re.MULTILINE)
+    return {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows if name in PROPERTIES}
+
+
+# Fields
+
+
+def test_generator_mapping_consumer_and_readme_have_the_same_fields() -> None:
+    reading = a_reading()
+    assert list(reading) == list(PROPERTIES) == list(field_table())
+    assert set(reading) == indexer.FIELDS
+
+
+def test_types_agree() -> None:
+    for name, value in a_reading().items():
+        assert PROPERTIES[name]["type"] in ELASTIC_TYPES[type(value)], name
+        assert field_table()[name][1] == f"`{PROPERTIES[name]['type']}`"
+    for name, (kind, _, _) in indexer.RANGES.items():
+        assert PROPERTIES[name]["type"] in ELASTIC_TYPES[kind]
+
+
+def test_units_and_ranges_agree_with_readme() -> None:
+    for name, (_, low, high) in indexer.RANGES.items():
+        unit, shown = field_table()[name][2:]
+        assert unit == PROPERTIES[name]["meta"]["unit"]
+        digits = shown.replace("\N{NO-BREAK SPACE}", "").replace("−", "-")
+        assert [float(number) for number in digits.split(" à ")] == [low, high]
+
+
+def test_the_consumer_takes_what_the_generator_makes() -> None:
+    config = generator.load_config(["--seed", "1", "--backfill", "2h"], {}, datetime.now(UTC))
+    for _, reading in generator.all_readings(config):
+        assert indexer.parse_reading(json.dumps(reading).encode()) == reading
+
+
+def test_mapping_refuses_what_it_does_not_know() -> None:
+    assert MAPPING["mappings"]["dynamic"] == "strict"
+
+
+# Variables
+
+
+def variables(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^([A-Z_]+)=(.*)$", text, flags=re.MULTILINE))
+
+
+def test_env_example_names_every_variable_with_its_default() -> None:
+    example = variables((PROJECT / ".env.example").read_text())
+    used: dict[str, str] = {}
+    for file in (COMPOSE, KRAFT):
+        used |= dict(re.findall(r"\$\{(\w+):-([^}]*)\}", file.read_text()))
+    for script in ("sensor_generator.py", "kafka_to_elasticsearch.py"):
+        source = (PROJECT / script).read_text()
+        used |= dict(re.findall(r'"(KAFKA_\w+|ELASTICSEARCH_\w+)", "([^"]+)"', source))
+    used |= dict.fromkeys(re.findall(r'"(STACK_\w+|JAVA_HOME)"', (PROJECT / "stack/__main__.py").read_text()), "")
+    used |= dict.fromkeys(re.findall(r'"(STACK_\w+|JAVA_HOME)"', (PROJECT / "stack/servers.py").read_text()), "")
+    assert example == used
+
+
+def test_both_scripts_have_the_same_defaults_and_document_them() -> None:
+    now = datetime.now(UTC)
+    ours, theirs = generator.load_config([], {}, now), indexer.load_config([], {})
+    assert (ours.bootstrap_servers, ours.topic) == (theirs.bootstrap_servers, theirs.topic)
+    for script in (generator, indexer):
+        documented = dict(re.findall(r"^    ([A-Z_]+) +default (\S+)$", script.__doc__ or "", re.MULTILINE))
+        source = Path(script.__file__ or "").read_text()
+        assert documented == dict(re.findall(r'"(KAFKA_\w+|ELASTICSEARCH_\w+)", "([^"]+)"', source))
+
+
+def test_twins_in_the_two_scripts_are_equal() -> None:
+    """The few lines that both need are written twice, so that each script stands alone."""
+
+    def body(script: str, name: str) -> str:
+        source = (PROJECT / script).read_text()
+        found = re.search(rf"^(class|def) {name}\b.*?(?=^\S)", source, re.MULTILINE | re.DOTALL)
+        assert found, name
+        lines = found[0].splitlines()
+        return "\n".join(line for line in lines if "elastic_transport" not in line and '"""' not in line)
+
+    for name in ("Throttle", "configure_logging", "servers"):
+        assert body("sensor_generator.py", name) == body("kafka_to_elasticsearch.py", name)
+
+
+# Compose
+
+
+@pytest.mark.parametrize("file", [COMPOSE, KRAFT], ids=lambda file: file.name)
+def test_compose_file_is_valid_by_the_schema(file: Path) -> None:
+    text = file.read_text().replace("!reset null", "null")  # the tags are not in the schema
+    command = ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", "-"]
+    environ = {**os.environ, "PATH": f"{PROJECT}/.venv/bin:{os.environ['PATH']}"}
+    checked = subprocess.run(command, input=text, capture_output=True, text=True, env=environ, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+def resolved(*files: Path) -> dict[str, Any]:
+    """Return the files as Compose's own library resolves them.
+
+    That is docker compose or the older docker-compose; for the !reset of an overlay, which the
+    older one does not know, docker compose or compose-go (the library of docker compose, as
+    `go install github.com/compose-spec/compose-go/v2/cmd` makes it, named by COMPOSE_GO).
+    """
+    candidates = []
+    if os.environ.get("COMPOSE_GO"):
+        candidates.append([os.environ["COMPOSE_GO"], *map(str, files)])
+    chosen = [part for file in files for part in ("-f", str(file))]
+    if shutil.which("docker"):
+        candidates.append(["docker", "compose", *chosen, "config"])
+    if shutil.which("docker-compose") and len(files) == 1:
+        candidates.append(["docker-compose", *chosen, "config"])
+    printed = ""
+    for command in candidates:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        if found.returncode == 0:
+            return dict(yaml.safe_load(found.stdout))
+        printed += found.stderr
+    if len(files) > 1 and not os.environ.get("CI"):
+        pytest.skip("needs docker compose 2.24 or compose-go (COMPOSE_GO): neither is here")
+    raise AssertionError(f"Compose does not accept the file, or is not here: {printed}")
+
+
+def environment(service: dict[str, Any]) -> dict[str, str]:
+    """Return a service's variables, given as a mapping or as a list."""
+    given = service.get("environment", {})
+    pairs = given.items() if isinstance(given, dict) else (entry.split("=", 1) for entry in given)
+    return {name: str(value) for name, value in pairs}
+
+
+@pytest.mark.parametrize("files", [(COMPOSE,), (COMPOSE, KRAFT)], ids=["zookeeper", "kraft"])
+def test_the_native_stack_reads_the_files_as_compose_does(files: tuple[Path, ...]) -> None:
+    theirs = resolved(*files)["services"]
+    ours = load_services(files, {})
+    assert set(ours) == set(theirs)
+    for name, service in ours.items():
+        assert f"{service.image}:{service.tag}" == theirs[name]["image"].rpartition("/")[2]
+        assert service.environment == environment(theirs[name])
+        assert set(service.depends_on) == set(theirs[name].get("depends_on", {}))
+
+
+def test_every_image_is_pinned_and_every_port_is_on_loopback() -> None:
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    assert set(services) == {"zookeeper", "kafka", "elasticsearch", "kibana"}
+    for name, service in services.items():
+        assert re.search(r":\$\{\w+_VERSION:-\d+\.\d+\.\d+\}$", service["image"]), name
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"]), name
+        assert service["healthcheck"]["test"], name
+        conditions = [need["condition"] for need in service.get("depends_on", {}).values()]
+        assert set(conditions) <= {"service_healthy"}
+
+
+def test_kibana_has_the_version_of_elasticsearch() -> None:
+    services = load_services([COMPOSE], {"ELASTIC_VERSION": "8.19.99"})
+    assert services["kibana"].tag == services["elasticsearch"].tag == "8.19.99"
+
+
+# The tree
+
+
+def test_the_two_scripts_import_nothing_of_the_project() -> None:
+    allowed = {"dotenv", "elasticsearch", "kafka"}
+    for script in ("sensor_generator.py", "kafka_to_elasticsearch.py"):
+        imported = set(re.findall(r"^(?:from|import) (\w+)", (PROJECT / script).read_text(), re.MULTILINE))
+        standard = {name for name in imported if name in sys.stdlib_module_names}
+        assert imported - standard <= allowed
+
+
+def test_readme_names_only_files_that_are_there() -> None:
+    named = re.findall(r"`([\w./-]+/|[\w./-]+\.(?:py|yml|json|txt|md|toml|example))`", README.read_text())
+    missing = [name for name in set(named) if name != ".env" and not (PROJECT / name).exists()]
+    assert missing == []

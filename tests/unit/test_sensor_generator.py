@@ -1,0 +1,233 @@
+"""The generator's pure part: values, times, seeds, options."""
+
+import json
+import random
+import statistics
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from itertools import islice, pairwise
+from typing import Any
+
+import pytest
+
+import sensor_generator as generator
+
+NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+
+
+def config(*argv: str) -> generator.Config:
+    return generator.load_config(argv, {}, NOW)
+
+
+def readings(*argv: str, count: int = 10_000) -> list[dict[str, Any]]:
+    return [r for _, r in islice(generator.all_readings(config("--seed", "1", *argv)), count)]
+
+
+def of_sensor(found: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+    return [r for r in found if r["sensor_id"] == f"sensor_{number:03d}"]
+
+
+def times(found: list[dict[str, Any]]) -> list[datetime]:
+    return [datetime.fromisoformat(r["timestamp"]) for r in found]
+
+
+def test_reading_has_the_six_fields_and_their_types() -> None:
+    for reading in readings(count=200):
+        assert {name: type(value) for name, value in reading.items()} == {
+            "sensor_id": str,
+            "timestamp": str,
+            "temperature": float,
+            "humidity": float,
+            "co2_level": int,
+            "light_intensity": int,
+        }
+
+
+def test_five_sensors_by_default_every_one_to_three_seconds() -> None:
+    found = readings(count=2000)
+    assert {r["sensor_id"] for r in found} == {f"sensor_{n:03d}" for n in range(1, 6)}
+    gaps = [(b - a).total_seconds() for a, b in pairwise(times(of_sensor(found, 1)))]
+    assert 0.999 <= min(gaps) < 1.2
+    assert 2.8 < max(gaps) <= 3.001
+
+
+def test_readings_come_in_order_of_time() -> None:
+    found = times(readings(count=500))
+    assert found == sorted(found)
+
+
+def test_same_seed_and_start_give_the_same_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--console", "--count", "50", "--seed", "7", "--start", "2026-06-01", "--backfill", "1h"]
+    assert generator.main(argv) == 0
+    first = capsys.readouterr().out
+    assert generator.main(argv) == 0
+    assert capsys.readouterr().out == first
+    assert len(first.splitlines()) == 50
+
+
+def test_live_and_backfill_give_the_same_readings(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--console", "--count", "20", "--seed", "7", "--start", "2026-06-01", "--rate", "200"]
+    assert generator.main(argv) == 0
+    live = capsys.readouterr().out
+    assert generator.main([*argv, "--backfill", "1m"]) == 0
+    assert capsys.readouterr().out == live
+
+
+def test_another_seed_gives_other_readings() -> None:
+    ours = generator.all_readings(config("--seed", "1"))
+    theirs = generator.all_readings(config("--seed", "2"))
+    assert [r for _, r in islice(ours, 20)] != [r for _, r in islice(theirs, 20)]
+
+
+def test_a_sensor_does_not_depend_on_the_number_of_sensors() -> None:
+    few, many = readings("--sensors", "3", count=300), readings("--sensors", "9", count=900)
+    ours, theirs = of_sensor(few, 2), of_sensor(many, 2)
+    assert ours[:80] == theirs[:80]
+
+
+def test_weather_does_not_depend_on_the_start() -> None:
+    step = int(NOW.timestamp() * 1000) // generator.CITY_STEP_MS
+    late = generator.city_at(5, step + 500)
+    generator.city_at.cache_clear()
+    generator.hourly_drift.cache_clear()
+    generator.innovation.cache_clear()
+    assert generator.city_at(5, step + 500) == late
+
+
+@pytest.mark.parametrize("rate", [1, 3, 7.5, 1000, 4999])
+def test_rate_spaces_the_readings_evenly(rate: float) -> None:
+    found = times(readings("--rate", str(rate), count=500))
+    exact = [NOW + timedelta(seconds=k / rate) for k in range(500)]
+    assert all(timedelta(0) <= e - f < timedelta(milliseconds=1) for e, f in zip(exact, found, strict=True))
+
+
+def test_rate_gives_each_sensor_distinct_times() -> None:
+    found = readings("--rate", "5000", count=5000)
+    assert len({(r["sensor_id"], r["timestamp"]) for r in found}) == 5000
+
+
+def test_backfill_covers_the_period_that_ends_now() -> None:
+    found = times(readings("--backfill", "10m"))
+    assert NOW - timedelta(minutes=10) <= min(found) <= NOW - timedelta(minutes=9, seconds=57)
+    assert NOW - timedelta(seconds=3) <= max(found) < NOW
+
+
+def test_backfill_from_start_covers_the_period_that_begins_there() -> None:
+    found = times(readings("--start", "2020-02-28T23:59:00Z", "--backfill", "2m"))
+    assert found[0].year == 2020
+    assert max(found) < datetime(2020, 2, 29, 0, 1, tzinfo=UTC)
+
+
+def test_paced_stops_after_the_duration() -> None:
+    chosen = config("--rate", "100", "--duration", "0.5", "--seed", "1")
+    yielded = list(generator.paced(generator.all_readings(chosen), chosen, threading.Event()))
+    assert len(yielded) == 50
+
+
+def test_paced_catches_up_after_a_delay() -> None:
+    """A slow receiver does not lower the rate: late readings follow without waiting."""
+    chosen = config("--rate", "100", "--duration", "1", "--seed", "1")
+    count = 0
+    for _ in generator.paced(generator.all_readings(chosen), chosen, threading.Event()):
+        count += 1
+        if count == 10:
+            time.sleep(0.4)
+    assert count == 100
+
+
+def month() -> list[tuple[datetime, generator.City]]:
+    begin = datetime(2026, 3, 1, tzinfo=UTC)
+    hours = [begin + timedelta(hours=h) for h in range(24 * 31)]
+    steps = [int(h.timestamp() * 1000) // generator.CITY_STEP_MS for h in hours]
+    return [(h, generator.city_at(3, s)) for h, s in zip(hours, steps, strict=True)]
+
+
+def test_nights_are_dark_and_days_are_bright() -> None:
+    lux = {hour: [c.daylight_lux for h, c in month() if h.hour == hour] for hour in (0, 12)}
+    assert max(lux[0]) < 1
+    assert min(lux[12]) > 5000
+    assert max(lux[12]) < 120_000
+
+
+def test_humidity_falls_as_the_air_warms_within_a_day() -> None:
+    noise, place = random.Random(1), generator.PLACES[0]
+    correlations = []
+    for day in range(31):
+        measured = [generator.measure(place, c, noise) for _, c in month()[24 * day : 24 * day + 24]]
+        correlations.append(
+            statistics.correlation(
+                [m["temperature"] for m in measured], [m["humidity"] for m in measured]
+            )
+        )
+    assert statistics.mean(correlations) < -0.5
+
+
+def test_working_days_have_more_co2_than_days_off() -> None:
+    noise, crossroads = random.Random(1), generator.PLACES[2]
+    by_day: dict[bool, list[float]] = {True: [], False: []}
+    for when, city in month():
+        measured = generator.measure(crossroads, city, noise)
+        by_day[when.weekday() < 5].append(measured["co2_level"])
+    assert statistics.mean(by_day[True]) > statistics.mean(by_day[False]) + 5
+
+
+def test_neighbours_agree_on_the_weather() -> None:
+    found = {place.name: [] for place in generator.PLACES}  # type: dict[str, list[float]]
+    noise = random.Random(1)
+    for _, city in month():
+        for place in generator.PLACES:
+            found[place.name].append(generator.measure(place, city, noise)["temperature"])
+    assert statistics.correlation(found["park"], found["roof"]) > 0.95
+
+
+def test_the_sun_is_where_the_almanac_says() -> None:
+    """Noon at the solstices: 90 - latitude +/- 23.44 degrees; sunrise near -0.83 degrees."""
+    for day, height in ((datetime(2026, 6, 21, tzinfo=UTC), 64.6), (datetime(2026, 12, 21, tzinfo=UTC), 17.7)):
+        noon = max(generator.sun_elevation_deg(day + timedelta(minutes=m)) for m in range(1440))
+        assert noon == pytest.approx(height, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--count", "0"], "--count"),
+        (["--count", "many"], "--count"),
+        (["--sensors", "-1"], "--sensors"),
+        (["--interval", "3", "1"], "MIN 3 is above MAX 1"),
+        (["--interval", "0", "1"], "--interval"),
+        (["--rate", "nan"], "--rate"),
+        (["--rate", "0"], "--rate"),
+        (["--rate", "10000"], "--sensors 10 or more"),
+        (["--rate", "5", "--interval", "1", "2"], "exclude each other"),
+        (["--start", "yesterday"], "--start"),
+        (["--backfill", "24"], "--backfill"),
+        (["--backfill", "0h"], "--backfill"),
+        (["--topic", "smart city"], "--topic"),
+        (["--bootstrap-servers", "localhost"], "HOST:PORT"),
+        (["--duration", "-1"], "--duration"),
+        (["surplus"], "surplus"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_one_line(
+    argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        config(*argv)
+    assert exit_.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert words in message
+
+
+def test_flag_wins_over_environment_over_default() -> None:
+    environ = {"KAFKA_TOPIC": "from-environment"}
+    assert generator.load_config([], {}, NOW).topic == "smart-city-sensors"
+    assert generator.load_config([], environ, NOW).topic == "from-environment"
+    assert generator.load_config(["--topic", "from-flag"], environ, NOW).topic == "from-flag"
+    assert generator.load_config([], {"KAFKA_TOPIC": ""}, NOW).topic == "smart-city-sensors"
+
+
+def test_console_prints_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generator.main(["--console", "--count", "3", "--backfill", "1m"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["sensor_id"][:7] for line in lines] == ["sensor_"] * 3

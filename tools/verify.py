@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+"""Compare what is in the topic with what is in the index and in the dead letters.
+
+    python tools/verify.py
+
+Every message of the topic is read again and must be in exactly one place: in the index, with the
+same values, or in the dead-letter topic, under its own partition and offset. Nothing else may be in
+the index, unless the topic has already forgotten its first messages. This is independent of the
+consumer: no code, and no document id, is shared with it.
+
+Environment (or .env): as the consumer, see kafka_to_elasticsearch.py.
+
+Exit codes: 0 they agree, 1 they do not, or a server is unreachable; 2 wrong usage.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dotenv import load_dotenv
+from elasticsearch import ApiError, Elasticsearch, TransportError
+from elasticsearch.helpers import scan
+from kafka import KafkaConsumer
+from kafka.errors import KafkaError
+from kafka.structs import TopicPartition
+
+Key = tuple[str, int]  # sensor_id, epoch ms: what makes a reading
+Where = tuple[int, int]  # partition, offset
+
+
+@dataclass
+class Verdict:
+    """What the comparison found; the lists name messages as (partition, offset).
+
+    Attributes:
+        messages: number of messages in the topic.
+        indexed: documents in the index.
+        dead_lettered: messages that are in the dead-letter topic.
+        repeated: messages whose reading had come before with the same values.
+        missing: in neither place.
+        differing: in the index with other values, and not in the dead letters.
+        unexpected: documents that no message accounts for.
+        forgotten: messages that the topic has deleted, so that their documents cannot be checked.
+    """
+
+    messages: int = 0
+    indexed: int = 0
+    dead_lettered: int = 0
+    repeated: int = 0
+    missing: list[Where] = field(default_factory=list)
+    differing: list[Where] = field(default_factory=list)
+    unexpected: list[Key] = field(default_factory=list)
+    forgotten: int = 0
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is lost, changed or made up."""
+        return not (self.missing or self.differing or (self.unexpected and not self.forgotten))
+
+
+def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], int]:
+    """Return the messages that the topic holds now, and the number that it has already deleted."""
+    consumer = KafkaConsumer(bootstrap_servers=servers.split(","), bootstrap_timeout_ms=10_000)
+    partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
+    first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+
+    def messages() -> Iterator[Any]:
+        left = {p for p in partitions if first[p] < end[p]}
+        with consumer:
+            consumer.assign(sorted(left))
+            for partition in left:
+                consumer.seek(partition, first[partition])
+            while left:
+                for partition, polled in consumer.poll(1000, max_records=5000).items():
+                    yield from (message for message in polled if message.offset < end[partition])
+                left = {p for p in left if consumer.position(p) < end[p]}
+
+    return messages(), sum(first.values())
+
+
+def reading_key(reading: dict[str, Any]) -> Key:
+    """Return what makes a reading: its sensor and its time."""
+    when = datetime.fromisoformat(reading["timestamp"])
+    return reading["sensor_id"], int(when.timestamp() * 1000 + 0.5)
+
+
+def reading_values(reading: dict[str, Any]) -> tuple[Any, ...]:
+    """Return everything else, in a fixed order."""
+    return tuple(value for name, value in sorted(reading.items()) if name != "timestamp")
+
+
+def verify(servers: str, topic: str, client: Elasticsearch, index: str) -> Verdict:
+    """Compare topic, index and dead letters.
+
+    Raises:
+        KafkaError, ApiError, TransportError: a server does not answer.
+    """
+    verdict = Verdict()
+    letters, _ = read_topic(servers, f"{topic}.dead-letter")
+    dead: set[Where] = set()
+    for letter in letters:
+        headers = dict(letter.headers)
+        dead.add((int(headers["source.partition"]), int(headers["source.offset"])))
+    client.indices.refresh(index=index)
+    documents = {
+        reading_key(hit["_source"]): reading_values(hit["_source"])
+        for hit in scan(client, index=index, size=5000)
+    }
+    verdict.indexed = client.count(index=index)["count"]
+    accounted: set[Key] = set()
+    messages, verdict.forgotten = read_topic(servers, topic)
+    for message in messages:
+        verdict.messages += 1
+        where = (message.partition, message.offset)
+        if where in dead:
+            verdict.dead_lettered += 1
+            continue
+        try:
+            reading = json.loads(message.value)
+            key, values = reading_key(reading), reading_values(reading)
+        except (ValueError, KeyError, TypeError):  # malformed, and nobody has said so
+            verdict.missing.append(where)
+            continue
+        if key not in documents:
+            verdict.missing.append(where)
+        elif documents[key] != values:
+            verdict.differing.append(where)
+        elif key in accounted:
+            verdict.repeated += 1
+        accounted.add(key)
+    verdict.unexpected = sorted(set(documents) - accounted)
+    return verdict
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the verdict; return the exit code (see the module docstring)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args(argv)
+    load_dotenv(Path(__file__).parent.with_name(".env"))
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092"
+    topic = os.environ.get("KAFKA_TOPIC") or "smart-city-sensors"
+    url = os.environ.get("ELASTICSEARCH_URL") or "http://localhost:9200"
+    index = os.environ.get("ELASTICSEARCH_INDEX") or "sensors_data"
+    try:
+        verdict = verify(servers, topic, Elasticsearch(url, request_timeout=60), index)
+    except (KafkaError, ApiError, TransportError, ValueError) as exc:
+        sys.stderr.write(f"verify: cannot read both sides: {' '.join(str(exc).split())}\n")
+        return 1
+    print_verdict(verdict, topic, index)
+    return 0 if verdict.holds else 1
+
+
+def print_verdict(verdict: Verdict, topic: str, index: str) -> None:
+    """Print one line per count, with the first few of what is wrong."""
+    write = sys.stdout.write
+    write(f"messages in {topic:<28} {verdict.messages:>9}\n")
+    write(f"documents in {index:<27} {verdict.indexed:>9}\n")
+    write(f"{'repeated (same reading, same values)':<40} {verdict.repeated:>9}\n")
+    write(f"{'dead-lettered':<40} {verdict.dead_lettered:>9}\n")
+    for name in ("missing", "differing", "unexpected"):
+        found = getattr(verdict, name)
+        write(f"{name:<40} {len(found):>9}")
+        write(f"   for example {', '.join(map(str, found[:3]))}\n" if found else "\n")
+    if verdict.forgotten:
+        write(f"{'deleted by the topic, not checked':<40} {verdict.forgotten:>9}\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
