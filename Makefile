@@ -32,11 +32,11 @@ verify: setup ## compare the topic with the index and the dead letters
 	@$(BIN)/python tools/verify.py
 
 test: setup ## the tests, on real servers of their own (under 10 minutes)
-	@$(PYTHON) -m stack.prerequisites java maven compose
+	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	$(BIN)/python -m pytest
 
 test-all: setup ## the same and the long ones (under 45 minutes)
-	@$(PYTHON) -m stack.prerequisites java maven compose
+	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	$(BIN)/python -m pytest -m "not soak"
 
 lint: setup ## ruff and mypy

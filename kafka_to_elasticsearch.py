@@ -68,9 +68,7 @@ RANGES: dict[str, tuple[type[int] | type[float], float, float]] = {
 FIELDS = {"sensor_id", "timestamp", *RANGES}
 SENSOR_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # RFC 3339: what is left to Python's own parser after this is whether the date exists.
-TIMESTAMP = re.compile(
-    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII
-)
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 BULK_READINGS = 2000  # a bulk is closed when it holds so many readings ...
 BULK_BYTES = 5_000_000  # ... or so many bytes ...
@@ -583,7 +581,7 @@ def ensure_index(client: Elasticsearch, config: Config) -> None:
     """
     if config.dynamic_mapping:
         simulated = client.indices.simulate_index_template(name=config.index)
-        if simulated["template"].get("mappings"):
+        if simulated.get("template", {}).get("mappings"):
             log.warning(
                 "--dynamic-mapping: an index template still gives %s its mapping; choose an index "
                 "of another name (ELASTICSEARCH_INDEX)", config.index,
@@ -651,6 +649,7 @@ def connect_to_kafka(config: Config, stop: threading.Event) -> tuple[KafkaConsum
                 group_id=config.group_id,
                 auto_offset_reset="earliest",  # started after the generator, it misses nothing
                 enable_auto_commit=False,  # only what is settled is committed
+                session_timeout_ms=20_000,  # a killed member's partitions are free after that
                 max_partition_fetch_bytes=4 * 1024 * 1024,
                 reconnect_backoff_max_ms=5000,
             )
@@ -751,6 +750,7 @@ class Throttle(logging.Filter):
         if record.levelno < logging.ERROR or time.monotonic() - self.last < PROGRESS_S:
             return False
         self.last = time.monotonic()
+        record.exc_info = None  # one line each, without the trace
         return True
 
 

@@ -594,6 +594,7 @@ class Throttle(logging.Filter):
         if record.levelno < logging.ERROR or time.monotonic() - self.last < PROGRESS_S:
             return False
         self.last = time.monotonic()
+        record.exc_info = None  # one line each, without the trace
         return True
 
 

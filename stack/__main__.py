@@ -18,7 +18,6 @@ Exit codes: 0 done, 1 a server does not run, does not answer or cannot be starte
 """
 
 import argparse
-import contextlib
 import logging
 import os
 import pwd
@@ -52,6 +51,7 @@ class Stack:
         self.services = load_services(files, environ)
         self.translator = Translator(self.services, self.state, self.cache, environ)
         self.servers = self.translator.servers()
+        self._children: list[subprocess.Popen[bytes]] = []
         self.elsewhere = [name for name in self.services if name not in self.servers]
 
     def up(self, names: Sequence[str] = ()) -> None:
@@ -115,6 +115,7 @@ class Stack:
                 group=pwd.getpwnam(server.user).pw_gid if server.user else None,
                 extra_groups=[] if server.user else None,
             )
+        self._children.append(process)
         self._pid_file(server.name).write_text(f"{process.pid}\n{server.marker}")
 
     def down(self, names: Sequence[str] = (), wipe: bool = False) -> None:
@@ -138,9 +139,9 @@ class Stack:
         if not pid:
             return False
         os.killpg(pid, signum)
-        if not wait_until(lambda: not group_exists(pid), STOP_TIMEOUT_S):
+        if not wait_until(lambda: not self._group_exists(pid), STOP_TIMEOUT_S):
             os.killpg(pid, signal.SIGKILL)
-            if not wait_until(lambda: not group_exists(pid), STOP_TIMEOUT_S):
+            if not wait_until(lambda: not self._group_exists(pid), STOP_TIMEOUT_S):
                 raise StackError(f"{name} (process {pid}) survives SIGKILL")
         self._pid_file(name).unlink(missing_ok=True)
         return True
@@ -167,6 +168,15 @@ class Stack:
         """Return the file with what a server printed."""
         return self.state / "logs" / f"{server.name}.log"
 
+    def _group_exists(self, pid: int) -> bool:
+        for child in self._children:
+            child.poll()  # one that has ended must be reaped, or its group lives on
+        try:
+            os.killpg(pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
     def _pid_file(self, name: str) -> Path:
         return self.state / f"{name}.pid"
 
@@ -186,17 +196,6 @@ def command_line(pid: int) -> str:
         return (proc / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
-
-
-def group_exists(pid: int) -> bool:
-    """Return whether a process group has members left (those that only wait to be reaped aside)."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
-    try:
-        os.killpg(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:

@@ -1,6 +1,6 @@
 """Make sure of the programs that the project needs on this machine.
 
-    python3 -m stack.prerequisites venv java maven compose
+    python3 -m stack.prerequisites venv java maven curl compose
 
 What is missing is installed where that is possible (Debian or Ubuntu, as root or with sudo);
 otherwise the one line to type is printed. Only the standard library is used, as this runs first.
@@ -45,6 +45,7 @@ NEEDS: dict[str, tuple[Callable[[], bool], tuple[str, ...]]] = {
     "venv": (has_venv, ("python3-venv",)),
     "java": (has_java, ("openjdk-17-jre-headless", "openjdk-21-jre-headless")),
     "maven": (lambda: shutil.which("mvn") is not None, ("maven",)),
+    "curl": (lambda: shutil.which("curl") is not None, ("curl",)),
     "compose": (has_compose, ("docker-compose",)),
 }
 

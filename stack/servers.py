@@ -15,6 +15,7 @@ Addresses move from the containers' network to loopback: 0.0.0.0:PORT and SERVIC
 
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -120,8 +121,7 @@ class Translator:
         chosen: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
         key = f"{service}:{port}"
         if key not in chosen:
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                chosen[key] = free.getsockname()[1]
+            chosen[key] = free_port()
             write(file, json.dumps(chosen))
         return chosen[key]
 
@@ -345,6 +345,21 @@ def java_home(environ: Mapping[str, str]) -> Path:
         "Java is not installed: version 17 or newer is needed "
         "(Debian or Ubuntu: sudo apt-get install openjdk-17-jre-headless)"
     )
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on.
+
+    Below the range that the system gives to outgoing connections (32768 and up on Linux): one of
+    those could take a port of that range before the server does.
+    """
+    while True:
+        port = random.randrange(20_000, 30_000)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
 
 
 def unprivileged_user() -> str | None:

@@ -3,12 +3,11 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,6 +18,7 @@ from kafka import KafkaConsumer, KafkaProducer
 from kafka.structs import TopicPartition
 
 from stack.__main__ import Stack
+from stack.servers import free_port
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -39,21 +39,19 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60) -
     return value
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 def new_stack(state: Path, *overlays: str) -> Stack:
     """Return the servers of the compose files on free ports, with their state in a folder."""
-    ports = {f"{name}_HOST_PORT": str(free_port()) for name in ("ZOOKEEPER", "KAFKA", "ELASTICSEARCH")}
+    ports = {
+        f"{name}_HOST_PORT": str(free_port()) for name in ("ZOOKEEPER", "KAFKA", "ELASTICSEARCH")
+    }
     files = [PROJECT / file for file in ("docker-compose.yml", *overlays)]
     return Stack(files, {**os.environ, **ports, "STACK_STATE": str(state)})
 
 
 @pytest.fixture(scope="session")
-def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
     """Real ZooKeeper, Kafka and Elasticsearch, for the whole session."""
     servers = new_stack(tmp_path_factory.mktemp("stack"))
     try:
@@ -63,7 +61,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         if request.session.testsfailed:
             for server in servers.servers.values():
                 if servers.log(server).exists():
-                    lines = servers.log(server).read_text(errors="replace").splitlines()[-50:]
+                    lines = servers.log(server).read_text(errors="replace").splitlines()[-20:]
                     sys.stderr.write("\n".join([f"--- {server.name}", *lines, ""]))
         servers.down(wipe=True)
 
@@ -78,6 +76,7 @@ class Pipeline:
     index: str
     group: str
     client: Elasticsearch
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def environ(self) -> dict[str, str]:
@@ -91,21 +90,20 @@ class Pipeline:
         }
 
     def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, PROJECT / script, *arguments],
             env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(process)
+        return process
 
     def run(self, script: str, *arguments: str, code: int = 0) -> tuple[str, str]:
         """Run a script to its end, check its exit code; return what it wrote to stdout, stderr."""
         process = self.start(script, *arguments)
-        try:
-            out, err = process.communicate(timeout=240)
-        finally:
-            process.kill()
+        out, err = process.communicate(timeout=240)
         assert process.returncode == code, err
         assert "Traceback" not in err
         return out, err
@@ -114,7 +112,9 @@ class Pipeline:
         return self.run("sensor_generator.py", *arguments)[1]
 
     def consume(self, *arguments: str, code: int = 0) -> str:
-        return self.run("kafka_to_elasticsearch.py", "--exit-when-idle", "2", *arguments, code=code)[1]
+        return self.run(
+            "kafka_to_elasticsearch.py", "--exit-when-idle", "2", *arguments, code=code
+        )[1]
 
     def send(self, *values: bytes | None, key: bytes = b"k") -> None:
         """Send raw messages to partition 0."""
@@ -127,6 +127,8 @@ class Pipeline:
         topic = topic or self.topic
         with KafkaConsumer(bootstrap_servers=self.kafka) as consumer:
             partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
+            if not partitions:  # nobody has created it yet
+                return []
             ends = consumer.end_offsets(partitions)
             consumer.assign(partitions)
             consumer.seek_to_beginning()
@@ -160,8 +162,12 @@ def pipeline(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Pipeline]
     name = f"{stem}-{uuid4().hex[:8]}"
     url = f"http://{stack.servers['elasticsearch'].address}"
     with Elasticsearch(url, request_timeout=60) as client:
-        yield Pipeline(stack.servers["kafka"].address, url, name, name, name, client)
-        client.indices.delete(index=f"{name}*", ignore_unavailable=True)
+        pipeline = Pipeline(stack.servers["kafka"].address, url, name, name, name, client)
+        yield pipeline
+        for process in pipeline.started:  # what a failed test has left running
+            with process:
+                process.kill()
+        client.indices.delete(index=name, ignore_unavailable=True)
         client.options(ignore_status=404).indices.delete_index_template(name=name)
 
 

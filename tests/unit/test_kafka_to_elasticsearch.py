@@ -202,7 +202,9 @@ def pipeline(consumer: FakeConsumer) -> indexer.Pipeline:
     return indexer.Pipeline(indexer.load_config([], {}), consumer, Mock())
 
 
-def in_flight(pipeline: indexer.Pipeline, offset: int, partition: int = 0) -> "Future[Counter[str]]":
+def in_flight(
+    pipeline: indexer.Pipeline, offset: int, partition: int = 0
+) -> "Future[Counter[str]]":
     future: Future[Counter[str]] = Future()
     batch = indexer.Batch()
     batch.add(TopicPartition("t", partition), message(offset))

@@ -58,7 +58,17 @@ def test_readings_come_in_order_of_time() -> None:
 
 
 def test_same_seed_and_start_give_the_same_bytes(capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--console", "--count", "50", "--seed", "7", "--start", "2026-06-01", "--backfill", "1h"]
+    argv = [
+        "--console",
+        "--count",
+        "50",
+        "--seed",
+        "7",
+        "--start",
+        "2026-06-01",
+        "--backfill",
+        "1h",
+    ]
     assert generator.main(argv) == 0
     first = capsys.readouterr().out
     assert generator.main(argv) == 0
@@ -99,7 +109,9 @@ def test_weather_does_not_depend_on_the_start() -> None:
 def test_rate_spaces_the_readings_evenly(rate: float) -> None:
     found = times(readings("--rate", str(rate), count=500))
     exact = [NOW + timedelta(seconds=k / rate) for k in range(500)]
-    assert all(timedelta(0) <= e - f < timedelta(milliseconds=1) for e, f in zip(exact, found, strict=True))
+    assert all(
+        timedelta(0) <= e - f < timedelta(milliseconds=1) for e, f in zip(exact, found, strict=True)
+    )
 
 
 def test_rate_gives_each_sensor_distinct_times() -> None:
@@ -154,7 +166,9 @@ def test_humidity_falls_as_the_air_warms_within_a_day() -> None:
     noise, place = random.Random(1), generator.PLACES[0]
     correlations = []
     for day in range(31):
-        measured = [generator.measure(place, c, noise) for _, c in month()[24 * day : 24 * day + 24]]
+        measured = [
+            generator.measure(place, c, noise) for _, c in month()[24 * day : 24 * day + 24]
+        ]
         correlations.append(
             statistics.correlation(
                 [m["temperature"] for m in measured], [m["humidity"] for m in measured]
@@ -183,7 +197,10 @@ def test_neighbours_agree_on_the_weather() -> None:
 
 def test_the_sun_is_where_the_almanac_says() -> None:
     """Noon at the solstices: 90 - latitude +/- 23.44 degrees; sunrise near -0.83 degrees."""
-    for day, height in ((datetime(2026, 6, 21, tzinfo=UTC), 64.6), (datetime(2026, 12, 21, tzinfo=UTC), 17.7)):
+    for day, height in (
+        (datetime(2026, 6, 21, tzinfo=UTC), 64.6),
+        (datetime(2026, 12, 21, tzinfo=UTC), 17.7),
+    ):
         noon = max(generator.sun_elevation_deg(day + timedelta(minutes=m)) for m in range(1440))
         assert noon == pytest.approx(height, abs=0.3)
 

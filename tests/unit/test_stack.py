@@ -10,19 +10,19 @@ import pytest
 
 from stack import prerequisites
 from stack.__main__ import Stack, main
-from stack.compose import StackError, load_services
+from stack.compose import Service, StackError, load_services
 from stack.servers import Translator, java_home
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMPOSE = PROJECT / "docker-compose.yml"
 
 
-def services_of(tmp_path: Path, *texts: str) -> dict[str, object]:
+def services_of(tmp_path: Path, *texts: str) -> list[Service]:
     files = []
     for number, text in enumerate(texts):
         files.append(tmp_path / f"{number}.yml")
         files[-1].write_text(text)
-    return dict(load_services(files, {}))
+    return list(load_services(files, {}).values())
 
 
 BASE = """
@@ -33,7 +33,7 @@ services:
 
 
 def test_services_come_in_start_order(tmp_path: Path) -> None:
-    assert list(services_of(tmp_path, BASE)) == ["a", "b"]
+    assert [service.name for service in services_of(tmp_path, BASE)] == ["a", "b"]
 
 
 def test_an_overlay_merges_resets_and_overrides(tmp_path: Path) -> None:
@@ -42,15 +42,11 @@ services:
   a: !reset null
   b: {depends_on: !reset null, environment: !override {M: 2}}
 """
-    (only,) = load_services_in(tmp_path, BASE, overlay)
+    (only,) = services_of(tmp_path, BASE, overlay)
     assert (only.name, only.environment, only.depends_on) == ("b", {"M": "2"}, [])
     overlay = "services: {b: {environment: {K: 3, N: 4}}}"
-    merged = load_services_in(tmp_path, BASE, overlay)[1]
+    merged = services_of(tmp_path, BASE, overlay)[1]
     assert merged.environment == {"K": "3", "L": "true", "N": "4"}
-
-
-def load_services_in(tmp_path: Path, *texts: str) -> list[object]:
-    return list(services_of(tmp_path, *texts).values())
 
 
 def test_a_missing_or_broken_file_is_one_line(tmp_path: Path) -> None:
@@ -71,9 +67,9 @@ def test_addresses_move_to_loopback(tmp_path: Path) -> None:
     services = load_services([COMPOSE], {"KAFKA_HOST_PORT": "19092"})
     translator = Translator(services, tmp_path, tmp_path, {})
     inside = translator.host_port("kafka", 29092)
-    text = "INTERNAL://kafka:29092,HOST://kafka:9092 zookeeper:2181 akafka:1 127.0.0.1:9092"
+    text = "INTERNAL://kafka:29092,HOST://kafka:9092 zookeeper:2181 akafka:1 127.0.0.1:9"
     assert translator.on_host(text) == (
-        f"INTERNAL://127.0.0.1:{inside},HOST://127.0.0.1:19092 127.0.0.1:2181 akafka:1 127.0.0.1:9092"
+        f"INTERNAL://127.0.0.1:{inside},HOST://127.0.0.1:19092 127.0.0.1:2181 akafka:1 127.0.0.1:9"
     )
     again = Translator(services, tmp_path, tmp_path, {})
     assert again.host_port("kafka", 29092) == inside
@@ -96,8 +92,14 @@ def test_a_missing_java_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_maven_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = java_home(os.environ)
     monkeypatch.setenv("PATH", "/nowhere")
-    environ = {"STACK_CACHE": str(tmp_path / "cache"), "STACK_STATE": str(tmp_path), "JAVA_HOME": str(home)}
-    with pytest.raises(StackError, match=r"Maven \(mvn\) is not installed: .*apt-get install maven"):
+    environ = {
+        "STACK_CACHE": str(tmp_path / "cache"),
+        "STACK_STATE": str(tmp_path),
+        "JAVA_HOME": str(home),
+    }
+    with pytest.raises(
+        StackError, match=r"Maven \(mvn\) is not installed: .*apt-get install maven"
+    ):
         Stack([COMPOSE], environ)
 
 
@@ -106,7 +108,9 @@ def test_a_busy_port_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         port = busy.getsockname()[1]
         environ = {**os.environ, "STACK_STATE": str(tmp_path), "ZOOKEEPER_HOST_PORT": str(port)}
         command = [sys.executable, "-m", "stack", "up", "zookeeper"]
-        result = subprocess.run(command, cwd=PROJECT, env=environ, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            command, cwd=PROJECT, env=environ, capture_output=True, text=True, check=False
+        )
     assert result.returncode == 1
     assert result.stderr == (
         f"stack: port {port} (zookeeper) is already in use: stop the program that holds it, "
@@ -119,7 +123,10 @@ def test_an_unknown_service_is_one_line(
 ) -> None:
     monkeypatch.setenv("STACK_STATE", str(tmp_path))
     assert main(["up", "kafkaa"]) == 1
-    assert capsys.readouterr().err == "stack: no service kafkaa: there is zookeeper, kafka, elasticsearch\n"
+    assert (
+        capsys.readouterr().err
+        == "stack: no service kafkaa: there is zookeeper, kafka, elasticsearch\n"
+    )
 
 
 def test_check_says_what_does_not_run(
@@ -139,7 +146,7 @@ def test_prerequisites_say_what_to_type(
     (tmp_path / "apt-get").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    monkeypatch.setattr(prerequisites.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert prerequisites.main(["java", "maven"]) == 1
     assert capsys.readouterr().err == (
         "missing: java, maven; type: sudo apt-get install openjdk-17-jre-headless maven\n"
