@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         packages = " ".join(NEEDS[name][1][0] for name in missing)
         sys.stderr.write(f"missing: {', '.join(missing)}; type: sudo apt-get install {packages}\n")
         return 1
-    subprocess.run([*as_root, "apt-get", "update", "-qq"], check=False)
+    subprocess.run([*as_root, "apt-get", "update", "-qq"], capture_output=True, check=False)
     packages_found = [
         next((p for p in NEEDS[name][1] if succeeds(["apt-cache", "show", p])), NEEDS[name][1][0])
         for name in missing
@@ -85,9 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.write(f"installing {' '.join(packages_found)} ...\n")
     sys.stdout.flush()
     install = [*as_root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-qq"]
-    subprocess.run([*install, "--no-install-recommends", *packages_found], check=False)
+    install += ["--no-install-recommends", *packages_found]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
     still = [name for name in missing if not NEEDS[name][0]()]
     if still:
+        sys.stderr.write("\n".join((done.stdout + done.stderr).splitlines()[-10:]) + "\n")
         sys.stderr.write(f"still missing after the installation: {', '.join(still)}\n")
     return 1 if still else 0
 

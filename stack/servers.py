@@ -420,12 +420,13 @@ def run(command: list[str], what: str) -> None:
     """Run a command to its end, silently.
 
     Raises:
-        StackError: it failed; the message ends with what it printed last.
+        StackError: it failed; the message ends with its first error, else what it printed last.
     """
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        last = " ".join((result.stdout + result.stderr).strip().splitlines()[-3:])
-        raise StackError(f"{what} failed (exit code {result.returncode}): {last}")
+        lines = (result.stdout + result.stderr).strip().splitlines() or ["it printed nothing"]
+        telling = next((line for line in lines if "ERROR" in line), lines[-1])
+        raise StackError(f"{what} failed (exit code {result.returncode}): {telling[:500]}")
 
 
 def write(file: Path, text: str) -> None:
