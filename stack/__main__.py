@@ -102,7 +102,9 @@ class Stack:
             ) from exc
         server.prepare()
         self.log(server).parent.mkdir(parents=True, exist_ok=True)
-        with self.log(server).open("ab") as log:
+        if self.log(server).exists():  # what it said before it ended, perhaps badly
+            self.log(server).replace(self.log(server).with_suffix(".log.before"))
+        with self.log(server).open("wb") as log:
             process = subprocess.Popen(
                 server.command,
                 cwd="/",
@@ -182,8 +184,9 @@ class Stack:
 
     def _last_words(self, server: Server) -> str:
         lines = self.log(server).read_text(errors="replace").strip().splitlines()
-        errors = [line for line in lines[-200:] if "ERROR" in line or "Exception" in line]
-        return f"{(errors or lines or ['it printed nothing'])[-1].strip()} (see {self.log(server)})"
+        errors = (line for line in lines if "ERROR" in line or "FATAL" in line)
+        telling = next(errors, lines[-1] if lines else "it printed nothing")
+        return f"{telling.strip()[:300]} (see {self.log(server)})"
 
 
 def command_line(pid: int) -> str:
