@@ -32,6 +32,7 @@ Exit codes: 0 done or stopped cleanly, 1 a server unreachable or a reading unacc
 """
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -47,15 +48,23 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dotenv import load_dotenv
-from elasticsearch import ApiError, Elasticsearch, TransportError
+from elasticsearch import (
+    ApiError,
+    AuthenticationException,
+    AuthorizationException,
+    BadRequestError,
+    Elasticsearch,
+    TransportError,
+)
 from kafka import KafkaConsumer, KafkaProducer
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
 log = logging.getLogger("kafka_to_elasticsearch")
+T = TypeVar("T")
 
 MAPPING_FILE = Path(__file__).with_name("mappings") / "sensors_data.json"
 # Physical range of each measured field: what a working sensor can read outdoors or in a building.
@@ -72,11 +81,12 @@ TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\
 
 BULK_READINGS = 2000  # a bulk is closed when it holds so many readings ...
 BULK_BYTES = 5_000_000  # ... or so many bytes ...
-BULK_WAIT_S = 0.5  # ... or its first reading is so old: a lone reading is searchable within 2 s
+BULK_WAIT_S = 0.5  # ... or was opened so long ago: a lone reading is searchable within 2 s
 BULKS_IN_FLIGHT = 2  # Elasticsearch indexes one while the next is read and validated
 RETRY_BASE_S, RETRY_CAP_S = 0.2, 10.0
 # Statuses of one document that say "not now": overload, a node away, rights or a block to lift.
 RETRY_STATUSES = {401, 403, 429, 502, 503, 504}
+INDEX_GONE, INDEX_CLOSED = "index_not_found_exception", "index_closed_exception"
 STOP_GRACE_S = 10.0  # for what is in flight when told to stop
 COMMIT_TIMEOUT_MS = 5000
 PROGRESS_S = 5.0
@@ -111,6 +121,14 @@ class GaveUpError(Exception):
 
 class SetupError(Exception):
     """What the user must change before the consumer can run, in one line."""
+
+
+class UnreachableError(Exception):
+    """A server that did not answer in time at the start, in one line."""
+
+
+class StoppedError(Exception):
+    """Told to stop before all servers answered."""
 
 
 # What a message must be.
@@ -225,14 +243,16 @@ class Batch:
     entries: list[Entry] = field(default_factory=list)
     dead_letters: list[tuple[Any, str]] = field(default_factory=list)
     offsets: dict[TopicPartition, int] = field(default_factory=dict)
+    messages: int = 0
     size_bytes: int = 0
     opened: float = field(default_factory=time.monotonic)
 
     def __len__(self) -> int:
-        return len(self.entries) + len(self.dead_letters)
+        return self.messages
 
     def add(self, partition: TopicPartition, message: Any) -> None:
         """Validate a message and take it in, as an entry or as a dead letter."""
+        self.messages += 1
         try:
             reading = parse_reading(message.value)
         except InvalidReadingError as exc:
@@ -247,13 +267,32 @@ class Batch:
     @property
     def is_full(self) -> bool:
         """Whether it must go before another message is taken in."""
-        return len(self) >= BULK_READINGS or self.size_bytes >= BULK_BYTES
+        return self.messages >= BULK_READINGS or self.size_bytes >= BULK_BYTES
 
     @property
     def is_due(self) -> bool:
         """Whether it should go."""
         age_s = time.monotonic() - self.opened
-        return self.is_full or (len(self) > 0 and age_s >= BULK_WAIT_S)
+        return self.is_full or (self.messages > 0 and age_s >= BULK_WAIT_S)
+
+
+def classify(item: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what Elasticsearch did with one document of a bulk, and why in its own words.
+
+    indexed: it is stored. exists: the id is there already. again: not now. refused: never.
+
+    >>> classify({"status": 429, "error": {"type": "es_rejected_execution_exception"}})
+    ('again', '429 es_rejected_execution_exception: None')
+    """
+    status, error = item["status"], item.get("error", {})
+    reason = f"{status} {error.get('type')}: {error.get('reason')}"
+    if status == 201:
+        return "indexed", ""
+    if status == 409:
+        return "exists", reason
+    if status in RETRY_STATUSES or error.get("type") in (INDEX_GONE, INDEX_CLOSED):
+        return "again", reason
+    return "refused", reason
 
 
 class Settler:
@@ -301,36 +340,43 @@ class Settler:
             )
         except ApiError as exc:
             if exc.status_code not in (400, 413):
-                return entries, without_newlines(exc)
+                return entries, one_line(exc)
             if len(entries) == 1:  # too large, or unreadable, by itself
-                batch.dead_letters.append(
-                    (entries[0].message, f"Elasticsearch: {without_newlines(exc)}")
-                )
+                batch.dead_letters.append((entries[0].message, f"Elasticsearch: {one_line(exc)}"))
                 return [], ""
             half = len(entries) // 2
             first, why = self.index(entries[:half], batch, outcome)
             second, why_too = self.index(entries[half:], batch, outcome)
             return first + second, why or why_too
         except TransportError as exc:  # refused, timed out, cut: what it did is unknown, ids tell
-            return entries, without_newlines(exc)
+            return entries, one_line(exc)
         items = [item["create"] for item in answer.get("items", [])]
         if len(items) != len(entries):
             return entries, f"it answered for {len(items)} of {len(entries)}"
         again, existing, why = [], [], ""
         for entry, item in zip(entries, items, strict=True):
-            status, error = item["status"], item.get("error", {})
-            if status == 201:
+            verdict, reason = classify(item)
+            if verdict == "indexed":
                 outcome["indexed"] += 1
-            elif status == 409:
+            elif verdict == "exists":
                 existing.append(entry)
-            elif status in RETRY_STATUSES:
-                again.append(entry)
-                why = f"{status} {error.get('type')}: {error.get('reason')}"
+            elif verdict == "refused":
+                batch.dead_letters.append((entry.message, f"Elasticsearch: {reason}"))
             else:
-                reason = f"Elasticsearch: {status} {error.get('type')}: {error.get('reason')}"
-                batch.dead_letters.append((entry.message, reason))
+                again.append(entry)
+                why = reason
+        if INDEX_GONE in why:
+            self.make_index_anew()
         undecided = self.compare(existing, batch, outcome)
         return again + undecided, why or "cannot read what is already there"
+
+    def make_index_anew(self) -> None:
+        """Create the index that somebody has deleted in mid-run, with its mapping."""
+        try:
+            ensure_index(self.client, self.config)
+            log.warning("index %s was gone: made anew with its mapping", self.config.index)
+        except (SetupError, ApiError, TransportError) as exc:
+            log.error("index %s is gone and cannot be made: %s", self.config.index, one_line(exc))
 
     def compare(self, entries: list[Entry], batch: Batch, outcome: Counter[str]) -> list[Entry]:
         """Tell duplicates from conflicts, by what is stored; return the entries left undecided."""
@@ -352,39 +398,33 @@ class Settler:
         return undecided
 
     def send_dead_letters(self, letters: list[tuple[Any, str]]) -> None:
-        """Send messages to the dead-letter topic until each is acknowledged."""
-        pending, attempt = letters, 0
-        while pending:
-            attempt += 1
-            sent, refused = [], []
-            error: Exception | None = None
-            for message, reason in pending:
-                headers = {
-                    "reason": reason,
-                    "source.topic": message.topic,
-                    "source.partition": message.partition,
-                    "source.offset": message.offset,
-                    "source.timestamp": message.timestamp,  # epoch ms
-                }
-                try:
-                    future = self.producer.send(
-                        self.config.dead_letter_topic,
-                        key=message.key,
-                        value=message.value or b"",
-                        headers=[(name, str(value).encode()) for name, value in headers.items()],
-                    )
-                    sent.append(((message, reason), future))
-                except KafkaError as exc:
-                    refused.append((message, reason))
-                    error = exc
-            for letter, future in sent:
-                try:
+        """Send messages to the dead-letter topic until all are acknowledged.
+
+        After a failure all are sent again: rather a dead letter twice than none.
+        """
+        for attempt in itertools.count(1):
+            try:
+                for future in [self.send_dead_letter(*letter) for letter in letters]:
                     future.get(timeout=30)
-                except KafkaError as exc:
-                    refused.append(letter)
-                    error = exc
-            if pending := refused:
-                self.back_off(attempt, f"dead-letter topic: {len(pending)} messages wait ({error})")
+                return
+            except KafkaError as exc:
+                self.back_off(attempt, f"dead-letter topic: {len(letters)} messages wait ({exc})")
+
+    def send_dead_letter(self, message: Any, reason: str) -> Any:
+        """Hand one message to the producer: its key and bytes, the reason, where it came from."""
+        headers = {
+            "reason": reason,
+            "source.topic": message.topic,
+            "source.partition": message.partition,
+            "source.offset": message.offset,
+            "source.timestamp": message.timestamp,  # epoch ms
+        }
+        return self.producer.send(
+            self.config.dead_letter_topic,
+            key=message.key,
+            value=message.value or b"",
+            headers=[(name, str(value).encode()) for name, value in headers.items()],
+        )
 
     def back_off(self, attempt: int, why: str) -> None:
         """Wait longer at each attempt, up to a cap, at random so that workers do not march in step.
@@ -399,7 +439,7 @@ class Settler:
             raise GaveUpError(why)
 
 
-def without_newlines(exc: Exception) -> str:
+def one_line(exc: Exception) -> str:
     """Return an exception's message in one line, not too long."""
     text = " ".join(str(exc).split())
     return text if len(text) <= 300 else f"{text[:297]}..."
@@ -420,7 +460,9 @@ class Pipeline:
         self.in_flight: deque[tuple[Batch, Future[Counter[str]]]] = deque()
         self.to_commit: dict[TopicPartition, int] = {}
         self.totals: Counter[str] = Counter()
+        self.generation: int | None = None
         self.assigned: set[TopicPartition] = set()
+        self.next_offset: dict[TopicPartition, int] = {}
         self.began = self.last_progress = self.last_busy = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
@@ -432,15 +474,48 @@ class Pipeline:
             if self.batch.is_full:  # back-pressure: read no more, but stay in the group
                 self.consumer.pause(*self.consumer.assignment())
                 wait([self.in_flight[0][1]], timeout=0.2)
-                self.take(self.consumer.poll(0))
+                polled = self.consumer.poll(0)
             else:
                 self.consumer.resume(*self.consumer.paused())
-                self.take(self.consumer.poll(100, max_records=BULK_READINGS - len(self.batch)))
+                polled = self.consumer.poll(100, max_records=BULK_READINGS - len(self.batch))
+            self.note_assignment()
+            self.take(polled)
             self.report()
 
+    def note_assignment(self) -> None:
+        """After each rebalance, say which partitions are ours and note where we go on in them."""
+        generation = self.consumer.group_metadata().generation_id  # grows with each rebalance
+        assigned = set(self.consumer.assignment() or ())
+        if (generation, assigned) == (self.generation, self.assigned):
+            return
+        if assigned != self.assigned:
+            numbers = ",".join(str(p.partition) for p in sorted(assigned)) or "none"
+            log.info("assigned partitions=%s of topic=%s", numbers, self.config.topic)
+        self.generation, self.assigned, self.next_offset = generation, assigned, {}
+        try:
+            for partition in assigned:
+                offset = self.consumer.committed(partition, timeout_ms=COMMIT_TIMEOUT_MS)
+                if offset is not None:
+                    self.next_offset[partition] = offset
+        except KafkaError as exc:
+            log.warning("offsets already committed are not known (%s)", type(exc).__name__)
+
     def take(self, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
-        """Add the polled messages to the batch."""
+        """Add the polled messages to the batch, and say so when their offsets do not follow on."""
         for partition, messages in polled.items():
+            expected = self.next_offset.get(partition, messages[0].offset)
+            self.next_offset[partition] = messages[-1].offset + 1
+            skipped = self.next_offset[partition] - expected - len(messages)
+            if skipped > 0:  # markers of transactions leave gaps too
+                log.warning(
+                    "partition %d: %d offsets after %d hold nothing to read: deleted by the "
+                    "topic's retention before we came", partition.partition, skipped, expected,
+                )  # fmt: skip
+            elif skipped < 0:
+                log.warning(
+                    "partition %d: offsets go back from %d to %d: the topic was made anew; reading "
+                    "it from there", partition.partition, expected, messages[0].offset,
+                )  # fmt: skip
             self.totals["consumed"] += len(messages)
             for message in messages:
                 self.batch.add(partition, message)
@@ -489,12 +564,7 @@ class Pipeline:
         return f"{counts} in_flight={self.unsettled}"
 
     def report(self) -> None:
-        """Log a change of assignment at once, and the progress every few seconds."""
-        assigned = set(self.consumer.assignment() or ())
-        if assigned != self.assigned:
-            partitions = ",".join(str(p.partition) for p in sorted(assigned)) or "none"
-            log.info("assigned partitions=%s of topic=%s", partitions, self.config.topic)
-            self.assigned = assigned
+        """Log the progress every few seconds."""
         now = time.monotonic()
         if now - self.last_progress >= PROGRESS_S:
             rate_hz = (self.totals["consumed"] - self.totals["reported"]) / (
@@ -542,76 +612,85 @@ class Pipeline:
 # Connecting, and what must be there before the first document.
 
 
-def wait_for_elasticsearch(config: Config, stop: threading.Event) -> Elasticsearch:
-    """Return a client of an Elasticsearch that answers; ask again until --wait seconds are over.
+def patiently(
+    server: str, address: str, connect: Callable[[], T], config: Config, stop: threading.Event
+) -> T:
+    """Return what connect returns, tried again until --wait seconds are over.
+
+    Raises:
+        UnreachableError: the server did not answer in time.
+        StoppedError: told to stop before that.
+    """
+    deadline = time.monotonic() + config.wait_s
+    while True:
+        try:
+            return connect()
+        except (ApiError, TransportError, KafkaError) as exc:
+            why, left_s = one_line(exc), deadline - time.monotonic()
+            if left_s <= 0:
+                raise UnreachableError(
+                    f"{server} does not answer at {address} ({why}): is it started? "
+                    "(docker compose up -d --wait)"
+                ) from exc
+            log.warning("waiting for %s at %s (%s), %.0f s left", server, address, why, left_s)
+        if stop.wait(min(2.0, left_s)):
+            raise StoppedError
+
+
+def connect_to_elasticsearch(config: Config) -> Elasticsearch:
+    """Return a client of an Elasticsearch that answers.
 
     Raises:
         SetupError: the URL or the rights are wrong.
-        ApiError, TransportError: it did not answer in time.
+        ApiError, TransportError: it does not answer yet.
     """
     try:
         client = Elasticsearch(config.elasticsearch_url, request_timeout=30, max_retries=0)
     except ValueError as exc:
         raise SetupError(f"ELASTICSEARCH_URL: {exc} (for example http://localhost:9200)") from exc
-    deadline = time.monotonic() + config.wait_s
-    while True:
-        try:
-            client.options(request_timeout=5).cluster.health(wait_for_status="yellow", timeout="2s")
-            return client
-        except (ApiError, TransportError) as exc:
-            if isinstance(exc, ApiError) and exc.status_code in (401, 403):
-                raise SetupError(f"Elasticsearch refuses us: {without_newlines(exc)}") from exc
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise
-            log.warning(
-                "waiting for Elasticsearch (%s), %.0f s left", without_newlines(exc), left_s
-            )
-            if stop.wait(min(2.0, left_s)):
-                raise
+    try:
+        client.options(request_timeout=5).cluster.health(wait_for_status="yellow", timeout="2s")
+    except (AuthenticationException, AuthorizationException) as exc:
+        raise SetupError(f"Elasticsearch refuses us: {one_line(exc)}") from exc
+    return client
 
 
 def ensure_index(client: Elasticsearch, config: Config) -> None:
-    """Make sure that the index exists and has the mapping of MAPPING_FILE, by an index template.
+    """Make sure that the index exists with the mapping of MAPPING_FILE, by an index template.
 
-    The template also covers a later index of the same prefix, and the same index made anew.
+    The template also covers a later index of the same prefix. It forbids Elasticsearch to create
+    one by itself: an index that is deleted in mid-run comes back here, not by a guess.
 
     Raises:
         SetupError: the mapping file is missing or wrong, or the index has another mapping.
+        ApiError, TransportError: Elasticsearch does not answer.
     """
+    index = config.index
     if config.dynamic_mapping:
-        simulated = client.indices.simulate_index_template(name=config.index)
+        simulated = client.indices.simulate_index_template(name=index)
         if simulated.get("template", {}).get("mappings"):
-            log.warning(
-                "--dynamic-mapping: an index template still gives %s its mapping; choose an index "
-                "of another name (ELASTICSEARCH_INDEX)", config.index,
-            )  # fmt: skip
+            raise SetupError(
+                f"--dynamic-mapping: an index template still gives {index} its mapping; choose "
+                "an index of another name (ELASTICSEARCH_INDEX)"
+            )
         return
-    try:
-        template = json.loads(MAPPING_FILE.read_text(encoding="utf-8"))
-        wanted = template["mappings"]["properties"]
-    except OSError as exc:
-        raise SetupError(
-            f"cannot read {MAPPING_FILE} ({exc.strerror}): put the project's mapping file there, "
-            "or let Elasticsearch guess with --dynamic-mapping"
-        ) from exc
-    except (ValueError, KeyError, TypeError) as exc:
-        raise SetupError(f"{MAPPING_FILE} is not a JSON object with mappings: {exc!r}") from exc
+    template = load_template()
     try:
         client.indices.put_index_template(
-            name=config.index,
-            index_patterns=[f"{config.index}*"],
-            priority=100 + len(config.index),  # of two patterns that match, the longer wins
+            name=index,
+            index_patterns=[f"{index}*"],
+            priority=100 + len(index),  # of two patterns that match, the longer wins
+            allow_auto_create=False,
             template=template,
         )
-        if not client.indices.exists(index=config.index):
-            client.indices.create(index=config.index)
-    except ApiError as exc:
+        if not client.indices.exists(index=index):
+            client.indices.create(index=index)
+    except BadRequestError as exc:
         if exc.error != "resource_already_exists_exception":  # another consumer was faster
-            raise SetupError(f"index {config.index}: {without_newlines(exc)}") from exc
-    for name, found in client.indices.get_mapping(index=config.index).items():
+            raise SetupError(f"index {index}: {one_line(exc)}") from exc
+    for name, found in client.indices.get_mapping(index=index).items():
         fields = found["mappings"].get("properties", {})
-        for key, definition in wanted.items():
+        for key, definition in template["mappings"]["properties"].items():
             if (kind := fields.get(key, {}).get("type")) != definition["type"]:
                 raise SetupError(
                     f"index {name} has {key} as {kind}, not as {definition['type']}: it was made "
@@ -620,55 +699,61 @@ def ensure_index(client: Elasticsearch, config: Config) -> None:
                 )
 
 
-def connect_to_kafka(config: Config, stop: threading.Event) -> tuple[KafkaConsumer, KafkaProducer]:
+def load_template() -> dict[str, Any]:
+    """Return the settings and mappings of MAPPING_FILE.
+
+    Raises:
+        SetupError: it is missing or wrong.
+    """
+    try:
+        template = json.loads(MAPPING_FILE.read_text(encoding="utf-8"))
+        template["mappings"]["properties"].items()
+    except OSError as exc:
+        raise SetupError(
+            f"cannot read {MAPPING_FILE} ({exc.strerror}): put the project's mapping file there, "
+            "or let Elasticsearch guess with --dynamic-mapping"
+        ) from exc
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise SetupError(f"{MAPPING_FILE} is not a JSON object with mappings: {exc!r}") from exc
+    return dict(template)
+
+
+def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
     """Return a consumer in the group and a producer for dead letters.
 
     Raises:
-        KafkaError: no broker answered within --wait seconds, or the topic does not exist there.
+        KafkaError: no broker answers yet, or the topic does not exist.
     """
-    addresses = config.bootstrap_servers.split(",")
-    deadline = time.monotonic() + config.wait_s
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # here the waiting is said below
-    while True:
-        try:
-            producer = KafkaProducer(
-                bootstrap_servers=addresses,
-                bootstrap_timeout_ms=2000,
-                acks="all",
-                enable_idempotence=True,
-                compression_type="gzip",
-                max_request_size=64 * 1024 * 1024,  # whatever could be read can be written
-                max_block_ms=5000,
-                reconnect_backoff_max_ms=5000,
-            )
-            for topic in (config.topic, config.dead_letter_topic):
-                producer.partitions_for(topic)  # creates it, where the broker allows that
-            consumer = KafkaConsumer(
-                bootstrap_servers=addresses,
-                bootstrap_timeout_ms=2000,
-                group_id=config.group_id,
-                auto_offset_reset="earliest",  # started after the generator, it misses nothing
-                enable_auto_commit=False,  # only what is settled is committed
-                session_timeout_ms=20_000,  # a killed member's partitions are free after that
-                max_partition_fetch_bytes=4 * 1024 * 1024,
-                reconnect_backoff_max_ms=5000,
-            )
-            # Without the topic's metadata kafka-python can join with an empty assignment and stay
-            # there ("No partition metadata for topic"): ask for it before joining.
-            if not consumer.partitions_for_topic(config.topic):
-                raise KafkaTimeoutError(f"topic {config.topic} does not exist")
-            consumer.subscribe([config.topic])
-            logging.getLogger("kafka").setLevel(logging.ERROR)
-            return consumer, producer
-        except KafkaError as exc:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise
-            log.warning(
-                "waiting for Kafka at %s (%s), %.0f s left", config.bootstrap_servers, exc, left_s
-            )
-            if stop.wait(min(2.0, left_s)):
-                raise
+    servers = config.bootstrap_servers.split(",")
+    common = {"bootstrap_timeout_ms": 2000, "reconnect_backoff_max_ms": 5000}
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # here the waiting is said by us
+    producer = KafkaProducer(
+        bootstrap_servers=servers,
+        acks="all",
+        enable_idempotence=True,
+        compression_type="gzip",
+        max_request_size=64 * 1024 * 1024,  # whatever could be read can be written
+        max_block_ms=5000,
+        **common,
+    )
+    for topic in (config.topic, config.dead_letter_topic):
+        producer.partitions_for(topic)  # creates it, where the broker allows that
+    consumer = KafkaConsumer(
+        bootstrap_servers=servers,
+        group_id=config.group_id,
+        auto_offset_reset="earliest",  # started after the generator, it misses nothing
+        enable_auto_commit=False,  # only what is settled is committed
+        session_timeout_ms=20_000,  # a killed member's partitions are free after that
+        max_partition_fetch_bytes=4 * 1024 * 1024,
+        **common,
+    )
+    # Without the topic's metadata kafka-python can join with an empty assignment and stay there
+    # ("No partition metadata for topic"): ask for it before joining.
+    if not consumer.partitions_for_topic(config.topic):
+        raise UnknownTopicOrPartitionError(f"topic {config.topic} does not exist")
+    consumer.subscribe([config.topic])
+    logging.getLogger("kafka").setLevel(logging.ERROR)
+    return consumer, producer
 
 
 # The command.
@@ -725,16 +810,9 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
         help="stop when nothing has come for that long (default: never)")  # fmt: skip
     parser.add_argument("--wait", type=seconds, default=60.0, metavar="SECONDS",
         help="how long to wait for the servers at the start (default: 60)")  # fmt: skip
-    options = parser.parse_args(argv)
+    options = vars(parser.parse_args(argv))
     return Config(
-        bootstrap_servers=options.bootstrap_servers,
-        topic=options.topic,
-        group_id=options.group_id,
-        elasticsearch_url=options.elasticsearch_url,
-        index=options.index,
-        dynamic_mapping=options.dynamic_mapping,
-        exit_when_idle_s=options.exit_when_idle,
-        wait_s=options.wait,
+        exit_when_idle_s=options.pop("exit_when_idle"), wait_s=options.pop("wait"), **options
     )
 
 
@@ -775,20 +853,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: stop.set())
     try:
-        client = wait_for_elasticsearch(config, stop)
-        ensure_index(client, config)
-        consumer, producer = connect_to_kafka(config, stop)
-    except SetupError as exc:
+        where = ("Elasticsearch", shown_url(config))
+        client = patiently(*where, lambda: connect_to_elasticsearch(config), config, stop)
+        patiently(*where, lambda: ensure_index(client, config), config, stop)
+        where = ("Kafka", config.bootstrap_servers)
+        consumer, producer = patiently(*where, lambda: connect_to_kafka(config), config, stop)
+    except StoppedError:
+        return 0
+    except (SetupError, UnreachableError) as exc:
         log.error("%s", exc)
-        return 2
-    except (ApiError, TransportError, KafkaError) as exc:
-        if stop.is_set():
-            return 0
-        server = "Kafka" if isinstance(exc, KafkaError) else "Elasticsearch"
-        address = config.bootstrap_servers if server == "Kafka" else shown_url(config)
-        log.error("%s does not answer at %s (%s): is it started? (docker compose up -d --wait)",
-                  server, address, without_newlines(exc))  # fmt: skip
-        return 1
+        return 2 if isinstance(exc, SetupError) else 1
     log.info("indexing topic=%s group=%s into index=%s at %s",
              config.topic, config.group_id, config.index, shown_url(config))  # fmt: skip
     pipeline = Pipeline(config, consumer, Settler(config, client, producer))

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import KafkaAdminClient
+from kafka.structs import TopicPartition
 
 from stack.__main__ import Stack
 from tests.conftest import PROJECT, Pipeline, interrupt, new_stack, wait_until
@@ -179,6 +181,28 @@ def test_the_verifier_sees_what_is_lost_changed_or_made_up(pipeline: Pipeline) -
     assert (len(verdict.missing), len(verdict.differing), len(verdict.unexpected)) == (1, 1, 1)
     out, _ = pipeline.run("tools/verify.py", code=1)
     assert re.search(r"^missing +1   for example \(\d, \d+\)$", out, re.MULTILINE)
+
+
+def test_messages_deleted_before_they_were_read_are_counted_in_the_log(pipeline: Pipeline) -> None:
+    pipeline.send(*[b"bad"] * 10)
+    pipeline.consume()
+    pipeline.send(*[b"bad"] * 10)
+    with KafkaAdminClient(bootstrap_servers=pipeline.kafka) as admin:
+        admin.delete_records({TopicPartition(pipeline.topic, 0): 15})
+    err = pipeline.consume()
+    assert "partition 0: 5 offsets after 10 hold nothing to read" in err
+    assert accounts(err)["consumed"] == 5
+
+
+def test_a_topic_made_anew_is_read_from_its_beginning(pipeline: Pipeline) -> None:
+    pipeline.send(*[b"bad"] * 10)
+    pipeline.consume()
+    with KafkaAdminClient(bootstrap_servers=pipeline.kafka) as admin:
+        admin.delete_topics([pipeline.topic])
+        wait_until(lambda: pipeline.topic not in admin.list_topics(), "the topic is gone")
+    pipeline.send(*[b"bad"] * 3)
+    err = pipeline.consume()
+    assert accounts(err)["consumed"] == 3
 
 
 # Signals and exit codes

@@ -1,7 +1,6 @@
 """What becomes of a batch, on the real servers; failures are put in front of them."""
 
 import json
-import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -215,6 +214,20 @@ def test_a_bulk_that_is_too_large_is_split(pipeline: Pipeline, settler: indexer.
     assert b"413" in dict(pipeline.dead_letters()[0].headers)["reason"]
 
 
+def test_a_closed_index_makes_the_readings_wait(
+    pipeline: Pipeline, settler: indexer.Settler
+) -> None:
+    pipeline.client.indices.close(index=pipeline.index)
+    outcome: Counter[str] = Counter()
+    worker = threading.Thread(target=lambda: outcome.update(settler.settle(batch_of(reading(1)))))
+    worker.start()
+    worker.join(timeout=1.0)
+    assert worker.is_alive()
+    pipeline.client.indices.open(index=pipeline.index)
+    worker.join(timeout=60)
+    assert outcome["indexed"] == 1
+
+
 def test_a_read_only_index_makes_the_readings_wait(
     pipeline: Pipeline, settler: indexer.Settler
 ) -> None:
@@ -266,11 +279,12 @@ def test_the_index_has_the_mapping_of_the_file(pipeline: Pipeline, config: index
     assert mapping == wanted
 
 
-def test_an_index_made_anew_has_the_mapping_too(
-    pipeline: Pipeline, settler: indexer.Settler
+def test_an_index_deleted_in_mid_run_is_made_anew_with_its_mapping(
+    pipeline: Pipeline, settler: indexer.Settler, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipeline.client.indices.delete(index=pipeline.index)
     assert settler.settle(batch_of(reading(1)))["indexed"] == 1
+    assert "was gone: made anew with its mapping" in caplog.text
     mapping = pipeline.client.indices.get_mapping(index=pipeline.index)[pipeline.index]["mappings"]
     assert mapping["dynamic"] == "strict"
 
@@ -295,22 +309,20 @@ def test_two_indices_of_one_prefix_have_their_own_template(
 
 
 def test_dynamic_mapping_leaves_it_to_elasticsearch(
-    pipeline: Pipeline, settler: indexer.Settler, caplog: pytest.LogCaptureFixture
+    pipeline: Pipeline, settler: indexer.Settler
 ) -> None:
     argv = ["--dynamic-mapping", "--index", f"guessed-{pipeline.index}"]
     dynamic = indexer.load_config(argv, pipeline.environ)
-    with caplog.at_level(logging.WARNING):
-        indexer.ensure_index(pipeline.client, dynamic)
-        assert caplog.text == ""
-        settler.config = dynamic
-        settler.settle(batch_of(reading(1)))
-        found = pipeline.client.indices.get_mapping(index=dynamic.index)[dynamic.index]["mappings"]
-        pipeline.client.indices.delete(index=dynamic.index)
-        assert found["properties"]["sensor_id"]["type"] == "text"
-        assert found["properties"]["timestamp"]["type"] == "date"
-        templated = indexer.load_config(["--dynamic-mapping"], pipeline.environ)
+    indexer.ensure_index(pipeline.client, dynamic)
+    settler.config = dynamic
+    settler.settle(batch_of(reading(1)))
+    found = pipeline.client.indices.get_mapping(index=dynamic.index)[dynamic.index]["mappings"]
+    pipeline.client.indices.delete(index=dynamic.index)
+    assert found["properties"]["sensor_id"]["type"] == "text"
+    assert found["properties"]["timestamp"]["type"] == "date"
+    templated = indexer.load_config(["--dynamic-mapping"], pipeline.environ)
+    with pytest.raises(indexer.SetupError, match="an index template still gives"):
         indexer.ensure_index(pipeline.client, templated)
-        assert "an index template still gives" in caplog.text
 
 
 def test_an_index_name_that_elasticsearch_refuses_is_one_line(
