@@ -794,7 +794,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
 
     def add(flag: str, variable: str, default: str, kind: Callable[[str], str] = str) -> None:
         value = environ.get(variable) or default
-        text = f"environment: {variable} (now: %(default)s)"
+        text = f"environment: {variable} (default: {default})"  # not what it is now: no secret
         parser.add_argument(
             flag, default=value, type=kind, metavar=variable.split("_")[-1], help=text
         )

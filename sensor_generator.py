@@ -551,7 +551,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
         ("--topic", "KAFKA_TOPIC", "smart-city-sensors", topic_name),
     ):
         add(flag, default=environ.get(name) or default, type=kind, metavar=name.split("_")[-1],
-            help=f"environment: {name} (now: %(default)s)")  # fmt: skip
+            help=f"environment: {name} (default: {default})")  # fmt: skip
     options = parser.parse_args(argv)
 
     interval_s = tuple(options.interval or (1.0, 3.0))

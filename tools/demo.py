@@ -11,6 +11,7 @@ Environment (or .env): as the two scripts. Exit codes: 0 all agrees, 1 something
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -132,7 +133,7 @@ def kibana_answers(url: str) -> bool:
         return False
 
 
-def print_next_steps(environ: dict[str, str]) -> None:
+def print_next_steps(environ: dict[str, str], url: str, index: str) -> None:
     """Say where to look next."""
     kibana = f"http://127.0.0.1:{environ.get('KIBANA_HOST_PORT') or 5601}"
     say("\nEt maintenant :")
@@ -142,7 +143,7 @@ def print_next_steps(environ: dict[str, str]) -> None:
         say(f"  {kibana:<45} Kibana")
     else:
         say("  Kibana demande Docker : voir README.md. Les données restent, elles, consultables :")
-        say("  curl 'http://localhost:9200/sensors_data/_search?pretty&size=3'")
+        say(f"  curl '{url}/{index}/_search?pretty&size=3'")
     say("  make down                                     arrêter les serveurs")
 
 
@@ -172,7 +173,7 @@ def main() -> int:
         return 1
     seconds = time.monotonic() - began
     say(f"\n✓ Ce qui a été produit est exactement ce qui est indexé ({seconds:.0f} s).")
-    print_next_steps(dict(environ))
+    print_next_steps(dict(environ), re.sub(r"//[^/@]*@", "//", url), index)  # no password
     return 0
 
 

@@ -303,3 +303,11 @@ def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture
 def test_a_password_in_the_url_is_not_shown() -> None:
     config = indexer.load_config(["--elasticsearch-url", "https://me:secret@host:9200"], {})
     assert indexer.shown_url(config) == "https://host:9200"
+
+
+def test_help_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        indexer.load_config(["--help"], {"ELASTICSEARCH_URL": "https://me:secret@host:9200"})
+    shown = capsys.readouterr().out
+    assert "secret" not in shown
+    assert "http://localhost:9200" in shown
