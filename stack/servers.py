@@ -300,7 +300,9 @@ class Translator:
         shutil.rmtree(partial, ignore_errors=True)
         plugin = f"org.apache.maven.plugins:maven-dependency-plugin:3.8.1:{goal[0]}"
         command = ["mvn", "-B", "-q", "-f", str(HERE / f"{what}.pom.xml"), plugin, *goal[1:]]
-        run([*command, *options, f"-DoutputDirectory={partial}"], f"fetching {what} with Maven")
+        # Its notes of what it has unpacked go with the result, not into the project's folder.
+        folders = [f"-DoutputDirectory={partial}", f"-DmarkersDirectory={partial}/.markers"]
+        run([*command, *options, *folders], f"fetching {what} with Maven")
         if os.geteuid() == 0:  # the distribution's configuration is not readable by others
             for path in partial.rglob("*"):
                 path.chmod(path.stat().st_mode | 0o444)
