@@ -469,6 +469,7 @@ class Pipeline:
         """Move messages until told to stop or idle for --exit-when-idle seconds."""
         while not stop.is_set() and not self.is_idle():
             self.collect()
+            self.commit()
             if self.batch.is_due and len(self.in_flight) < BULKS_IN_FLIGHT:
                 self.submit()
             if self.batch.is_full:  # back-pressure: read no more, but stay in the group
@@ -526,16 +527,22 @@ class Pipeline:
         self.batch = Batch()
 
     def collect(self) -> None:
-        """Count the batches that are settled, oldest first, and commit their offsets.
+        """Count the batches that are settled, oldest first, and note their offsets for the commit.
 
         Only from the front of the queue: a later batch that is settled sooner waits for its turn,
         so an offset is never committed before one that precedes it.
+
+        Raises:
+            GaveUpError: the worker of the oldest batch was told to abandon it.
         """
         while self.in_flight and self.in_flight[0][1].done():
             batch, settled = self.in_flight[0]
             self.totals += settled.result()
             self.to_commit |= batch.offsets
             self.in_flight.popleft()
+
+    def commit(self) -> None:
+        """Commit the offsets of what is settled, in the partitions that are still ours."""
         owned = self.consumer.assignment() or set()
         offsets = {p: OffsetAndMetadata(o, "", -1) for p, o in self.to_commit.items() if p in owned}
         if not offsets:
@@ -596,6 +603,7 @@ class Pipeline:
             self.collect()
         except GaveUpError as exc:
             log.error("not settled, to be read again: %d messages (%s)", self.unsettled, exc)
+        self.commit()  # also when a later batch was given up: what is sure is sure
         seconds = time.monotonic() - self.began
         log.info(
             "stopped %s seconds=%.1f rate_hz=%.1f",

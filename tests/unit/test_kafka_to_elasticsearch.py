@@ -219,9 +219,11 @@ def test_a_later_batch_that_is_settled_first_waits(
     first, second = in_flight(pipeline, 4), in_flight(pipeline, 5)
     second.set_result(Counter(indexed=1))
     pipeline.collect()
+    pipeline.commit()
     assert consumer.commits == []
     first.set_result(Counter(duplicates=1))
     pipeline.collect()
+    pipeline.commit()
     assert consumer.commits == [{PARTITION: 6}]
     assert pipeline.accounts() == "consumed=2 indexed=1 duplicates=1 dead_lettered=0 in_flight=0"
 
@@ -232,9 +234,11 @@ def test_a_refused_commit_goes_with_the_next(
     in_flight(pipeline, 4).set_result(Counter(indexed=1))
     consumer.refuses = True
     pipeline.collect()
+    pipeline.commit()
     consumer.refuses = False
     in_flight(pipeline, 9, partition=1).set_result(Counter(indexed=1))
     pipeline.collect()
+    pipeline.commit()
     assert consumer.commits == [{PARTITION: 5, TopicPartition("t", 1): 10}]
 
 
@@ -244,6 +248,7 @@ def test_only_assigned_partitions_are_committed(
     consumer.owned = {TopicPartition("t", 1)}
     in_flight(pipeline, 4).set_result(Counter(indexed=1))
     pipeline.collect()
+    pipeline.commit()
     assert consumer.commits == []
 
 
@@ -254,6 +259,16 @@ def test_finish_reports_what_is_left(
     in_flight(pipeline, 4).set_exception(indexer.GaveUpError("Elasticsearch: 1 readings wait"))
     assert pipeline.finish() is False
     assert "not settled, to be read again: 1 messages" in caplog.text
+
+
+def test_finish_commits_what_is_sure_before_what_was_given_up(
+    pipeline: indexer.Pipeline, consumer: FakeConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer, "STOP_GRACE_S", 0)
+    in_flight(pipeline, 4).set_result(Counter(indexed=1))
+    in_flight(pipeline, 5).set_exception(indexer.GaveUpError("Elasticsearch: 1 readings wait"))
+    assert pipeline.finish() is False
+    assert consumer.commits == [{PARTITION: 5}]
 
 
 def test_finish_refuses_accounts_that_do_not_close(
