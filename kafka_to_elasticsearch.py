@@ -16,9 +16,13 @@ A document's id is made of sensor_id and timestamp, so a message that is read ag
 it is counted as a duplicate. Offsets are committed, in order, only when everything before them is
 indexed, already there, or in the dead-letter topic. While Elasticsearch or Kafka is away it waits.
 
-A progress line, every 5 seconds (consumed is always the sum of the four that follow):
+A progress line, every 5 seconds (consumed is always the sum of the four that follow; lag counts
+the messages of the assigned partitions that are not settled yet):
 
     progress consumed=5000 indexed=4990 duplicates=8 dead_lettered=2 in_flight=0 rate_hz=1000 lag=0
+
+With --metrics-port PORT, http://127.0.0.1:PORT/metrics says the same to Prometheus, and /health
+answers 200 "ok", or 503 and the reason when it is stuck.
 
 Environment (or .env beside this file; a flag wins over both):
     KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
@@ -43,13 +47,15 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
+import msgspec
 from dotenv import load_dotenv
 from elasticsearch import (
     ApiError,
@@ -59,36 +65,40 @@ from elasticsearch import (
     Elasticsearch,
     TransportError,
 )
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 from kafka.structs import OffsetAndMetadata, TopicPartition
+from msgspec import Meta
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 log = logging.getLogger("kafka_to_elasticsearch")
 T = TypeVar("T")
 
 MAPPING_FILE = Path(__file__).with_name("mappings") / "sensors_data.json"
-# Physical range of each measured field: what a working sensor can read outdoors or in a building.
-RANGES: dict[str, tuple[type[int] | type[float], float, float]] = {
-    "temperature": (float, -40.0, 60.0),  # degrees Celsius
-    "humidity": (float, 0.0, 100.0),  # %
-    "co2_level": (int, 350, 10_000),  # ppm
-    "light_intensity": (int, 0, 200_000),  # lux
-}
-FIELDS = {"sensor_id", "timestamp", *RANGES}
-SENSOR_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# RFC 3339: what is left to Python's own parser after this is whether the date exists.
-TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 BULK_READINGS = 2000  # a bulk is closed when it holds so many readings ...
 BULK_BYTES = 5_000_000  # ... or so many bytes ...
 BULK_WAIT_S = 0.5  # ... or was opened so long ago: a lone reading is searchable within 2 s
 BULKS_IN_FLIGHT = 2  # Elasticsearch indexes one while the next is read and validated
+POLL_READINGS = 500  # what one poll may add to a bulk
+# With these two, memory is bounded whatever the backlog: the bulks in flight, the open one, and
+# what kafka-python has fetched ahead.
+PARTITION_FETCH_BYTES, FETCH_BYTES = 2_000_000, 10_000_000
 RETRY_BASE_S, RETRY_CAP_S = 0.2, 10.0
 # Statuses of one document that say "not now": overload, a node away, rights or a block to lift.
 RETRY_STATUSES = {401, 403, 429, 502, 503, 504}
 INDEX_GONE, INDEX_CLOSED = "index_not_found_exception", "index_closed_exception"
+GARBLED = (LookupError, TypeError, AttributeError, ValueError)  # what a wrong answer raises
+# Cooperative: when a member comes or goes, the others keep the partitions that do not move.
+ASSIGNORS = (CooperativeStickyAssignor,)
+SESSION_TIMEOUT_MS = 20_000  # a killed member's partitions are free after that
+MAX_POLL_INTERVAL_MS = 300_000  # one that does not poll for so long is taken for dead
+STUCK_S = 30.0  # waiting for longer than that is trouble
 STOP_GRACE_S = 10.0  # for what is in flight when told to stop
-COMMIT_TIMEOUT_MS = 5000
+KAFKA_TIMEOUT_MS = 5000
 PROGRESS_S = 5.0
 
 
@@ -104,6 +114,7 @@ class Config:
     dynamic_mapping: bool
     exit_when_idle_s: float
     wait_s: float
+    metrics_port: int | None
 
     @property
     def dead_letter_topic(self) -> str:
@@ -134,68 +145,50 @@ class StoppedError(Exception):
 # What a message must be.
 
 
-def reject_constant(name: str) -> None:
-    """Refuse NaN and Infinity, which Python reads but JSON does not have."""
-    raise InvalidReadingError(f"not JSON: {name}")
+class Reading(msgspec.Struct, forbid_unknown_fields=True):
+    """The six fields, each within what a working sensor can measure outdoors or in a building."""
+
+    sensor_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,128}\Z")]
+    timestamp: str  # see normalised_timestamp
+    temperature: Annotated[float, Meta(ge=-40, le=60)]  # degrees Celsius
+    humidity: Annotated[float, Meta(ge=0, le=100)]  # %
+    co2_level: Annotated[int, Meta(ge=350, le=10_000)]  # ppm
+    light_intensity: Annotated[int, Meta(ge=0, le=200_000)]  # lux
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse an object that says two things under one name."""
-    if len(found := dict(pairs)) != len(pairs):
-        raise InvalidReadingError("a field is given twice")
-    return found
+DECODER = msgspec.json.Decoder(Reading)
+# In a reading, six names and two strings stand between quotes; a field given twice adds to them.
+QUOTES = 16
+# RFC 3339: what is left to Python's own parser after this is whether the date exists.
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
-JSON_DECODER = json.JSONDecoder(parse_constant=reject_constant, object_pairs_hook=unique_keys)
-
-
-def parse_reading(value: bytes | None) -> dict[str, Any]:
-    """Return the reading in a message: the six fields, checked, the time normalised.
+def parse_reading(value: bytes | None) -> Reading:
+    """Return the reading in a message: checked, the time normalised.
 
     Raises:
-        InvalidReadingError: it is not a JSON object in UTF-8 with exactly the six fields, or a
-            field has a wrong type or lies outside its physical range.
+        InvalidReadingError: it is not a JSON object in UTF-8 with exactly the six fields, each
+            once, or a field has a wrong type or lies outside its range.
 
-    >>> parse_reading(b'[1, 2]')
+    >>> parse_reading(b"[1, 2]")
     Traceback (most recent call last):
-    kafka_to_elasticsearch.InvalidReadingError: not a JSON object but a list
+    kafka_to_elasticsearch.InvalidReadingError: Expected `object`, got `array`
     """
     if not value:
         raise InvalidReadingError("empty message")
     try:
-        reading = JSON_DECODER.decode(value.decode())
-    except InvalidReadingError:
-        raise
+        reading = DECODER.decode(value)
     except UnicodeDecodeError as exc:
-        raise InvalidReadingError(f"not UTF-8 at byte {exc.start}") from exc
-    except RecursionError as exc:
-        raise InvalidReadingError("nested too deep") from exc
-    except ValueError as exc:
-        raise InvalidReadingError(f"not JSON: {exc}") from exc
-    if not isinstance(reading, dict):
-        raise InvalidReadingError(f"not a JSON object but a {type(reading).__name__}")
-    if reading.keys() != FIELDS:
-        missing, unknown = sorted(FIELDS - reading.keys()), sorted(reading.keys() - FIELDS)
-        names = [f"missing field {name}" for name in missing]
-        names += [f"unknown field {shown(name)}" for name in unknown[:3]]
-        raise InvalidReadingError(", ".join(names))
-    sensor_id = reading["sensor_id"]
-    if not isinstance(sensor_id, str) or not SENSOR_ID.fullmatch(sensor_id):
-        raise InvalidReadingError(
-            f"sensor_id: {shown(sensor_id)} is not 1 to 128 letters, digits or . _ : -"
-        )
-    for name, (kind, low, high) in RANGES.items():
-        number = reading[name]
-        # By exact type: True is an int in Python, and 412.0 ppm is not a whole number in JSON.
-        if type(number) is not int and type(number) is not kind:
-            wanted = "an integer" if kind is int else "a number"
-            raise InvalidReadingError(f"{name}: {shown(number)} is not {wanted}")
-        if not low <= number <= high:
-            raise InvalidReadingError(f"{name}: {shown(number)} is outside {low:g} to {high:g}")
-    return {**reading, "timestamp": normalised_timestamp(reading["timestamp"])}
+        raise InvalidReadingError("not UTF-8") from exc
+    except msgspec.DecodeError as exc:
+        raise InvalidReadingError(str(exc)) from exc
+    if value.count(b'"') != QUOTES:
+        raise InvalidReadingError("a field is given twice")
+    reading.timestamp = normalised_timestamp(reading.timestamp)
+    return reading
 
 
-def normalised_timestamp(text: Any) -> str:
+def normalised_timestamp(text: str) -> str:
     """Return an ISO 8601 time with its offset as UTC with milliseconds, cut, not rounded.
 
     Raises:
@@ -204,19 +197,13 @@ def normalised_timestamp(text: Any) -> str:
     >>> normalised_timestamp("2026-06-01T14:00:00.0079+02:00")
     '2026-06-01T12:00:00.007Z'
     """
-    if not isinstance(text, str) or not TIMESTAMP.fullmatch(text):
-        raise InvalidReadingError(f"timestamp: {shown(text)} is not an ISO 8601 time with offset")
+    if not TIMESTAMP.fullmatch(text):
+        raise InvalidReadingError("timestamp is not an ISO 8601 time with its offset")
     try:
         when = datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as exc:
-        raise InvalidReadingError(f"timestamp: {shown(text)}: {exc}") from exc
+        raise InvalidReadingError(f"timestamp: {exc}") from exc
     return when.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
-
-
-def shown(value: Any) -> str:
-    """Return a value as a reason shows it: in one line, and short."""
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # Readings on their way: message -> entry of a batch -> document or dead letter.
@@ -236,13 +223,15 @@ class Batch:
 
     Attributes:
         entries: the valid ones.
-        dead_letters: the others, each with its reason.
-        offsets: for each partition, the offset after its last message here.
+        dead_letters: the others, each with its reason, "kind: details".
+        offsets: for each partition that is still ours, the offset after its last message here.
+        outcome: how many went which way, complete when the batch is settled.
     """
 
     entries: list[Entry] = field(default_factory=list)
     dead_letters: list[tuple[Any, str]] = field(default_factory=list)
     offsets: dict[TopicPartition, int] = field(default_factory=dict)
+    outcome: Counter[str] = field(default_factory=Counter)
     messages: int = 0
     size_bytes: int = 0
     opened: float = field(default_factory=time.monotonic)
@@ -253,15 +242,14 @@ class Batch:
     def add(self, partition: TopicPartition, message: Any) -> None:
         """Validate a message and take it in, as an entry or as a dead letter."""
         self.messages += 1
+        self.size_bytes += len(message.value or b"")
         try:
             reading = parse_reading(message.value)
         except InvalidReadingError as exc:
-            self.dead_letters.append((message, str(exc)))
+            self.dead_letters.append((message, f"invalid: {one_line(exc)}"))
         else:
-            document_id = f"{reading['sensor_id']}@{reading['timestamp']}"
-            source = json.dumps(reading, separators=(",", ":")).encode()
-            self.entries.append(Entry(message, document_id, source))
-            self.size_bytes += len(source)
+            document_id = f"{reading.sensor_id}@{reading.timestamp}"
+            self.entries.append(Entry(message, document_id, msgspec.json.encode(reading)))
         self.offsets[partition] = message.offset + 1
 
     @property
@@ -303,9 +291,11 @@ class Settler:
         self.client = client
         self.producer = producer
         self.abandon = threading.Event()  # set: stop waiting for servers
+        self.waits: dict[int, str] = {}  # worker thread -> what it waits for
+        self.retries = 0
 
-    def settle(self, batch: Batch) -> Counter[str]:
-        """Index what is valid, dead-letter the rest; return how many went which way.
+    def settle(self, batch: Batch) -> None:
+        """Index what is valid, dead-letter the rest, and count both in the batch's outcome.
 
         Retries what can succeed later for as long as it takes. When it returns, every message of
         the batch is indexed, already there, or acknowledged by the dead-letter topic.
@@ -313,21 +303,18 @@ class Settler:
         Raises:
             GaveUpError: told to abandon before that.
         """
-        outcome: Counter[str] = Counter()
         pending, attempt = batch.entries, 0
         while pending:
             before = len(pending)
-            pending, why = self.index(pending, batch, outcome)
+            pending, why = self.index(pending, batch)
             attempt = attempt + 1 if len(pending) == before else 1
             if pending:
                 self.back_off(attempt, f"Elasticsearch: {len(pending)} readings wait ({why})")
         self.send_dead_letters(batch.dead_letters)
-        outcome["dead_lettered"] = len(batch.dead_letters)
-        return outcome
+        batch.outcome["dead_lettered"] = len(batch.dead_letters)
+        self.waits.pop(threading.get_ident(), None)
 
-    def index(
-        self, entries: list[Entry], batch: Batch, outcome: Counter[str]
-    ) -> tuple[list[Entry], str]:
+    def index(self, entries: list[Entry], batch: Batch) -> tuple[list[Entry], str]:
         """Send one bulk request; return the entries to send again, and why."""
         lines = [
             b'{"create":{"_id":"%b"}}\n%b\n' % (e.document_id.encode(), e.source) for e in entries
@@ -338,36 +325,37 @@ class Settler:
                 operations=[b"".join(lines)],  # type: ignore[list-item]  # bytes go as they are
                 filter_path="items.*.status,items.*.error.type,items.*.error.reason",
             )
+            verdicts = [classify(item["create"]) for item in answer["items"]]
         except ApiError as exc:
             if exc.status_code not in (400, 413):
                 return entries, one_line(exc)
             if len(entries) == 1:  # too large, or unreadable, by itself
-                batch.dead_letters.append((entries[0].message, f"Elasticsearch: {one_line(exc)}"))
+                batch.dead_letters.append((entries[0].message, f"refused: {one_line(exc)}"))
                 return [], ""
             half = len(entries) // 2
-            first, why = self.index(entries[:half], batch, outcome)
-            second, why_too = self.index(entries[half:], batch, outcome)
+            first, why = self.index(entries[:half], batch)
+            second, why_too = self.index(entries[half:], batch)
             return first + second, why or why_too
         except TransportError as exc:  # refused, timed out, cut: what it did is unknown, ids tell
             return entries, one_line(exc)
-        items = [item["create"] for item in answer.get("items", [])]
-        if len(items) != len(entries):
-            return entries, f"it answered for {len(items)} of {len(entries)}"
+        except GARBLED:
+            verdicts = []
+        if len(verdicts) != len(entries):
+            return entries, f"it answered for {len(verdicts)} of {len(entries)}"
         again, existing, why = [], [], ""
-        for entry, item in zip(entries, items, strict=True):
-            verdict, reason = classify(item)
+        for entry, (verdict, reason) in zip(entries, verdicts, strict=True):
             if verdict == "indexed":
-                outcome["indexed"] += 1
+                batch.outcome["indexed"] += 1
             elif verdict == "exists":
                 existing.append(entry)
             elif verdict == "refused":
-                batch.dead_letters.append((entry.message, f"Elasticsearch: {reason}"))
+                batch.dead_letters.append((entry.message, f"refused: {reason}"))
             else:
                 again.append(entry)
                 why = reason
         if INDEX_GONE in why:
             self.make_index_anew()
-        undecided = self.compare(existing, batch, outcome)
+        undecided = self.compare(existing, batch)
         return again + undecided, why or "cannot read what is already there"
 
     def make_index_anew(self) -> None:
@@ -378,22 +366,25 @@ class Settler:
         except (SetupError, ApiError, TransportError) as exc:
             log.error("index %s is gone and cannot be made: %s", self.config.index, one_line(exc))
 
-    def compare(self, entries: list[Entry], batch: Batch, outcome: Counter[str]) -> list[Entry]:
+    def compare(self, entries: list[Entry], batch: Batch) -> list[Entry]:
         """Tell duplicates from conflicts, by what is stored; return the entries left undecided."""
         if not entries:
             return []
         try:
-            answer = self.client.mget(index=self.config.index, ids=[e.document_id for e in entries])
-        except (ApiError, TransportError):
+            ids = [entry.document_id for entry in entries]
+            answer = self.client.mget(index=self.config.index, ids=ids)
+            stored = {document["_id"]: document.get("_source") for document in answer["docs"]}
+        except (ApiError, TransportError, *GARBLED):
             return entries
         undecided = []
-        for entry, stored in zip(entries, answer["docs"], strict=True):
-            if not stored.get("found"):  # deleted meanwhile
+        for entry in entries:
+            source = stored.get(entry.document_id)
+            if source is None:  # deleted meanwhile
                 undecided.append(entry)
-            elif stored["_source"] == json.loads(entry.source):
-                outcome["duplicates"] += 1
+            elif source == json.loads(entry.source):
+                batch.outcome["duplicates"] += 1
             else:
-                reason = f"conflict: {entry.document_id} is already there with other values"
+                reason = "conflict: this sensor has another reading of the same time in the index"
                 batch.dead_letters.append((entry.message, reason))
         return undecided
 
@@ -408,7 +399,8 @@ class Settler:
                     future.get(timeout=30)
                 return
             except KafkaError as exc:
-                self.back_off(attempt, f"dead-letter topic: {len(letters)} messages wait ({exc})")
+                why = f"dead-letter topic: {len(letters)} messages wait ({one_line(exc)})"
+                self.back_off(attempt, why)
 
     def send_dead_letter(self, message: Any, reason: str) -> Any:
         """Hand one message to the producer: its key and bytes, the reason, where it came from."""
@@ -434,22 +426,40 @@ class Settler:
         """
         ceiling_s = min(RETRY_CAP_S, RETRY_BASE_S * 2 ** min(attempt, 10))
         delay_s = ceiling_s * random.uniform(0.5, 1.0)
-        log.warning("%s; next try in %.1f s", why, delay_s)
+        level = logging.WARNING if attempt <= 3 else logging.ERROR  # it lasts: louder
+        log.log(level, "%s; next try in %.1f s", why, delay_s)
+        self.waits[threading.get_ident()] = why
+        self.retries += 1
         if self.abandon.wait(delay_s):
             raise GaveUpError(why)
 
 
 def one_line(exc: Exception) -> str:
-    """Return an exception's message in one line, not too long."""
-    text = " ".join(str(exc).split())
-    return text if len(text) <= 300 else f"{text[:297]}..."
+    """Return an exception's message in one line: no control character, not too long."""
+    text = str(exc) or type(exc).__name__
+    cut = f"{text[:297]}..." if len(text) > 300 else text
+    return " ".join("".join(c if c.isprintable() else " " for c in cut).split())
 
 
 # The loop: poll, fill batches, hand them to the workers, commit what is settled.
 
 
-class Pipeline:
-    """The way of the messages through one process, and the accounts of what became of them."""
+@dataclass
+class Progress:
+    """How far we are in a partition that is ours, as offsets; None where nothing is known yet."""
+
+    next: int | None = None  # to be read
+    settled: int | None = None  # everything before it is
+    committed: int | None = None
+
+
+class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
+    """The way of the messages through one process, and the accounts of what became of them.
+
+    Attributes:
+        accounts: messages consumed = indexed + duplicates + dead_lettered + in_flight.
+        lags: partition -> messages in it that are not settled, as of the last progress line.
+    """
 
     def __init__(self, config: Config, consumer: KafkaConsumer, settler: Settler) -> None:
         self.config = config
@@ -457,16 +467,18 @@ class Pipeline:
         self.settler = settler
         self.workers = ThreadPoolExecutor(BULKS_IN_FLIGHT, thread_name_prefix="bulk")
         self.batch = Batch()
-        self.in_flight: deque[tuple[Batch, Future[Counter[str]]]] = deque()
-        self.to_commit: dict[TopicPartition, int] = {}
+        self.in_flight: deque[tuple[Batch, Future[None]]] = deque()
+        self.partitions: dict[TopicPartition, Progress] = {}
+        self.revoked: deque[TopicPartition] = deque()
         self.totals: Counter[str] = Counter()
-        self.generation: int | None = None
-        self.assigned: set[TopicPartition] = set()
-        self.next_offset: dict[TopicPartition, int] = {}
-        self.began = self.last_progress = self.last_busy = time.monotonic()
+        self.accounts: dict[str, int] = {}
+        self.lags: dict[int, int] = {}
+        self.began = self.last_turn = self.last_progress = self.last_busy = time.monotonic()
+        self.last_assigned = self.last_settled = self.began
 
     def run(self, stop: threading.Event) -> None:
         """Move messages until told to stop or idle for --exit-when-idle seconds."""
+        self.consumer.subscribe([self.config.topic], listener=self)
         while not stop.is_set() and not self.is_idle():
             self.collect()
             self.commit()
@@ -478,48 +490,80 @@ class Pipeline:
                 polled = self.consumer.poll(0)
             else:
                 self.consumer.resume(*self.consumer.paused())
-                polled = self.consumer.poll(100, max_records=BULK_READINGS - len(self.batch))
+                polled = self.consumer.poll(100, max_records=POLL_READINGS)
             self.note_assignment()
             self.take(polled)
             self.report()
 
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """Note which partitions a rebalance takes from us, or has taken: called during poll."""
+        self.revoked.extend(revoked)
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """Do nothing: see note_assignment."""
+
     def note_assignment(self) -> None:
         """After each rebalance, say which partitions are ours and note where we go on in them."""
-        generation = self.consumer.group_metadata().generation_id  # grows with each rebalance
         assigned = set(self.consumer.assignment() or ())
-        if (generation, assigned) == (self.generation, self.assigned):
-            return
-        if assigned != self.assigned:
+        before = set(self.partitions)
+        gone = {*self.revoked, *(before - assigned)}
+        self.revoked.clear()
+        # What is in flight from these is settled too, but their next owner reads it again: it
+        # would be wrong to commit it once that one has gone further.
+        for partition in gone:
+            self.partitions.pop(partition, None)
+            for batch in (self.batch, *(batch for batch, _ in self.in_flight)):
+                batch.offsets.pop(partition, None)
+        for partition in assigned - self.partitions.keys():
+            try:
+                offset = self.consumer.committed(partition, timeout_ms=KAFKA_TIMEOUT_MS)
+            except KafkaError as exc:
+                log.warning("what is already committed is not known (%s)", type(exc).__name__)
+                offset = None
+            self.partitions[partition] = Progress(offset, offset, offset)
+        if assigned != before:
             numbers = ",".join(str(p.partition) for p in sorted(assigned)) or "none"
             log.info("assigned partitions=%s of topic=%s", numbers, self.config.topic)
-        self.generation, self.assigned, self.next_offset = generation, assigned, {}
-        try:
-            for partition in assigned:
-                offset = self.consumer.committed(partition, timeout_ms=COMMIT_TIMEOUT_MS)
-                if offset is not None:
-                    self.next_offset[partition] = offset
-        except KafkaError as exc:
-            log.warning("offsets already committed are not known (%s)", type(exc).__name__)
+        if assigned:
+            self.last_assigned = time.monotonic()
 
     def take(self, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
-        """Add the polled messages to the batch, and say so when their offsets do not follow on."""
+        """Add the polled messages to the batch."""
         for partition, messages in polled.items():
-            expected = self.next_offset.get(partition, messages[0].offset)
-            self.next_offset[partition] = messages[-1].offset + 1
-            skipped = self.next_offset[partition] - expected - len(messages)
-            if skipped > 0:  # markers of transactions leave gaps too
-                log.warning(
-                    "partition %d: %d offsets after %d hold nothing to read: deleted by the "
-                    "topic's retention before we came", partition.partition, skipped, expected,
-                )  # fmt: skip
-            elif skipped < 0:
-                log.warning(
-                    "partition %d: offsets go back from %d to %d: the topic was made anew; reading "
-                    "it from there", partition.partition, expected, messages[0].offset,
-                )  # fmt: skip
+            if (progress := self.partitions.get(partition)) is None:
+                continue  # taken from us meanwhile: its next owner reads them
+            self.check_offsets(partition, messages[0].offset)
+            progress.next = messages[-1].offset + 1
+            if progress.settled is None:  # the first ever: nothing before it is to be committed
+                progress.settled = progress.committed = messages[0].offset
             self.totals["consumed"] += len(messages)
             for message in messages:
                 self.batch.add(partition, message)
+
+    def check_offsets(self, partition: TopicPartition, reached: int) -> None:
+        """Say so when the offset that was reached is not the one that follows the last.
+
+        The policy is to go on with the first that the topic still holds. What it had deleted by
+        then is lost to us, so it is said how much. Transactions leave gaps that lose nothing.
+        """
+        progress = self.partitions[partition]
+        expected = reached if progress.next is None else progress.next
+        if reached > expected:
+            try:
+                first = self.consumer.beginning_offsets([partition], timeout_ms=KAFKA_TIMEOUT_MS)
+            except KafkaError:
+                first = {partition: reached}
+            if (lost := min(first[partition], reached) - expected) > 0:
+                log.error(
+                    "partition %d: %d messages from offset %d on were deleted by the topic's "
+                    "retention before they were read", partition.partition, lost, expected,
+                )  # fmt: skip
+                progress.next = reached
+        elif reached < expected:
+            log.warning(
+                "partition %d: offsets go back from %d to %d: the topic was made anew; reading it "
+                "from there", partition.partition, expected, reached,
+            )  # fmt: skip
 
     def submit(self) -> None:
         """Hand the batch to a worker and open the next."""
@@ -527,7 +571,7 @@ class Pipeline:
         self.batch = Batch()
 
     def collect(self) -> None:
-        """Count the batches that are settled, oldest first, and note their offsets for the commit.
+        """Count the batches that are settled, oldest first, and note how far that is.
 
         Only from the front of the queue: a later batch that is settled sooner waits for its turn,
         so an offset is never committed before one that precedes it.
@@ -537,25 +581,33 @@ class Pipeline:
         """
         while self.in_flight and self.in_flight[0][1].done():
             batch, settled = self.in_flight[0]
-            self.totals += settled.result()
-            self.to_commit |= batch.offsets
+            settled.result()
             self.in_flight.popleft()
+            self.totals += batch.outcome
+            for partition, offset in batch.offsets.items():
+                self.partitions[partition].settled = offset
+            self.last_settled = time.monotonic()
 
     def commit(self) -> None:
-        """Commit the offsets of what is settled, in the partitions that are still ours."""
-        owned = self.consumer.assignment() or set()
-        offsets = {p: OffsetAndMetadata(o, "", -1) for p, o in self.to_commit.items() if p in owned}
+        """Commit the offsets of what is settled, in the partitions that are ours."""
+        offsets = {
+            partition: OffsetAndMetadata(progress.settled, "", -1)
+            for partition, progress in self.partitions.items()
+            if progress.settled is not None and progress.settled != progress.committed
+        }
         if not offsets:
             return
         try:
-            self.consumer.commit(offsets, timeout_ms=COMMIT_TIMEOUT_MS)
-            self.to_commit = {}
+            self.consumer.commit(offsets, timeout_ms=KAFKA_TIMEOUT_MS)
         except KafkaError as exc:  # a rebalance, or Kafka away: they go with the next commit
             log.warning("offsets not committed yet (%s): with the next commit", type(exc).__name__)
+        else:
+            for partition, committed in offsets.items():
+                self.partitions[partition].committed = committed.offset
 
     def is_idle(self) -> bool:
         """Return whether nothing has come for --exit-when-idle seconds with partitions assigned."""
-        if self.unsettled or not self.assigned:
+        if self.unsettled or not self.partitions:
             self.last_busy = time.monotonic()
         return time.monotonic() - self.last_busy >= self.config.exit_when_idle_s
 
@@ -564,30 +616,56 @@ class Pipeline:
         """Number of messages read whose outcome is not known yet."""
         return len(self.batch) + sum(len(batch) for batch, _ in self.in_flight)
 
-    def accounts(self) -> str:
-        """Return the totals as key=value pairs."""
+    def close_accounts(self) -> str:
+        """Bring the accounts up to date; return them as key=value pairs."""
         names = ("consumed", "indexed", "duplicates", "dead_lettered")
-        counts = " ".join(f"{name}={self.totals[name]}" for name in names)
-        return f"{counts} in_flight={self.unsettled}"
+        # Made whole, then set at once: who reads them from another thread sees a true sum.
+        self.accounts = {name: self.totals[name] for name in names} | {"in_flight": self.unsettled}
+        return " ".join(f"{name}={count}" for name, count in self.accounts.items())
 
     def report(self) -> None:
-        """Log the progress every few seconds."""
-        now = time.monotonic()
-        if now - self.last_progress >= PROGRESS_S:
-            rate_hz = (self.totals["consumed"] - self.totals["reported"]) / (
-                now - self.last_progress
-            )
-            log.info("progress %s rate_hz=%.0f lag=%d", self.accounts(), rate_hz, self.lag())
-            self.last_progress = now
-            self.totals["reported"] = self.totals["consumed"]
+        """Keep the accounts; every few seconds, log them, the lag and what is wrong."""
+        accounts, now = self.close_accounts(), time.monotonic()
+        self.last_turn = now
+        if now - self.last_progress < PROGRESS_S:
+            return
+        self.note_lag()
+        rate_hz = (self.totals["consumed"] - self.totals["reported"]) / (now - self.last_progress)
+        lag = sum(self.lags.values())
+        log.info("progress %s rate_hz=%.0f lag=%d", accounts, rate_hz, lag)
+        self.last_progress, self.totals["reported"] = now, self.totals["consumed"]
+        if trouble := self.trouble():
+            log.error("stuck: %s", trouble)
 
-    def lag(self) -> int:
-        """Return how many messages of the assigned partitions are not settled."""
-        behind = self.unsettled
-        for partition in self.assigned:
-            position = self.consumer.position(partition, timeout_ms=0)
-            behind += max(0, (self.consumer.highwater(partition) or 0) - (position or 0))
-        return behind
+    def note_lag(self) -> None:
+        """Ask where each partition ends; what is not settled before that is its lag."""
+        try:
+            ends = self.consumer.end_offsets(list(self.partitions), timeout_ms=KAFKA_TIMEOUT_MS)
+            reached = {p: self.consumer.position(p, timeout_ms=0) for p in self.partitions}
+        except KafkaError as exc:
+            log.warning("the lag is not known (%s)", type(exc).__name__)
+            return
+        for partition in self.partitions:  # deleted by retention, and nothing has come since
+            if (position := reached[partition] or 0) > (self.partitions[partition].next or 0):
+                self.check_offsets(partition, position)
+        self.lags = {
+            partition.partition: max(0, ends[partition] - (progress.settled or 0))
+            for partition, progress in self.partitions.items()
+        }
+        if not sum(self.lags.values()):
+            self.last_settled = time.monotonic()
+
+    def trouble(self) -> str:
+        """Return why nothing has moved for STUCK_S seconds although it should, or ""."""
+        now, lag = time.monotonic(), sum(self.lags.values())
+        if (for_s := now - self.last_turn) > STUCK_S:
+            return f"the loop has stood still for {for_s:.0f} s"
+        if (for_s := now - self.last_assigned) > STUCK_S:
+            return f"no partition assigned for {for_s:.0f} s (more consumers than partitions?)"
+        if lag and (for_s := now - self.last_settled) > STUCK_S:
+            why = "; ".join(set(self.settler.waits.copy().values())) or "Kafka delivers nothing"
+            return f"nothing settled for {for_s:.0f} s, lag {lag}: {why}"
+        return ""
 
     def finish(self) -> bool:
         """Settle and commit what can be in bounded time; return whether the accounts close at zero.
@@ -605,16 +683,80 @@ class Pipeline:
             log.error("not settled, to be read again: %d messages (%s)", self.unsettled, exc)
         self.commit()  # also when a later batch was given up: what is sure is sure
         seconds = time.monotonic() - self.began
-        log.info(
-            "stopped %s seconds=%.1f rate_hz=%.1f",
-            self.accounts(), seconds, self.totals["consumed"] / seconds,
-        )  # fmt: skip
-        known = sum(self.totals[name] for name in ("indexed", "duplicates", "dead_lettered"))
-        if known + self.unsettled != self.totals["consumed"]:
-            log.error("the accounts do not close: %d messages unaccounted for",
-                      self.totals["consumed"] - known - self.unsettled)  # fmt: skip
-            return False
-        return self.unsettled == 0
+        rate_hz = self.totals["consumed"] / seconds
+        log.info("stopped %s seconds=%.1f rate_hz=%.1f", self.close_accounts(), seconds, rate_hz)
+        unaccounted = 2 * self.accounts["consumed"] - sum(self.accounts.values())
+        if unaccounted:
+            log.error("the accounts do not close: %d messages unaccounted for", unaccounted)
+        return unaccounted == 0 and self.unsettled == 0
+
+
+# What others can ask: metrics for Prometheus, and health.
+
+
+class Metrics(Collector):
+    """The pipeline's accounts in Prometheus's terms, read when they are asked for."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each metric with its present value."""
+        pipeline, accounts = self.pipeline, self.pipeline.accounts
+        total = CounterMetricFamily("smart_city_messages", "by outcome", labels=["outcome"])
+        for outcome in ("consumed", "indexed", "duplicates", "dead_lettered"):
+            total.add_metric([outcome], accounts.get(outcome, 0))
+        yield total
+        lag = GaugeMetricFamily("smart_city_lag", "messages not settled yet", labels=["partition"])
+        for partition, count in pipeline.lags.items():
+            lag.add_metric([str(partition)], count)
+        yield lag
+        yield CounterMetricFamily(
+            "smart_city_retries", "requests sent again", value=pipeline.settler.retries
+        )
+        for name, help_text, value in (
+            ("in_flight", "messages read and not settled", accounts.get("in_flight", 0)),
+            ("retrying", "workers that wait to try again", len(pipeline.settler.waits)),
+            ("idle_seconds", "since a batch was settled, or there was nothing to settle",
+             time.monotonic() - pipeline.last_settled),
+            ("stuck", "1 when nothing moves although it should", bool(pipeline.trouble())),
+        ):  # fmt: skip
+            yield GaugeMetricFamily(f"smart_city_{name}", help_text, value=float(value))
+
+
+def serve_state(pipeline: Pipeline, port: int) -> None:
+    """Answer /metrics and /health on a loopback port, in a thread that ends with the process.
+
+    Raises:
+        SetupError: the port is taken.
+    """
+    registry = CollectorRegistry()
+    registry.register(Metrics(pipeline))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                status, kind, body = 200, CONTENT_TYPE_LATEST, generate_latest(registry)
+            elif self.path == "/health":
+                trouble = pipeline.trouble()
+                status, kind = (503 if trouble else 200), "text/plain; charset=utf-8"
+                body = f"{trouble or 'ok'}\n".encode()
+            else:
+                status, kind, body = 404, "text/plain", b"there is /metrics and /health\n"
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Log no request: they come every few seconds."""
+
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as exc:
+        raise SetupError(f"--metrics-port {port}: {exc.strerror}: choose another") from exc
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
 
 # Connecting, and what must be there before the first document.
@@ -751,15 +893,18 @@ def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
         group_id=config.group_id,
         auto_offset_reset="earliest",  # started after the generator, it misses nothing
         enable_auto_commit=False,  # only what is settled is committed
-        session_timeout_ms=20_000,  # a killed member's partitions are free after that
-        max_partition_fetch_bytes=4 * 1024 * 1024,
+        partition_assignment_strategy=ASSIGNORS,
+        session_timeout_ms=SESSION_TIMEOUT_MS,
+        max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
+        max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+        fetch_max_bytes=FETCH_BYTES,
+        metadata_max_age_ms=10_000,  # a partition that is added is read within that time
         **common,
     )
     # Without the topic's metadata kafka-python can join with an empty assignment and stay there
-    # ("No partition metadata for topic"): ask for it before joining.
+    # ("No partition metadata for topic"): ask for it before joining, which the first poll does.
     if not consumer.partitions_for_topic(config.topic):
         raise UnknownTopicOrPartitionError(f"topic {config.topic} does not exist")
-    consumer.subscribe([config.topic])
     logging.getLogger("kafka").setLevel(logging.ERROR)
     return consumer, producer
 
@@ -793,6 +938,13 @@ def seconds(text: str) -> float:
     return number
 
 
+def port_number(text: str) -> int:
+    """Return a TCP port."""
+    if not 1 <= (number := int(text)) <= 65_535:
+        raise ValueError(text)
+    return number
+
+
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
     """Return the configuration: flag > environment > default. A bad value exits with code 2."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
@@ -815,13 +967,13 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     parser.add_argument("--dynamic-mapping", action="store_true",
         help="let Elasticsearch guess the mapping, without mappings/sensors_data.json")  # fmt: skip
     parser.add_argument("--exit-when-idle", type=seconds, default=math.inf, metavar="SECONDS",
-        help="stop when nothing has come for that long (default: never)")  # fmt: skip
-    parser.add_argument("--wait", type=seconds, default=60.0, metavar="SECONDS",
+        dest="exit_when_idle_s", help="stop when nothing has come for that long (default: never)",
+    )  # fmt: skip
+    parser.add_argument("--wait", type=seconds, default=60.0, metavar="SECONDS", dest="wait_s",
         help="how long to wait for the servers at the start (default: 60)")  # fmt: skip
-    options = vars(parser.parse_args(argv))
-    return Config(
-        exit_when_idle_s=options.pop("exit_when_idle"), wait_s=options.pop("wait"), **options
-    )
+    parser.add_argument("--metrics-port", type=port_number, metavar="PORT",
+        help="serve /metrics and /health on this port of 127.0.0.1 (default: none)")  # fmt: skip
+    return Config(**vars(parser.parse_args(argv)))
 
 
 class Throttle(logging.Filter):
@@ -874,13 +1026,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.info("indexing topic=%s group=%s into index=%s at %s",
              config.topic, config.group_id, config.index, shown_url(config))  # fmt: skip
     pipeline = Pipeline(config, consumer, Settler(config, client, producer))
+    failed = False
     try:
+        if config.metrics_port:
+            serve_state(pipeline, config.metrics_port)
         pipeline.run(stop)
+    except (SetupError, KafkaError) as exc:
+        log.error("%s", one_line(exc))
+        failed = True
     finally:
         closed_at_zero = pipeline.finish()
-        consumer.close(timeout_ms=5000)
-        producer.close(timeout=5)
-    return 0 if closed_at_zero else 1
+        consumer.close(timeout_ms=KAFKA_TIMEOUT_MS)
+        producer.close(timeout=KAFKA_TIMEOUT_MS / 1000)
+    return 0 if closed_at_zero and not failed else 1
 
 
 if __name__ == "__main__":

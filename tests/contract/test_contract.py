@@ -8,8 +8,9 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import msgspec
 import pytest
 import yaml
 
@@ -47,19 +48,23 @@ def field_table() -> dict[str, list[str]]:
 def test_generator_mapping_consumer_and_readme_have_the_same_fields() -> None:
     reading = a_reading()
     assert list(reading) == list(PROPERTIES) == list(field_table())
-    assert set(reading) == indexer.FIELDS
+    assert tuple(reading) == indexer.Reading.__struct_fields__
 
 
 def test_types_agree() -> None:
     for name, value in a_reading().items():
         assert PROPERTIES[name]["type"] in ELASTIC_TYPES[type(value)], name
         assert field_table()[name][1] == f"`{PROPERTIES[name]['type']}`"
-    for name, (kind, _, _) in indexer.RANGES.items():
+    for name, kind in get_type_hints(indexer.Reading).items():
         assert PROPERTIES[name]["type"] in ELASTIC_TYPES[kind]
 
 
 def test_units_and_ranges_agree_with_readme() -> None:
-    for name, (_, low, high) in indexer.RANGES.items():
+    schema = msgspec.json.schema(indexer.Reading)["$defs"]["Reading"]["properties"]
+    measured = {name: found for name, found in schema.items() if found["type"] != "string"}
+    assert len(measured) == 4
+    for name, found in measured.items():
+        low, high = found["minimum"], found["maximum"]
         unit, shown = field_table()[name][2:]
         assert unit == PROPERTIES[name]["meta"]["unit"]
         digits = re.sub(r"(?<=\d)\s(?=\d)", "", shown).replace("−", "-")
@@ -69,7 +74,8 @@ def test_units_and_ranges_agree_with_readme() -> None:
 def test_the_consumer_takes_what_the_generator_makes() -> None:
     config = generator.load_config(["--seed", "1", "--backfill", "2h"], {}, datetime.now(UTC))
     for _, reading in generator.all_readings(config):
-        assert indexer.parse_reading(json.dumps(reading).encode()) == reading
+        parsed = indexer.parse_reading(json.dumps(reading).encode())
+        assert msgspec.structs.asdict(parsed) == reading
 
 
 def test_mapping_refuses_what_it_does_not_know() -> None:
@@ -205,7 +211,7 @@ def test_kibana_has_the_version_of_elasticsearch() -> None:
 
 
 def test_the_two_scripts_import_nothing_of_the_project() -> None:
-    allowed = {"dotenv", "elasticsearch", "kafka"}
+    allowed = {"dotenv", "elasticsearch", "kafka", "msgspec", "prometheus_client"}
     for script in ("sensor_generator.py", "kafka_to_elasticsearch.py"):
         imported = set(
             re.findall(r"^(?:from|import) (\w+)", (PROJECT / script).read_text(), re.MULTILINE)
