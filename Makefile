@@ -39,9 +39,13 @@ test-all: setup ## the same and the long ones (under 45 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	$(BIN)/python -m pytest -m "not soak"
 
+soak: setup ## an hour (SOAK_HOURS) of random faults under load, verified again and again
+	@$(PYTHON) -m stack.prerequisites java maven
+	$(BIN)/python -m pytest -s -m soak
+
 lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-.PHONY: help setup up down wipe demo verify test test-all lint
+.PHONY: help setup up down wipe demo verify test test-all soak lint

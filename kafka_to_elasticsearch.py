@@ -36,7 +36,6 @@ Exit codes: 0 done or stopped cleanly, 1 a server unreachable or a reading unacc
 """
 
 import argparse
-import itertools
 import json
 import logging
 import math
@@ -49,9 +48,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -65,12 +65,19 @@ from elasticsearch import (
     Elasticsearch,
     TransportError,
 )
-from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import KafkaError, UnknownTopicOrPartitionError
+from kafka.errors import (
+    InconsistentGroupProtocolError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    UnsupportedCodecError,
+    UnsupportedVersionError,
+)
 from kafka.structs import OffsetAndMetadata, TopicPartition
 from msgspec import Meta
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, MetricsHandler
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -86,16 +93,20 @@ BULKS_IN_FLIGHT = 2  # Elasticsearch indexes one while the next is read and vali
 POLL_READINGS = 500  # what one poll may add to a bulk
 # With these two, memory is bounded whatever the backlog: the bulks in flight, the open one, and
 # what kafka-python has fetched ahead.
-PARTITION_FETCH_BYTES, FETCH_BYTES = 2_000_000, 10_000_000
+PARTITION_FETCH_BYTES, FETCH_BYTES = 1_000_000, 10_000_000
 RETRY_BASE_S, RETRY_CAP_S = 0.2, 10.0
 # Statuses of one document that say "not now": overload, a node away, rights or a block to lift.
 RETRY_STATUSES = {401, 403, 429, 502, 503, 504}
 INDEX_GONE, INDEX_CLOSED = "index_not_found_exception", "index_closed_exception"
 GARBLED = (LookupError, TypeError, AttributeError, ValueError)  # what a wrong answer raises
+# What no waiting cures: messages packed by a codec that is not installed, a group of other clients.
+INCURABLE = (UnsupportedCodecError, UnsupportedVersionError, InconsistentGroupProtocolError)
 # Cooperative: when a member comes or goes, the others keep the partitions that do not move.
 ASSIGNORS = (CooperativeStickyAssignor,)
 SESSION_TIMEOUT_MS = 20_000  # a killed member's partitions are free after that
 MAX_POLL_INTERVAL_MS = 300_000  # one that does not poll for so long is taken for dead
+DEAD_LETTER_BYTES = 100_000_000  # with its headers it is larger than what could be read
+REQUEST_TIMEOUT_S = 30.0  # Elasticsearch may work for so long on one bulk
 STUCK_S = 30.0  # waiting for longer than that is trouble
 STOP_GRACE_S = 10.0  # for what is in flight when told to stop
 KAFKA_TIMEOUT_MS = 5000
@@ -160,7 +171,7 @@ DECODER = msgspec.json.Decoder(Reading)
 # In a reading, six names and two strings stand between quotes; a field given twice adds to them.
 QUOTES = 16
 # RFC 3339: what is left to Python's own parser after this is whether the date exists.
-TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:[0-5]\d)", re.ASCII)
 
 
 def parse_reading(value: bytes | None) -> Reading:
@@ -182,9 +193,9 @@ def parse_reading(value: bytes | None) -> Reading:
         raise InvalidReadingError("not UTF-8") from exc
     except msgspec.DecodeError as exc:
         raise InvalidReadingError(str(exc)) from exc
+    reading.timestamp = normalised_timestamp(reading.timestamp)
     if value.count(b'"') != QUOTES:
         raise InvalidReadingError("a field is given twice")
-    reading.timestamp = normalised_timestamp(reading.timestamp)
     return reading
 
 
@@ -217,19 +228,29 @@ class Entry(NamedTuple):
     source: bytes
 
 
+class DeadLetter(NamedTuple):
+    """A message that cannot be indexed, and why: "kind: details"."""
+
+    message: Any
+    reason: str
+
+
+Left = tuple[list[T], str]  # what is still to be sent, and why
+
+
 @dataclass
 class Batch:
     """Messages that are settled together, and what is committed when they all are.
 
     Attributes:
         entries: the valid ones.
-        dead_letters: the others, each with its reason, "kind: details".
+        dead_letters: the others.
         offsets: for each partition that is still ours, the offset after its last message here.
         outcome: how many went which way, complete when the batch is settled.
     """
 
     entries: list[Entry] = field(default_factory=list)
-    dead_letters: list[tuple[Any, str]] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
     offsets: dict[TopicPartition, int] = field(default_factory=dict)
     outcome: Counter[str] = field(default_factory=Counter)
     messages: int = 0
@@ -246,7 +267,7 @@ class Batch:
         try:
             reading = parse_reading(message.value)
         except InvalidReadingError as exc:
-            self.dead_letters.append((message, f"invalid: {one_line(exc)}"))
+            self.dead_letters.append(DeadLetter(message, f"invalid: {one_line(exc)}"))
         else:
             document_id = f"{reading.sensor_id}@{reading.timestamp}"
             self.entries.append(Entry(message, document_id, msgspec.json.encode(reading)))
@@ -303,18 +324,26 @@ class Settler:
         Raises:
             GaveUpError: told to abandon before that.
         """
-        pending, attempt = batch.entries, 0
-        while pending:
-            before = len(pending)
-            pending, why = self.index(pending, batch)
-            attempt = attempt + 1 if len(pending) == before else 1
-            if pending:
-                self.back_off(attempt, f"Elasticsearch: {len(pending)} readings wait ({why})")
-        self.send_dead_letters(batch.dead_letters)
+        self.insist("Elasticsearch", batch.entries, lambda entries: self.index(entries, batch))
+        self.insist("dead-letter topic", batch.dead_letters, self.send_dead_letters)
         batch.outcome["dead_lettered"] = len(batch.dead_letters)
         self.waits.pop(threading.get_ident(), None)
 
-    def index(self, entries: list[Entry], batch: Batch) -> tuple[list[Entry], str]:
+    def insist(self, server: str, pending: list[T], send: Callable[[list[T]], Left[T]]) -> None:
+        """Send what is pending, and again what is left of it, until nothing is.
+
+        Raises:
+            GaveUpError: told to abandon before that.
+        """
+        attempt = 0
+        while pending:
+            before = len(pending)
+            pending, why = send(pending)
+            attempt = attempt + 1 if len(pending) == before else 1
+            if pending:
+                self.back_off(attempt, f"{server}: {len(pending)} messages wait ({why})")
+
+    def index(self, entries: list[Entry], batch: Batch) -> Left[Entry]:
         """Send one bulk request; return the entries to send again, and why."""
         lines = [
             b'{"create":{"_id":"%b"}}\n%b\n' % (e.document_id.encode(), e.source) for e in entries
@@ -330,7 +359,9 @@ class Settler:
             if exc.status_code not in (400, 413):
                 return entries, one_line(exc)
             if len(entries) == 1:  # too large, or unreadable, by itself
-                batch.dead_letters.append((entries[0].message, f"refused: {one_line(exc)}"))
+                batch.dead_letters.append(
+                    DeadLetter(entries[0].message, f"refused: {one_line(exc)}")
+                )
                 return [], ""
             half = len(entries) // 2
             first, why = self.index(entries[:half], batch)
@@ -349,7 +380,7 @@ class Settler:
             elif verdict == "exists":
                 existing.append(entry)
             elif verdict == "refused":
-                batch.dead_letters.append((entry.message, f"refused: {reason}"))
+                batch.dead_letters.append(DeadLetter(entry.message, f"refused: {reason}"))
             else:
                 again.append(entry)
                 why = reason
@@ -385,27 +416,30 @@ class Settler:
                 batch.outcome["duplicates"] += 1
             else:
                 reason = "conflict: this sensor has another reading of the same time in the index"
-                batch.dead_letters.append((entry.message, reason))
+                batch.dead_letters.append(DeadLetter(entry.message, reason))
         return undecided
 
-    def send_dead_letters(self, letters: list[tuple[Any, str]]) -> None:
-        """Send messages to the dead-letter topic until all are acknowledged.
-
-        After a failure all are sent again: rather a dead letter twice than none.
-        """
-        for attempt in itertools.count(1):
+    def send_dead_letters(self, letters: list[DeadLetter]) -> Left[DeadLetter]:
+        """Send messages to the dead-letter topic; return those not acknowledged, and why."""
+        sent, left, why = [], [], ""
+        try:
+            for letter in letters:
+                sent.append((letter, self.send_dead_letter(letter)))
+        except KafkaError as exc:  # the producer takes no more
+            left, why = letters[len(sent) :], one_line(exc)
+        for letter, future in sent:
             try:
-                for future in [self.send_dead_letter(*letter) for letter in letters]:
-                    future.get(timeout=30)
-                return
+                future.get(timeout=30)
             except KafkaError as exc:
-                why = f"dead-letter topic: {len(letters)} messages wait ({one_line(exc)})"
-                self.back_off(attempt, why)
+                left.append(letter)
+                why = one_line(exc)
+        return left, why
 
-    def send_dead_letter(self, message: Any, reason: str) -> Any:
+    def send_dead_letter(self, letter: DeadLetter) -> Any:
         """Hand one message to the producer: its key and bytes, the reason, where it came from."""
+        message = letter.message
         headers = {
-            "reason": reason,
+            "reason": letter.reason,
             "source.topic": message.topic,
             "source.partition": message.partition,
             "source.offset": message.offset,
@@ -474,7 +508,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         self.accounts: dict[str, int] = {}
         self.lags: dict[int, int] = {}
         self.began = self.last_turn = self.last_progress = self.last_busy = time.monotonic()
-        self.last_assigned = self.last_settled = self.began
+        self.last_assigned = self.last_settled = self.last_answer = self.began
 
     def run(self, stop: threading.Event) -> None:
         """Move messages until told to stop or idle for --exit-when-idle seconds."""
@@ -484,16 +518,32 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
             self.commit()
             if self.batch.is_due and len(self.in_flight) < BULKS_IN_FLIGHT:
                 self.submit()
-            if self.batch.is_full:  # back-pressure: read no more, but stay in the group
+            polled = self.poll()
+            self.note_assignment()
+            self.take(polled)
+            self.report()
+
+    def poll(self) -> Mapping[TopicPartition, Sequence[Any]]:
+        """Return new messages, none while the batch is full; also keeps us in the group.
+
+        Raises:
+            KafkaError: one of INCURABLE.
+        """
+        polled: Mapping[TopicPartition, Sequence[Any]] = {}
+        try:
+            if self.batch.is_full:  # back-pressure
                 self.consumer.pause(*self.consumer.assignment())
                 wait([self.in_flight[0][1]], timeout=0.2)
                 polled = self.consumer.poll(0)
             else:
                 self.consumer.resume(*self.consumer.paused())
                 polled = self.consumer.poll(100, max_records=POLL_READINGS)
-            self.note_assignment()
-            self.take(polled)
-            self.report()
+        except KafkaError as exc:
+            if isinstance(exc, INCURABLE):
+                raise
+            log.warning("Kafka: nothing can be read now (%s)", one_line(exc))
+            time.sleep(1)
+        return polled
 
     def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Note which partitions a rebalance takes from us, or has taken: called during poll."""
@@ -645,11 +695,16 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         except KafkaError as exc:
             log.warning("the lag is not known (%s)", type(exc).__name__)
             return
-        for partition in self.partitions:  # deleted by retention, and nothing has come since
-            if (position := reached[partition] or 0) > (self.partitions[partition].next or 0):
+        self.last_answer = time.monotonic()
+        for partition, progress in self.partitions.items():
+            if (position := reached[partition] or 0) > (progress.next or 0):
+                # Nothing to read in between: deleted, or the marks that transactions leave.
+                nothing_open = progress.settled == progress.next
                 self.check_offsets(partition, position)
+                if nothing_open:
+                    progress.next = progress.settled = position
         self.lags = {
-            partition.partition: max(0, ends[partition] - (progress.settled or 0))
+            partition.partition: ends[partition] - (progress.settled or 0)
             for partition, progress in self.partitions.items()
         }
         if not sum(self.lags.values()):
@@ -660,6 +715,8 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         now, lag = time.monotonic(), sum(self.lags.values())
         if (for_s := now - self.last_turn) > STUCK_S:
             return f"the loop has stood still for {for_s:.0f} s"
+        if (for_s := now - self.last_answer) > STUCK_S:
+            return f"Kafka has not answered for {for_s:.0f} s"
         if (for_s := now - self.last_assigned) > STUCK_S:
             return f"no partition assigned for {for_s:.0f} s (more consumers than partitions?)"
         if lag and (for_s := now - self.last_settled) > STUCK_S:
@@ -702,26 +759,24 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield each metric with its present value."""
-        pipeline, accounts = self.pipeline, self.pipeline.accounts
-        total = CounterMetricFamily("smart_city_messages", "by outcome", labels=["outcome"])
-        for outcome in ("consumed", "indexed", "duplicates", "dead_lettered"):
-            total.add_metric([outcome], accounts.get(outcome, 0))
-        yield total
-        lag = GaugeMetricFamily("smart_city_lag", "messages not settled yet", labels=["partition"])
+        pipeline, outcomes = self.pipeline, dict(self.pipeline.accounts)
+        in_flight, retries = outcomes.pop("in_flight", 0), pipeline.settler.retries
+        quiet_s = time.monotonic() - pipeline.last_settled
+        messages = CounterMetricFamily("smart_city_messages", "by outcome", labels=["outcome"])
+        for outcome, count in outcomes.items():
+            messages.add_metric([outcome], count)
+        lag = GaugeMetricFamily("smart_city_lag", "messages not settled", labels=["partition"])
         for partition, count in pipeline.lags.items():
             lag.add_metric([str(partition)], count)
-        yield lag
-        yield CounterMetricFamily(
-            "smart_city_retries", "requests sent again", value=pipeline.settler.retries
-        )
-        for name, help_text, value in (
-            ("in_flight", "messages read and not settled", accounts.get("in_flight", 0)),
-            ("retrying", "workers that wait to try again", len(pipeline.settler.waits)),
-            ("idle_seconds", "since a batch was settled, or there was nothing to settle",
-             time.monotonic() - pipeline.last_settled),
-            ("stuck", "1 when nothing moves although it should", bool(pipeline.trouble())),
-        ):  # fmt: skip
-            yield GaugeMetricFamily(f"smart_city_{name}", help_text, value=float(value))
+        yield from (messages, lag)
+        yield CounterMetricFamily("smart_city_retries", "waits for a server", value=retries)
+        for name, text, value in (
+            ("in_flight", "messages read and not settled", in_flight),
+            ("retrying", "workers that wait for a server now", len(pipeline.settler.waits)),
+            ("seconds_since_settled", "or since there was no lag", quiet_s),
+            ("stuck", "1 when nothing moves although it should", int(bool(pipeline.trouble()))),
+        ):
+            yield GaugeMetricFamily(f"smart_city_{name}", text, value=value)
 
 
 def serve_state(pipeline: Pipeline, port: int) -> None:
@@ -733,24 +788,15 @@ def serve_state(pipeline: Pipeline, port: int) -> None:
     registry = CollectorRegistry()
     registry.register(Metrics(pipeline))
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(MetricsHandler.factory(registry)):  # type: ignore[misc]
         def do_GET(self) -> None:
-            if self.path == "/metrics":
-                status, kind, body = 200, CONTENT_TYPE_LATEST, generate_latest(registry)
-            elif self.path == "/health":
-                trouble = pipeline.trouble()
-                status, kind = (503 if trouble else 200), "text/plain; charset=utf-8"
-                body = f"{trouble or 'ok'}\n".encode()
-            else:
-                status, kind, body = 404, "text/plain", b"there is /metrics and /health\n"
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
+            if self.path != "/health":
+                super().do_GET()
+                return
+            trouble = pipeline.trouble()
+            self.send_response(503 if trouble else 200)
             self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            """Log no request: they come every few seconds."""
+            self.wfile.write(f"{trouble or 'ok'}\n".encode())
 
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
@@ -795,7 +841,9 @@ def connect_to_elasticsearch(config: Config) -> Elasticsearch:
         ApiError, TransportError: it does not answer yet.
     """
     try:
-        client = Elasticsearch(config.elasticsearch_url, request_timeout=30, max_retries=0)
+        client = Elasticsearch(
+            config.elasticsearch_url, request_timeout=REQUEST_TIMEOUT_S, max_retries=0
+        )
     except ValueError as exc:
         raise SetupError(f"ELASTICSEARCH_URL: {exc} (for example http://localhost:9200)") from exc
     try:
@@ -856,16 +904,16 @@ def load_template() -> dict[str, Any]:
         SetupError: it is missing or wrong.
     """
     try:
-        template = json.loads(MAPPING_FILE.read_text(encoding="utf-8"))
+        template: dict[str, Any] = json.loads(MAPPING_FILE.read_text(encoding="utf-8"))
         template["mappings"]["properties"].items()
     except OSError as exc:
         raise SetupError(
             f"cannot read {MAPPING_FILE} ({exc.strerror}): put the project's mapping file there, "
             "or let Elasticsearch guess with --dynamic-mapping"
         ) from exc
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except GARBLED as exc:
         raise SetupError(f"{MAPPING_FILE} is not a JSON object with mappings: {exc!r}") from exc
-    return dict(template)
+    return template
 
 
 def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
@@ -880,19 +928,26 @@ def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
     producer = KafkaProducer(
         bootstrap_servers=servers,
         acks="all",
-        enable_idempotence=True,
+        # An idempotent producer never recovers from a message that the broker has refused. The
+        # price: a dead letter may be there twice after an answer was lost, with the same origin.
+        enable_idempotence=False,
         compression_type="gzip",
-        max_request_size=64 * 1024 * 1024,  # whatever could be read can be written
+        max_request_size=DEAD_LETTER_BYTES,
         max_block_ms=5000,
         **common,
     )
-    for topic in (config.topic, config.dead_letter_topic):
-        producer.partitions_for(topic)  # creates it, where the broker allows that
+    producer.partitions_for(config.topic)  # creates it, where the broker allows that
+    with KafkaAdminClient(bootstrap_servers=servers, **common) as admin:
+        if config.dead_letter_topic not in admin.list_topics():
+            configs = {"max.message.bytes": str(DEAD_LETTER_BYTES)}
+            with suppress(TopicAlreadyExistsError):  # another consumer was faster
+                admin.create_topics({config.dead_letter_topic: {"configs": configs}})
     consumer = KafkaConsumer(
         bootstrap_servers=servers,
         group_id=config.group_id,
         auto_offset_reset="earliest",  # started after the generator, it misses nothing
         enable_auto_commit=False,  # only what is settled is committed
+        isolation_level="read_committed",  # not what a transaction has taken back
         partition_assignment_strategy=ASSIGNORS,
         session_timeout_ms=SESSION_TIMEOUT_MS,
         max_poll_interval_ms=MAX_POLL_INTERVAL_MS,

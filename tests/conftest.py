@@ -43,7 +43,7 @@ def new_stack(state: Path, *overlays: str) -> Stack:
     """Return the servers of the compose files on free ports, with their state in a folder."""
     ports = {
         f"{name}_HOST_PORT": str(free_port()) for name in ("ZOOKEEPER", "KAFKA", "ELASTICSEARCH")
-    }
+    } | {"KAFKA_PROXY_PORT": str(free_port())}
     files = [PROJECT / file for file in ("docker-compose.yml", *overlays)]
     return Stack(files, {**os.environ, **ports, "STACK_STATE": str(state)})
 
@@ -53,7 +53,7 @@ def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     """Real ZooKeeper, Kafka and Elasticsearch, for the whole session."""
-    servers = new_stack(tmp_path_factory.mktemp("stack"))
+    servers = new_stack(tmp_path_factory.mktemp("stack"), "tests/faults/proxied.yml")
     try:
         servers.up()
         yield servers
@@ -125,7 +125,9 @@ class Pipeline:
     def messages(self, topic: str | None = None) -> list[Any]:
         """Return everything a topic holds."""
         topic = topic or self.topic
-        with KafkaConsumer(bootstrap_servers=self.kafka) as consumer:
+        with KafkaConsumer(
+            bootstrap_servers=self.kafka, isolation_level="read_committed"
+        ) as consumer:
             partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
             if not partitions:  # nobody has created it yet
                 return []
@@ -133,7 +135,7 @@ class Pipeline:
             consumer.assign(partitions)
             consumer.seek_to_beginning()
             found: list[Any] = []
-            while len(found) < sum(ends.values()):
+            while any(consumer.position(p) < end for p, end in ends.items()):
                 for polled in consumer.poll(1000).values():
                     found += polled
             return found

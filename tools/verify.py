@@ -3,10 +3,10 @@
 
     python tools/verify.py
 
-Every message of the topic is read again and must be in exactly one place: in the index, with the
-same values, or in the dead-letter topic, under its own partition and offset. Nothing else may be in
-the index, unless the topic has already forgotten its first messages. This is independent of the
-consumer: no code, and no document id, is shared with it.
+Every message of the topic is read again and must be in exactly one place: in the index, once and
+with the same values, or in the dead-letter topic, under its own partition and offset. Nothing else
+may be in the index, unless the topic has already forgotten its first messages. This is independent
+of the consumer: no code, and no document id, is shared with it.
 
 Environment (or .env): as the consumer, see kafka_to_elasticsearch.py.
 
@@ -19,8 +19,9 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Key = tuple[str, int]  # sensor_id, epoch ms: what makes a reading
 Where = tuple[int, int]  # partition, offset
 
@@ -46,6 +48,7 @@ class Verdict:
         repeated: messages whose reading had come before with the same values.
         missing: in neither place.
         differing: in the index with other values, and not in the dead letters.
+        doubled: readings of which the index holds more than one document.
         unexpected: documents that no message accounts for.
         forgotten: messages that the topic has deleted, so that their documents cannot be checked.
     """
@@ -56,18 +59,24 @@ class Verdict:
     repeated: int = 0
     missing: list[Where] = field(default_factory=list)
     differing: list[Where] = field(default_factory=list)
+    doubled: list[Key] = field(default_factory=list)
     unexpected: list[Key] = field(default_factory=list)
     forgotten: int = 0
 
     @property
     def holds(self) -> bool:
         """Whether nothing is lost, changed or made up."""
-        return not (self.missing or self.differing or (self.unexpected and not self.forgotten))
+        wrong = self.missing or self.differing or self.doubled
+        return not (wrong or (self.unexpected and not self.forgotten))
 
 
 def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], int]:
     """Return the messages that the topic holds now, and the number that it has already deleted."""
-    consumer = KafkaConsumer(bootstrap_servers=servers.split(","), bootstrap_timeout_ms=10_000)
+    consumer = KafkaConsumer(
+        bootstrap_servers=servers.split(","),
+        isolation_level="read_committed",
+        bootstrap_timeout_ms=10_000,
+    )
     partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
     first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
 
@@ -87,8 +96,8 @@ def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], int]:
 
 def reading_key(reading: dict[str, Any]) -> Key:
     """Return what makes a reading: its sensor and its time."""
-    when = datetime.fromisoformat(reading["timestamp"])
-    return reading["sensor_id"], int(when.timestamp() * 1000 + 0.5)
+    since_epoch = datetime.fromisoformat(reading["timestamp"]) - EPOCH
+    return reading["sensor_id"], since_epoch // timedelta(milliseconds=1)  # what is finer is cut
 
 
 def reading_values(reading: dict[str, Any]) -> tuple[Any, ...]:
@@ -107,12 +116,14 @@ def verify(servers: str, topic: str, client: Elasticsearch, index: str) -> Verdi
     dead: set[Where] = set()
     for letter in letters:
         headers = dict(letter.headers)
-        dead.add((int(headers["source.partition"]), int(headers["source.offset"])))
+        with suppress(KeyError, ValueError, TypeError):  # not the consumer's
+            dead.add((int(headers["source.partition"]), int(headers["source.offset"])))
     client.indices.refresh(index=index)
-    documents = {
-        reading_key(hit["_source"]): reading_values(hit["_source"])
-        for hit in scan(client, index=index, size=5000)
-    }
+    documents: dict[Key, tuple[Any, ...]] = {}
+    for hit in scan(client, index=index, size=5000):
+        if (key := reading_key(hit["_source"])) in documents:
+            verdict.doubled.append(key)
+        documents[key] = reading_values(hit["_source"])
     verdict.indexed = client.count(index=index)["count"]
     accounted: set[Key] = set()
     messages, verdict.forgotten = read_topic(servers, topic)
@@ -167,7 +178,7 @@ def print_verdict(verdict: Verdict, topic: str, index: str) -> None:
     write(f"documents in {index:<27} {verdict.indexed:>9}\n")
     write(f"{'repeated (same reading, same values)':<40} {verdict.repeated:>9}\n")
     write(f"{'dead-lettered':<40} {verdict.dead_lettered:>9}\n")
-    for name in ("missing", "differing", "unexpected"):
+    for name in ("missing", "differing", "doubled", "unexpected"):
         found = getattr(verdict, name)
         write(f"{name:<40} {len(found):>9}")
         write(f"   for example {', '.join(map(str, found[:3]))}\n" if found else "\n")

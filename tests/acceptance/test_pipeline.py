@@ -171,14 +171,16 @@ def test_malformed_messages_stop_nothing(pipeline: Pipeline) -> None:
 def test_the_verifier_sees_what_is_lost_changed_or_made_up(pipeline: Pipeline) -> None:
     pipeline.generate("--count", "20", "--backfill", "1h")
     pipeline.consume()
-    lost, changed, *_ = pipeline.documents()
+    lost, changed, twice, *_ = pipeline.documents()
     made_up = {**pipeline.documents()[changed], "timestamp": "2001-01-01T00:00:00.000Z"}
     pipeline.client.delete(index=pipeline.index, id=lost)
     pipeline.client.update(index=pipeline.index, id=changed, doc={"humidity": 1.5})
     pipeline.client.index(index=pipeline.index, id="made-up", document=made_up)
+    pipeline.client.index(index=pipeline.index, document=pipeline.documents()[twice])
     verdict = verify(pipeline.kafka, pipeline.topic, pipeline.client, pipeline.index)
     assert not verdict.holds
     assert (len(verdict.missing), len(verdict.differing), len(verdict.unexpected)) == (1, 1, 1)
+    assert len(verdict.doubled) == 1
     out, _ = pipeline.run("tools/verify.py", code=1)
     assert re.search(r"^missing +1   for example \(\d, \d+\)$", out, re.MULTILINE)
 
@@ -360,7 +362,7 @@ def test_a_server_that_restarts_in_mid_run_costs_nothing(
     assert generator.returncode == 0, err
     wait_until(lambda: indexed(pipeline) == 3000, "all are indexed", timeout_s=90)
     err = interrupt(consumer)
-    said = "readings wait" if name == "elasticsearch" else "ERROR kafka."
+    said = "messages wait" if name == "elasticsearch" else "ERROR kafka."
     assert said in err
     assert_all_indexed(pipeline)
 

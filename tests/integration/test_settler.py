@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from elastic_transport import ConnectionError as NoConnection
@@ -178,7 +179,7 @@ def test_a_request_that_fails_is_sent_again(
     outcome = settle(settler, batch_of(reading(1), reading(2)))
     assert outcome["duplicates" if after_sending else "indexed"] == 2
     assert client.sizes == [2, 2]
-    assert "Elasticsearch: 2 readings wait" in caplog.text
+    assert "Elasticsearch: 2 messages wait" in caplog.text
 
 
 def test_only_the_rejected_readings_are_sent_again(settler: indexer.Settler) -> None:
@@ -249,27 +250,32 @@ def test_a_read_only_index_makes_the_readings_wait(
     assert outcome["indexed"] == 1
 
 
-def test_a_dead_letter_that_is_not_acknowledged_is_sent_again(
+def test_only_dead_letters_that_are_not_acknowledged_are_sent_again(
     pipeline: Pipeline, settler: indexer.Settler
 ) -> None:
-    real, refusals = settler.producer, [KafkaTimeoutError("away")]
+    """A producer that takes no more, then one that takes and fails."""
+    real, faults = settler.producer, [None, "take no more", None, "fail"]
 
-    class Refusing:
+    class Faulty:
         def send(self, *arguments: Any, **named: Any) -> Any:
-            if refusals:
-                raise refusals.pop()
+            fault = faults.pop(0) if faults else None
+            if fault == "take no more":
+                raise KafkaTimeoutError("away")
+            if fault == "fail":
+                return Mock(get=Mock(side_effect=KafkaTimeoutError("lost")))
             return real.send(*arguments, **named)
 
-    settler.producer = Refusing()
-    assert settle(settler, batch_of(b"bad"))["dead_lettered"] == 1
-    assert len(pipeline.dead_letters()) == 1
+    settler.producer = Faulty()
+    values = [b"bad 1", b"bad 2", b"bad 3"]
+    assert settle(settler, batch_of(*values))["dead_lettered"] == 3
+    assert sorted(letter.value for letter in pipeline.dead_letters()) == values
 
 
 def test_told_to_abandon_it_gives_up(settler: indexer.Settler) -> None:
     client = Wrapped(settler.client, *[raising(NoConnection("refused"))] * 1000)
     settler.client = client  # type: ignore[assignment]
     settler.abandon.set()
-    with pytest.raises(indexer.GaveUpError, match="1 readings wait"):
+    with pytest.raises(indexer.GaveUpError, match="1 messages wait"):
         settle(settler, batch_of(reading(1)))
 
 

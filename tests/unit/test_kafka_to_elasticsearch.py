@@ -344,7 +344,7 @@ def test_finish_reports_what_is_left(
 ) -> None:
     monkeypatch.setattr(indexer, "STOP_GRACE_S", 0)
     take(pipeline, 4)
-    submit(pipeline).set_exception(indexer.GaveUpError("Elasticsearch: 1 readings wait"))
+    submit(pipeline).set_exception(indexer.GaveUpError("Elasticsearch: 1 messages wait"))
     assert pipeline.finish() is False
     assert "not settled, to be read again: 1 messages" in caplog.text
 
@@ -356,7 +356,7 @@ def test_finish_commits_what_is_sure_before_what_was_given_up(
     take(pipeline, 4)
     submit(pipeline).set_result(None)
     take(pipeline, 5)
-    submit(pipeline).set_exception(indexer.GaveUpError("Elasticsearch: 1 readings wait"))
+    submit(pipeline).set_exception(indexer.GaveUpError("Elasticsearch: 1 messages wait"))
     assert pipeline.finish() is False
     assert consumer.commits == [{PARTITION: 5}]
 
@@ -392,10 +392,10 @@ def test_a_lag_that_nothing_reduces_is_trouble(
 ) -> None:
     pipeline.lags = {0: 12}
     clock[0] += 1000
-    pipeline.last_turn = pipeline.last_assigned = clock[0]
+    pipeline.last_turn = pipeline.last_assigned = pipeline.last_answer = clock[0]
     assert pipeline.trouble() == "nothing settled for 1000 s, lag 12: Kafka delivers nothing"
-    pipeline.settler.waits = {1: "Elasticsearch: 9 readings wait (503)"}
-    assert pipeline.trouble().endswith("lag 12: Elasticsearch: 9 readings wait (503)")
+    pipeline.settler.waits = {1: "Elasticsearch: 9 messages wait (503)"}
+    assert pipeline.trouble().endswith("lag 12: Elasticsearch: 9 messages wait (503)")
     pipeline.last_settled = clock[0]
     assert pipeline.trouble() == ""
 
@@ -408,6 +408,8 @@ def test_no_partition_and_no_turn_of_the_loop_are_trouble(
     clock[0] += 1000
     pipeline.last_turn = clock[0]
     pipeline.note_assignment()
+    assert pipeline.trouble() == "Kafka has not answered for 1000 s"
+    pipeline.last_answer = clock[0]
     assert pipeline.trouble().startswith("no partition assigned for 1000 s")
     clock[0] += 1000
     assert pipeline.trouble() == "the loop has stood still for 1000 s"

@@ -1,0 +1,200 @@
+"""A pipeline under load whose servers, connections and processes can be made to fail."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from elasticsearch.helpers import scan
+from kafka import KafkaConsumer
+from kafka.structs import TopicPartition
+
+from stack.__main__ import Stack
+from tests.conftest import PROJECT, Pipeline, wait_until
+from tests.faults.proxy import BulkProxy, TcpProxy
+from tools.verify import Verdict, verify
+
+# The consumer itself, only quicker to give up on a dead member or a silent server.
+QUICKER = """
+import kafka_to_elasticsearch as indexer
+indexer.SESSION_TIMEOUT_MS = 6000
+indexer.REQUEST_TIMEOUT_S = 3.0
+indexer.RETRY_CAP_S = 1.0
+indexer.STUCK_S = 4.0
+indexer.PROGRESS_S = 1.0
+{changes}
+raise SystemExit(indexer.main())
+"""
+
+
+@dataclass
+class Scene:
+    """Fresh names on the real servers, a proxy on each connection of the consumer, a seed."""
+
+    stack: Stack
+    pipeline: Pipeline
+    kafka: TcpProxy
+    bulks: BulkProxy
+    folder: Path
+    seed: int
+    changes: str = ""
+    consumers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    generators: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    started: int = 0
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.say(f"seed={self.seed}")
+
+    def say(self, line: str) -> None:
+        """Print a line with the time; pytest shows it when the test fails, or with -s."""
+        sys.stdout.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+        sys.stdout.flush()
+
+    # Processes
+
+    def _start(self, name: str, command: list[str], environ: dict[str, str]) -> Any:
+        self.started += 1
+        with (self.folder / f"{self.started:03d}-{name}.log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, *command], cwd=PROJECT, env=environ, stdout=log, stderr=log
+            )
+
+    def start_consumer(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a consumer whose connections go through the proxies."""
+        environ = {
+            **self.pipeline.environ,
+            "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.kafka.port}",
+            "ELASTICSEARCH_URL": self.bulks.url,
+        }
+        command = ["-c", QUICKER.format(changes=self.changes), *arguments]
+        consumer: subprocess.Popen[bytes] = self._start("consumer", command, environ)
+        self.consumers.append(consumer)
+        return consumer
+
+    def start_load(self, rate_hz: int) -> None:
+        """Start a generator that runs until `drain`, on a connection that no proxy spoils."""
+        command = ["sensor_generator.py", "--rate", str(rate_hz)]
+        command += ["--seed", str(self.rng.randrange(1_000_000))]
+        self.generators.append(self._start("generator", command, self.pipeline.environ))
+
+    def backlog(self, count: int) -> None:
+        """Put readings of the past into the topic."""
+        self.pipeline.generate("--count", str(count), "--backfill", "30d")
+
+    def kill(self, consumer: subprocess.Popen[bytes]) -> None:
+        """End a consumer without giving it a chance."""
+        consumer.kill()
+        consumer.wait()
+        self.consumers.remove(consumer)
+
+    def terminate(self, consumer: subprocess.Popen[bytes]) -> None:
+        """End a consumer as it should be ended; it must leave in bounded time, without an error."""
+        consumer.send_signal(signal.SIGTERM)
+        assert consumer.wait(timeout=30) == 0, self.logs()
+        self.consumers.remove(consumer)
+
+    def close(self) -> None:
+        """End everything that still runs."""
+        for process in (*self.consumers, *self.generators):
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
+        self.kafka.close()
+        self.bulks.close()
+
+    def logs(self) -> str:
+        """Return what all consumers have said."""
+        files = sorted(self.folder.glob("*-consumer.log"))
+        return "".join(file.read_text(errors="replace") for file in files)
+
+    # Servers
+
+    def signal_server(self, name: str, signum: signal.Signals) -> None:
+        """Send a signal to all processes of a server."""
+        pid = self.stack.pid(name)
+        assert pid, name
+        os.killpg(pid, signum)
+
+    # Time
+
+    def pause(self, low_s: float = 0.5, high_s: float = 2.0) -> None:
+        """Wait for a random time."""
+        time.sleep(self.rng.uniform(low_s, high_s))
+
+    def wait_for_progress(self) -> None:
+        """Wait until something more is committed, so that what follows happens in mid-run."""
+        before = self.pipeline.committed()
+        wait_until(lambda: self.pipeline.committed() > before, "something is committed", 90)
+
+    def hold_bulks(self, fault: Callable[..., Any], hits: int = 2) -> None:
+        """Let a fault deal with at least so many bulks, and for a random time."""
+        before, self.bulks.fault = self.bulks.hits, fault
+        wait_until(lambda: self.bulks.hits >= before + hits, "the fault has met bulks")
+        self.pause(0.2, 1.0)
+        self.bulks.fault = None
+
+    # What must hold
+
+    def ends(self) -> int:
+        """Return the number of messages that the topic has ever held."""
+        with KafkaConsumer(bootstrap_servers=self.pipeline.kafka) as consumer:
+            numbers = consumer.partitions_for_topic(self.pipeline.topic)
+            partitions = [TopicPartition(self.pipeline.topic, number) for number in numbers]
+            return sum(consumer.end_offsets(partitions).values())
+
+    def end_load(self) -> None:
+        """End the generator, which must have had every reading acknowledged."""
+        for generator in self.generators:
+            generator.send_signal(signal.SIGTERM)
+            assert generator.wait(timeout=60) == 0, "the generator failed"
+        self.generators.clear()
+
+    def drain(self) -> Verdict:
+        """End the load, let the consumers settle all; return what the verifier says."""
+        self.end_load()
+        end = self.ends()
+        assert end > 0
+        wait_until(lambda: self.pipeline.committed() == end, f"{end} committed", 120)
+        return self.verify()
+
+    def verify(self) -> Verdict:
+        """Return what the independent verifier says."""
+        pipeline = self.pipeline
+        return verify(pipeline.kafka, pipeline.topic, pipeline.client, pipeline.index)
+
+    def assert_committed_is_settled(self) -> int:
+        """Check that all before the committed offsets is indexed or dead; return how many."""
+        with KafkaConsumer(
+            bootstrap_servers=self.pipeline.kafka, group_id=self.pipeline.group
+        ) as consumer:
+            numbers = consumer.partitions_for_topic(self.pipeline.topic)
+            committed = {
+                n: consumer.committed(TopicPartition(self.pipeline.topic, n)) or 0 for n in numbers
+            }
+        index = self.pipeline.index
+        self.pipeline.client.indices.refresh(index=index)
+        documents = {hit["_id"] for hit in scan(self.pipeline.client, index=index, size=5000)}
+        dead = {
+            (int(dict(m.headers)["source.partition"]), int(dict(m.headers)["source.offset"]))
+            for m in self.pipeline.dead_letters()
+        }
+        below = [m for m in self.pipeline.messages() if m.offset < committed[m.partition]]
+        for message in below:
+            if (message.partition, message.offset) not in dead:
+                reading = json.loads(message.value)
+                assert f"{reading['sensor_id']}@{reading['timestamp']}" in documents
+        return len(below)
+
+    def assert_nothing_is_hidden(self) -> None:
+        """Check that no consumer has crashed, and that each one's accounts closed."""
+        logs = self.logs()
+        assert "Traceback" not in logs, logs
+        assert "the accounts do not close" not in logs, logs

@@ -1,0 +1,592 @@
+"""A fault at a random moment under load, then: nothing missing, nothing double, nothing hidden.
+
+tests/faults/README.md lists them. Each test prints its seed; FAULT_SEED=... repeats its choices.
+"""
+
+import itertools
+import json
+import os
+import re
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.structs import TopicPartition
+
+from stack.servers import free_port
+from tests.conftest import wait_until
+from tests.faults.proxy import (
+    cut_answer,
+    delay,
+    forget_items,
+    garble,
+    hang_up,
+    refuse,
+    refuse_items,
+    too_large,
+)
+from tests.faults.scene import Scene
+
+
+class Fault(NamedTuple):
+    """What is done to a running scene, and what a consumer must then have said."""
+
+    act: Callable[[Scene], None]
+    said: str = ""
+
+
+# Elasticsearch answers badly: a proxy in front of the real one.
+
+
+def badly(make: Callable[[Scene], Callable[..., object]]) -> Callable[[Scene], None]:
+    return lambda scene: scene.hold_bulks(make(scene))
+
+
+ANSWERS = {
+    "429 for a whole bulk": Fault(badly(lambda _: refuse(429)), r"messages wait \(.*429"),
+    "429 for some documents": Fault(
+        badly(lambda scene: refuse_items(429, 0.3, scene.rng)), r"wait \(429 es_rejected"
+    ),
+    "503 for some documents": Fault(
+        badly(lambda scene: refuse_items(503, 0.9, scene.rng)), r"wait \(503"
+    ),
+    "502 from a gateway": Fault(badly(lambda _: refuse(502)), r"messages wait \(.*502"),
+    "504 from a gateway": Fault(badly(lambda _: refuse(504)), r"messages wait \(.*504"),
+    "401: credentials revoked": Fault(badly(lambda _: refuse(401)), r"messages wait \(.*401"),
+    "403: rights revoked": Fault(badly(lambda _: refuse(403)), r"messages wait \(.*403"),
+    "413: the bulk is too large": Fault(badly(lambda _: too_large(2000))),
+    "answer cut in the middle": Fault(badly(lambda scene: cut_answer(scene.rng)), "messages wait"),
+    "answer for one document less": Fault(badly(lambda _: forget_items), "it answered for"),
+    "answer of another kind": Fault(badly(lambda _: garble), "it answered for 0 of"),
+    "connection reset after the work": Fault(badly(lambda _: hang_up), "messages wait"),
+    "answer later than the time-out": Fault(badly(lambda _: delay(4.0)), "timed out"),
+    "work later than the time-out": Fault(badly(lambda _: delay(4.0, before=True)), "timed out"),
+    "latency of 100 ms": Fault(badly(lambda _: delay(0.1))),
+}
+
+
+# Servers that go away and come back.
+
+
+def restarted(name: str, signum: signal.Signals) -> Callable[[Scene], None]:
+    def act(scene: Scene) -> None:
+        scene.stack.stop(name, signum)
+        scene.pause()
+        scene.stack.up()
+
+    return act
+
+
+def frozen(name: str, seconds: float) -> Callable[[Scene], None]:
+    def act(scene: Scene) -> None:
+        scene.signal_server(name, signal.SIGSTOP)
+        time.sleep(seconds)
+        scene.signal_server(name, signal.SIGCONT)
+
+    return act
+
+
+def read_only(scene: Scene) -> None:
+    name = "index.blocks.read_only_allow_delete"
+    settings = scene.pipeline.client.indices.put_settings
+    settings(index=scene.pipeline.index, settings={name: True})
+    scene.pause(2, 4)
+    settings(index=scene.pipeline.index, settings={name: None})
+
+
+def closed(scene: Scene) -> None:
+    scene.pipeline.client.indices.close(index=scene.pipeline.index)
+    scene.pause(2, 4)
+    scene.pipeline.client.indices.open(index=scene.pipeline.index)
+
+
+AWAY = "not committed yet|lag is not known|ERROR kafka"  # the consumer's words on Kafka's absence
+SERVERS = {
+    "Elasticsearch restarted": Fault(restarted("elasticsearch", signal.SIGTERM), "messages wait"),
+    "Elasticsearch killed": Fault(restarted("elasticsearch", signal.SIGKILL), "messages wait"),
+    "Elasticsearch frozen beyond the time-out": Fault(frozen("elasticsearch", 6), "timed out"),
+    "index read-only (disk full)": Fault(read_only, r"wait \(429 cluster_block_exception"),
+    "index closed": Fault(closed, r"wait \(400 index_closed_exception"),
+    "broker restarted": Fault(restarted("kafka", signal.SIGTERM), AWAY),
+    "broker killed": Fault(restarted("kafka", signal.SIGKILL), AWAY),
+    "broker frozen": Fault(frozen("kafka", 8)),
+    "ZooKeeper restarted": Fault(restarted("zookeeper", signal.SIGKILL)),
+}
+
+
+# Connections to the broker, and consumers that end, freeze or come.
+
+
+def slow_connection(scene: Scene) -> None:
+    scene.kafka.latency_s = 0.1
+    scene.pause(3, 5)
+    scene.kafka.latency_s = 0.0
+
+
+def resets(scene: Scene) -> None:
+    for _ in range(5):
+        scene.kafka.reset()
+        scene.pause(0.1, 1.0)
+
+
+def broker_out_of_reach(scene: Scene) -> None:
+    scene.kafka.open = False
+    scene.kafka.reset()
+    time.sleep(8)  # longer than the session
+    scene.kafka.open = True
+
+
+def consumer_killed(scene: Scene) -> None:
+    scene.kill(scene.rng.choice(scene.consumers))
+    scene.start_consumer()
+
+
+def consumer_terminated(scene: Scene) -> None:
+    scene.terminate(scene.rng.choice(scene.consumers))
+    scene.start_consumer()
+
+
+def consumer_joins(scene: Scene) -> None:
+    scene.start_consumer()
+    scene.pause(2, 4)
+
+
+def consumer_frozen(scene: Scene) -> None:
+    """Beyond its session: another takes over; then it comes back as a member that is none."""
+    zombie = scene.consumers[0]
+    scene.start_consumer()
+    scene.pause(2, 3)
+    zombie.send_signal(signal.SIGSTOP)
+    time.sleep(8)
+    zombie.send_signal(signal.SIGCONT)
+
+
+PROCESSES = {
+    "broker connection slow (100 ms)": Fault(slow_connection),
+    "broker connection reset": Fault(resets),
+    "broker out of reach": Fault(broker_out_of_reach, AWAY),
+    "consumer killed": Fault(consumer_killed, "assigned partitions"),
+    "consumer terminated": Fault(consumer_terminated, "stopped consumed="),
+    "consumer joins": Fault(consumer_joins, r"assigned partitions=\d of"),
+    "consumer frozen beyond its session": Fault(consumer_frozen, r"assigned partitions=none"),
+}
+FAULTS = ANSWERS | SERVERS | PROCESSES
+QUICK = {"429 for some documents", "answer cut in the middle", "consumer terminated"}
+
+
+def names(faults: dict[str, Fault]) -> list[object]:
+    """Return a parameter for each fault; the long ones are marked slow."""
+    return [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in faults
+    ]
+
+
+@pytest.mark.parametrize("name", names(FAULTS))
+def test_a_fault_under_load(scene: Scene, name: str) -> None:
+    scene.start_consumer()
+    scene.start_load(rate_hz=300)
+    scene.wait_for_progress()
+    scene.pause(0, 2)
+    FAULTS[name].act(scene)
+    verdict = scene.drain()
+    assert verdict.holds, verdict
+    assert verdict.messages == verdict.indexed > 1000
+    assert verdict.dead_lettered == 0
+    scene.assert_nothing_is_hidden()
+    assert re.search(FAULTS[name].said, scene.logs()), scene.logs()
+
+
+# The consumer's end, at the worst moments.
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_in_mid_bulk_again_and_again(scene: Scene, times: int) -> None:
+    scene.bulks.fault = delay(0.3)  # most of its life it waits for a bulk
+    scene.changes = "indexer.BULK_READINGS = 100"
+    scene.backlog(2000 * times)
+    for _ in range(times):
+        consumer = scene.start_consumer()
+        scene.wait_for_progress()
+        scene.pause(0, 1)
+        scene.kill(consumer)
+        assert scene.assert_committed_is_settled() > 0
+    scene.bulks.fault = None
+    scene.start_consumer()
+    verdict = scene.drain()
+    assert verdict.holds, verdict
+    assert verdict.indexed == 2000 * times
+
+
+def test_killed_between_the_bulk_and_its_commit(scene: Scene) -> None:
+    scene.changes = "indexer.BULK_READINGS = 500"
+    scene.backlog(3000)
+    consumer = scene.start_consumer()
+    scene.wait_for_progress()
+    scene.kafka.flowing.clear()  # no commit passes any more
+    committed = scene.pipeline.committed()
+
+    def count() -> int:
+        scene.pipeline.client.indices.refresh(index=scene.pipeline.index)
+        return int(scene.pipeline.client.count(index=scene.pipeline.index)["count"])
+
+    with suppress(TimeoutError):
+        wait_until(lambda: count() > committed, "a bulk is indexed and not committed", 20)
+    scene.kill(consumer)
+    scene.kafka.reset()
+    scene.kafka.flowing.set()
+    indexed, committed = count(), scene.pipeline.committed()
+    assert indexed >= committed
+    scene.start_consumer("--exit-when-idle", "2").wait(timeout=60)
+    closing = re.findall(r"stopped consumed=(\d+) indexed=(\d+) duplicates=(\d+)", scene.logs())
+    assert [int(number) for number in closing[-1]] == [
+        3000 - committed, 3000 - indexed, indexed - committed
+    ]  # fmt: skip
+    assert scene.drain().holds
+
+
+def test_terminated_with_a_half_full_buffer(scene: Scene) -> None:
+    scene.changes = "indexer.BULK_WAIT_S = 1000.0"
+    scene.backlog(700)
+    consumer = scene.start_consumer()
+    wait_until(lambda: "in_flight=700" in scene.logs(), "all are in the buffer")
+    assert scene.pipeline.committed() == 0
+    scene.terminate(consumer)
+    assert "stopped consumed=700 indexed=700 duplicates=0" in scene.logs()
+    assert scene.pipeline.committed() == 700
+    assert scene.verify().holds
+
+
+def test_terminated_while_elasticsearch_is_away_it_leaves_in_time(scene: Scene) -> None:
+    scene.changes = "indexer.STOP_GRACE_S = 1.0"
+    scene.backlog(700)
+    consumer = scene.start_consumer()
+    scene.bulks.fault = refuse(503)
+    wait_until(lambda: "messages wait" in scene.logs(), "it waits")
+    consumer.send_signal(signal.SIGTERM)
+    assert consumer.wait(timeout=20) == 1
+    assert "not settled, to be read again: 700 messages" in scene.logs()
+    scene.bulks.fault = None
+    scene.start_consumer()
+    assert scene.drain().indexed == 700
+
+
+# Rebalances.
+
+EAGER = """
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+indexer.ASSIGNORS = (RangePartitionAssignor,)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", ["", EAGER], ids=["cooperative", "eager"])
+def test_three_consumers_come_and_go_and_partitions_are_added(scene: Scene, changes: str) -> None:
+    scene.changes = changes
+    scene.start_load(rate_hz=300)
+    for _ in range(3):
+        scene.start_consumer()
+    scene.wait_for_progress()
+    for turn in range(6):
+        scene.pause(2, 4)
+        if scene.rng.random() < 0.5:
+            consumer_killed(scene)
+        else:
+            consumer_terminated(scene)
+        if turn == 2:
+            with KafkaAdminClient(bootstrap_servers=scene.pipeline.kafka) as admin:
+                admin.create_partitions({scene.pipeline.topic: 5})
+    verdict = scene.drain()
+    assert verdict.holds, verdict
+    assert verdict.messages == verdict.indexed > 3000
+    scene.assert_nothing_is_hidden()
+    assert re.search(r"partitions=(\d,)*[34](,\d)* of", scene.logs())
+
+
+# Servers that are not there yet.
+
+
+@pytest.mark.slow
+def test_elasticsearch_absent_at_the_start(scene: Scene) -> None:
+    scene.backlog(300)
+    scene.stack.down(["elasticsearch"])
+    scene.start_consumer()
+    wait_until(lambda: "waiting for Elasticsearch" in scene.logs(), "it waits")
+    scene.stack.up()
+    assert scene.drain().indexed == 300
+
+
+def test_kafka_absent_at_the_start(scene: Scene) -> None:
+    scene.backlog(300)
+    scene.kafka.open = False
+    scene.start_consumer()
+    wait_until(lambda: "waiting for Kafka" in scene.logs(), "it waits")
+    scene.kafka.open = True
+    assert scene.drain().indexed == 300
+
+
+# The index, in mid-run.
+
+
+def mapping_is_ours(scene: Scene, index: str) -> bool:
+    found = scene.pipeline.client.indices.get_mapping(index=index)[index]["mappings"]
+    types = {name: definition["type"] for name, definition in found["properties"].items()}
+    return bool(found["dynamic"] == "strict" and types["sensor_id"] == "keyword")
+
+
+def test_index_deleted_under_load(scene: Scene) -> None:
+    scene.start_consumer()
+    scene.start_load(rate_hz=300)
+    scene.wait_for_progress()
+    committed_before = scene.pipeline.committed()
+    scene.pipeline.client.indices.delete(index=scene.pipeline.index)
+    scene.wait_for_progress()
+    verdict = scene.drain()
+    assert "was gone: made anew with its mapping" in scene.logs()
+    assert mapping_is_ours(scene, scene.pipeline.index)
+    # What was in the index is gone with it; all that was not committed by then is there.
+    assert not verdict.differing
+    assert not verdict.doubled
+    assert verdict.indexed == verdict.messages - len(verdict.missing)
+    assert committed_before > 0
+    assert 0 < len(verdict.missing) < verdict.messages
+    scene.assert_nothing_is_hidden()
+
+
+@pytest.mark.slow
+def test_alias_moved_and_removed_under_load(scene: Scene) -> None:
+    client, alias = scene.pipeline.client, scene.pipeline.index
+    scene.start_consumer()  # leaves the template, which covers the names below
+    wait_until(lambda: client.indices.exists(index=alias), "the index is there")
+    client.indices.delete(index=alias)
+    first, second = f"{alias}-1", f"{alias}-2"
+    for name in (first, second):
+        client.indices.create(index=name)
+        assert mapping_is_ours(scene, name)
+    client.indices.put_alias(index=first, name=alias)
+    scene.start_load(rate_hz=300)
+    scene.wait_for_progress()
+    move = [
+        {"remove": {"index": first, "alias": alias}},
+        {"add": {"index": second, "alias": alias}},
+    ]
+    client.indices.update_aliases(actions=move)
+    scene.wait_for_progress()
+    client.indices.delete_alias(index=second, name=alias)  # the next bulk finds no such index
+    scene.wait_for_progress()
+    scene.end_load()
+    wait_until(lambda: scene.pipeline.committed() == scene.ends(), "all are committed")
+    assert "was gone: made anew with its mapping" in scene.logs()
+    assert mapping_is_ours(scene, alias)
+    client.indices.refresh(index=f"{alias}*")
+    counts = [client.count(index=name)["count"] for name in (first, second, alias)]
+    assert all(counts)
+    assert sum(counts) == scene.ends()
+    client.indices.delete(index=f"{first},{second}")
+
+
+# The topic, in mid-run.
+
+
+def test_retention_deletes_what_was_not_read(scene: Scene) -> None:
+    scene.backlog(20_000)
+    scene.bulks.fault = refuse(503)
+    scene.changes = "indexer.BULK_READINGS = indexer.POLL_READINGS = 50"
+    scene.changes += "\nindexer.PARTITION_FETCH_BYTES = 4096"  # it has read little ahead
+    scene.start_consumer()
+    wait_until(lambda: "messages wait" in scene.logs(), "it waits")
+    with KafkaAdminClient(bootstrap_servers=scene.pipeline.kafka) as admin:
+        ends = Counter(message.partition for message in scene.pipeline.messages())
+        admin.delete_records(
+            {TopicPartition(scene.pipeline.topic, n): end * 9 // 10 for n, end in ends.items()}
+        )
+    scene.bulks.fault = None
+    wait_until(lambda: scene.pipeline.committed() == 20_000, "the end is committed")
+    lost = [int(n) for n in re.findall(r": (\d+) messages from offset \d+ on were", scene.logs())]
+    assert sum(lost) > 5000
+    scene.pipeline.client.indices.refresh(index=scene.pipeline.index)
+    indexed = scene.pipeline.client.count(index=scene.pipeline.index)["count"]
+    assert indexed == 20_000 - sum(lost)
+
+
+def test_a_message_larger_than_a_fetch(scene: Scene) -> None:
+    topic = scene.pipeline.topic
+    with KafkaAdminClient(bootstrap_servers=scene.pipeline.kafka) as admin:
+        for name in (topic, f"{topic}.dead-letter"):
+            configs = {"max.message.bytes": "20000000"}
+            admin.create_topics({name: {"num_partitions": 1, "configs": configs}})
+    giant = os.urandom(5_000_000).hex().encode()
+    with KafkaProducer(
+        bootstrap_servers=scene.pipeline.kafka, max_request_size=20_000_000
+    ) as producer:
+        producer.send(topic, giant, key=b"k").get(timeout=30)
+    scene.backlog(300)
+    scene.start_consumer()
+    verdict = scene.drain()
+    assert verdict.holds, verdict
+    assert (verdict.indexed, verdict.dead_lettered) == (300, 1)
+    (letter,) = scene.pipeline.dead_letters()
+    assert letter.value == giant
+
+
+def test_dead_letter_topic_that_refuses(scene: Scene) -> None:
+    """What cannot be put aside is not committed, whatever comes after it."""
+    name = f"{scene.pipeline.topic}.dead-letter"
+    with KafkaAdminClient(bootstrap_servers=scene.pipeline.kafka) as admin:
+        admin.create_topics({name: {"num_partitions": 1, "configs": {"max.message.bytes": "10"}}})
+        scene.pipeline.send(b"bad")
+        scene.start_consumer()
+        wait_until(lambda: "dead-letter topic: 1 messages wait" in scene.logs(), "it waits")
+        scene.pipeline.send(b"bad too")
+        scene.backlog(30)
+        time.sleep(3)
+        assert scene.pipeline.committed() == 0
+        larger = {"max.message.bytes": "1000000"}
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, larger)])
+    verdict = scene.drain()
+    assert (verdict.indexed, verdict.dead_lettered) == (30, 2)
+    assert verdict.holds
+
+
+# What is shown while it lasts.
+
+
+def ask(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as exc:
+        return exc.code, exc.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def metrics(port: int) -> dict[str, float]:
+    """Return the metrics by name and label, as Prometheus reads them."""
+    _, text = ask(port, "metrics")
+    return {name: float(value) for name, value in re.findall(r"^(\w\S+) (\S+)$", text, re.M)}
+
+
+def test_health_turns_red_when_stuck_and_green_again(scene: Scene) -> None:
+    port = free_port()
+    scene.start_consumer("--metrics-port", str(port))
+    scene.start_load(rate_hz=200)
+    scene.wait_for_progress()
+    assert ask(port, "health") == (200, "ok\n")
+    scene.bulks.fault = refuse(503)
+    wait_until(lambda: ask(port, "health")[0] == 503, "health is red", 30)
+    assert re.match(
+        r"nothing settled for \d+ s, lag \d+: Elasticsearch: .*503", ask(port, "health")[1]
+    )
+    found = metrics(port)
+    assert found["smart_city_stuck"] == 1
+    assert found["smart_city_retrying"] >= 1
+    assert found["smart_city_retries_total"] >= 1
+    wait_until(lambda: "stuck: nothing settled for" in scene.logs(), "the log says so too")
+    scene.bulks.fault = None
+    wait_until(lambda: ask(port, "health")[0] == 200, "health is green again", 30)
+    verdict = scene.drain()
+    assert verdict.holds, verdict
+    wait_until(lambda: metrics(port)["smart_city_stuck"] == 0, "it is not stuck")
+    wait_until(lambda: sum(lags(metrics(port)).values()) == 0, "there is no lag")
+    found = metrics(port)
+    assert found['smart_city_messages_total{outcome="consumed"}'] == verdict.messages
+    assert found['smart_city_messages_total{outcome="indexed"}'] == verdict.messages
+    assert found["smart_city_retrying"] == 0
+    assert len(lags(found)) == 3
+
+
+def lags(found: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in found.items() if name.startswith("smart_city_lag")}
+
+
+def test_the_accounts_close_at_every_moment(scene: Scene) -> None:
+    port = free_port()
+    scene.pipeline.send(*[b"bad"] * 50)
+    scene.backlog(20_000)
+    scene.bulks.fault = delay(0.05)
+    scene.start_consumer("--metrics-port", str(port))
+    seen = set()
+    while scene.pipeline.committed() < 20_050:
+        if not (found := metrics(port)):
+            continue
+        outcomes = ("consumed", "indexed", "duplicates", "dead_lettered")
+        consumed, *settled = (
+            found[f'smart_city_messages_total{{outcome="{o}"}}'] for o in outcomes
+        )
+        assert consumed == sum(settled) + found["smart_city_in_flight"]
+        seen.add(consumed)
+    assert len(seen) > 3
+    assert scene.drain().holds
+
+
+def test_a_consumer_without_partition_says_so(scene: Scene) -> None:
+    with KafkaAdminClient(bootstrap_servers=scene.pipeline.kafka) as admin:
+        admin.create_topics({scene.pipeline.topic: {"num_partitions": 1}})
+    ports = [free_port(), free_port()]
+    for port in ports:
+        scene.start_consumer("--metrics-port", str(port))
+    wait_until(lambda: sorted(ask(p, "health")[0] for p in ports) == [200, 503], "one has none", 40)
+    assert "stuck: no partition assigned for" in scene.logs()
+
+
+def peak_memory_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (peak,) = re.findall(r"^VmHWM:\s+(\d+) kB", status, re.M)
+    return int(peak) / 1024
+
+
+def test_memory_is_bounded_whatever_the_backlog_and_the_outage(scene: Scene) -> None:
+    """README states the bound: 150 MB."""
+    with KafkaAdminClient(bootstrap_servers=scene.pipeline.kafka) as admin:
+        admin.create_topics({scene.pipeline.topic: {"num_partitions": 6}})
+    large = json.dumps({"sensor_id": "x" * 100_000}).encode()
+    with KafkaProducer(bootstrap_servers=scene.pipeline.kafka) as producer:
+        for partition in itertools.islice(itertools.cycle(range(6)), 600):  # 60 MB, all malformed
+            producer.send(scene.pipeline.topic, large, partition=partition)
+    scene.backlog(60_000)
+    scene.bulks.fault = refuse(503)
+    consumer = scene.start_consumer()
+    wait_until(lambda: "stuck: " in scene.logs(), "it can read no more")
+    time.sleep(3)
+    scene.say(f"peak in the outage {peak_memory_mb(consumer.pid):.0f} MB")
+    assert peak_memory_mb(consumer.pid) < 150
+    scene.bulks.fault = None
+    verdict = scene.drain()
+    assert (verdict.indexed, verdict.dead_lettered) == (60_000, 600)
+    assert verdict.holds
+    scene.say(f"peak {peak_memory_mb(consumer.pid):.0f} MB")
+    assert peak_memory_mb(consumer.pid) < 150
+
+
+# Hours of it.
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_soak(scene: Scene) -> None:
+    """Random faults one after another for SOAK_HOURS; verified after each ten."""
+    deadline = time.monotonic() + float(os.environ.get("SOAK_HOURS") or 1) * 3600
+    scene.start_consumer()
+    while time.monotonic() < deadline:
+        scene.start_load(rate_hz=200)
+        scene.wait_for_progress()
+        for name in scene.rng.choices(sorted(FAULTS), k=10):
+            scene.say(name)
+            FAULTS[name].act(scene)
+            while len(scene.consumers) > 3:
+                scene.terminate(scene.consumers[0])
+            scene.pause()
+        verdict = scene.drain()
+        scene.say(str(verdict))
+        assert verdict.holds
+        assert verdict.messages == verdict.indexed
+        scene.assert_nothing_is_hidden()
