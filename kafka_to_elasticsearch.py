@@ -54,6 +54,7 @@ from datetime import UTC, datetime
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
+from uuid import UUID
 
 import msgspec
 from dotenv import load_dotenv
@@ -504,6 +505,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         self.in_flight: deque[tuple[Batch, Future[None]]] = deque()
         self.partitions: dict[TopicPartition, Progress] = {}
         self.revoked: deque[TopicPartition] = deque()
+        self.topic_id: UUID | None = None
         self.totals: Counter[str] = Counter()
         self.accounts: dict[str, int] = {}
         self.lags: dict[int, int] = {}
@@ -519,6 +521,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
             if self.batch.is_due and len(self.in_flight) < BULKS_IN_FLIGHT:
                 self.submit()
             polled = self.poll()
+            self.note_topic()
             self.note_assignment()
             self.take(polled)
             self.report()
@@ -552,18 +555,27 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Do nothing: see note_assignment."""
 
+    def note_topic(self) -> None:
+        """Read the topic from its beginning when it was deleted and made anew under our feet.
+
+        Our position may well be an offset of the new topic too, with messages before it.
+        """
+        # kafka-python learns the id with the metadata, but has no public way to ask for it.
+        topic_id = self.consumer._cluster.topic_id(self.config.topic) or self.topic_id
+        if self.topic_id not in (None, topic_id):
+            log.error("topic %s was made anew: read from its beginning", self.config.topic)
+            self.forget(set(self.partitions))
+            if assigned := self.consumer.assignment():
+                self.partitions = {partition: Progress() for partition in assigned}
+                self.consumer.seek_to_beginning(*assigned)
+        self.topic_id = topic_id
+
     def note_assignment(self) -> None:
         """After each rebalance, say which partitions are ours and note where we go on in them."""
         assigned = set(self.consumer.assignment() or ())
         before = set(self.partitions)
-        gone = {*self.revoked, *(before - assigned)}
+        self.forget({*self.revoked, *(before - assigned)})
         self.revoked.clear()
-        # What is in flight from these is settled too, but their next owner reads it again: it
-        # would be wrong to commit it once that one has gone further.
-        for partition in gone:
-            self.partitions.pop(partition, None)
-            for batch in (self.batch, *(batch for batch, _ in self.in_flight)):
-                batch.offsets.pop(partition, None)
         for partition in assigned - self.partitions.keys():
             try:
                 offset = self.consumer.committed(partition, timeout_ms=KAFKA_TIMEOUT_MS)
@@ -576,6 +588,17 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
             log.info("assigned partitions=%s of topic=%s", numbers, self.config.topic)
         if assigned:
             self.last_assigned = time.monotonic()
+
+    def forget(self, partitions: set[TopicPartition]) -> None:
+        """Commit nothing more of what was read from these partitions.
+
+        What is in flight is settled, but it is read again, by us or by their next owner: it would
+        be wrong to commit it once that one has gone further.
+        """
+        for partition in partitions:
+            self.partitions.pop(partition, None)
+            for batch in (self.batch, *(batch for batch, _ in self.in_flight)):
+                batch.offsets.pop(partition, None)
 
     def take(self, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
         """Add the polled messages to the batch."""

@@ -42,6 +42,7 @@ class Fault(NamedTuple):
 
     act: Callable[[Scene], None]
     said: str = ""
+    changes: str = ""  # to the consumer's constants
 
 
 # Elasticsearch answers badly: a proxy in front of the real one.
@@ -177,7 +178,9 @@ PROCESSES = {
     "consumer killed": Fault(consumer_killed, "assigned partitions"),
     "consumer terminated": Fault(consumer_terminated, "stopped consumed="),
     "consumer joins": Fault(consumer_joins, r"assigned partitions=\d of"),
-    "consumer frozen beyond its session": Fault(consumer_frozen, r"assigned partitions=none"),
+    "consumer frozen beyond its session and its poll interval": Fault(
+        consumer_frozen, "assigned partitions=none", "indexer.MAX_POLL_INTERVAL_MS = 7000"
+    ),
 }
 FAULTS = ANSWERS | SERVERS | PROCESSES
 QUICK = {"429 for some documents", "answer cut in the middle", "consumer terminated"}
@@ -192,6 +195,7 @@ def names(faults: dict[str, Fault]) -> list[object]:
 
 @pytest.mark.parametrize("name", names(FAULTS))
 def test_a_fault_under_load(scene: Scene, name: str) -> None:
+    scene.changes = FAULTS[name].changes
     scene.start_consumer()
     scene.start_load(rate_hz=300)
     scene.wait_for_progress()
@@ -415,6 +419,29 @@ def test_retention_deletes_what_was_not_read(scene: Scene) -> None:
     scene.pipeline.client.indices.refresh(index=scene.pipeline.index)
     indexed = scene.pipeline.client.count(index=scene.pipeline.index)["count"]
     assert indexed == 20_000 - sum(lost)
+
+
+@pytest.mark.parametrize("count", [5, 300], ids=["shorter", "longer"])
+def test_topic_made_anew_in_mid_run(scene: Scene, count: int) -> None:
+    """Longer, the new topic has messages before the old position: none may be jumped over."""
+    scene.pipeline.send(*[b"old %d" % n for n in range(60)])
+    scene.start_consumer()
+    wait_until(lambda: len(scene.pipeline.dead_letters()) == 60, "the old ones are settled")
+    with KafkaAdminClient(bootstrap_servers=scene.pipeline.kafka) as admin:
+        before = admin.describe_topics([scene.pipeline.topic])[0]["topic_id"]
+        admin.delete_topics([scene.pipeline.topic])
+
+        def is_anew() -> bool:  # a client's question for metadata makes it anew
+            found = admin.describe_topics([scene.pipeline.topic])[0]
+            return bool(found["error_code"] == 0 and found["topic_id"] != before)
+
+        wait_until(is_anew, "the topic is there again")
+    scene.pipeline.send(*[b"new %d" % n for n in range(count)])
+    wanted = {b"new %d" % n for n in range(count)}
+    wait_until(
+        lambda: wanted <= {m.value for m in scene.pipeline.dead_letters()}, "all are settled"
+    )
+    assert "was made anew" in scene.logs()
 
 
 def test_a_message_larger_than_a_fetch(scene: Scene) -> None:
