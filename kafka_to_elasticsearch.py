@@ -91,10 +91,8 @@ BULK_READINGS = 2000  # a bulk is closed when it holds so many readings ...
 BULK_BYTES = 5_000_000  # ... or so many bytes ...
 BULK_WAIT_S = 0.5  # ... or was opened so long ago: a lone reading is searchable within 2 s
 BULKS_IN_FLIGHT = 2  # Elasticsearch indexes one while the next is read and validated
-POLL_READINGS = 500  # what one poll may add to a bulk
-# With these two, memory is bounded whatever the backlog: the bulks in flight, the open one, and
-# what kafka-python has fetched ahead.
-PARTITION_FETCH_BYTES, FETCH_BYTES = 1_000_000, 10_000_000
+POLL_READINGS = 200  # what one poll may add to a bulk; fewer when messages are large
+PARTITION_FETCH_BYTES, FETCH_BYTES = 1_000_000, 10_000_000  # read ahead, as compressed
 RETRY_BASE_S, RETRY_CAP_S = 0.2, 10.0
 # Statuses of one document that say "not now": overload, a node away, rights or a block to lift.
 RETRY_STATUSES = {401, 403, 429, 502, 503, 504}
@@ -509,8 +507,9 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         self.totals: Counter[str] = Counter()
         self.accounts: dict[str, int] = {}
         self.lags: dict[int, int] = {}
+        self.expected_bytes = BULK_BYTES / 10  # of a message; cautious, and slow to forget
         self.began = self.last_turn = self.last_progress = self.last_busy = time.monotonic()
-        self.last_assigned = self.last_settled = self.last_answer = self.began
+        self.last_assigned = self.last_settled = self.last_answer = self.last_commit = self.began
 
     def run(self, stop: threading.Event) -> None:
         """Move messages until told to stop or idle for --exit-when-idle seconds."""
@@ -540,7 +539,8 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
                 polled = self.consumer.poll(0)
             else:
                 self.consumer.resume(*self.consumer.paused())
-                polled = self.consumer.poll(100, max_records=POLL_READINGS)
+                room = int((BULK_BYTES - self.batch.size_bytes) / self.expected_bytes) + 1
+                polled = self.consumer.poll(100, max_records=min(POLL_READINGS, room))
         except KafkaError as exc:
             if isinstance(exc, INCURABLE):
                 raise
@@ -602,6 +602,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def take(self, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
         """Add the polled messages to the batch."""
+        size_bytes, messages_before = self.batch.size_bytes, len(self.batch)
         for partition, messages in polled.items():
             if (progress := self.partitions.get(partition)) is None:
                 continue  # taken from us meanwhile: its next owner reads them
@@ -612,6 +613,9 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
             self.totals["consumed"] += len(messages)
             for message in messages:
                 self.batch.add(partition, message)
+        if added := len(self.batch) - messages_before:
+            mean_bytes = (self.batch.size_bytes - size_bytes) / added
+            self.expected_bytes = max(1.0, mean_bytes, 0.9 * self.expected_bytes)
 
     def check_offsets(self, partition: TopicPartition, reached: int) -> None:
         """Say so when the offset that was reached is not the one that follows the last.
@@ -665,22 +669,26 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         """Commit the offsets of what is settled, in the partitions that are ours."""
         offsets = {
             partition: OffsetAndMetadata(progress.settled, "", -1)
-            for partition, progress in self.partitions.items()
-            if progress.settled is not None and progress.settled != progress.committed
+            for partition, progress in self.uncommitted.items()
         }
-        if not offsets:
-            return
         try:
-            self.consumer.commit(offsets, timeout_ms=KAFKA_TIMEOUT_MS)
+            if offsets:
+                self.consumer.commit(offsets, timeout_ms=KAFKA_TIMEOUT_MS)
         except KafkaError as exc:  # a rebalance, or Kafka away: they go with the next commit
             log.warning("offsets not committed yet (%s): with the next commit", type(exc).__name__)
-        else:
-            for partition, committed in offsets.items():
-                self.partitions[partition].committed = committed.offset
+            return
+        self.last_commit = time.monotonic()
+        for partition, committed in offsets.items():
+            self.partitions[partition].committed = committed.offset
+
+    @property
+    def uncommitted(self) -> dict[TopicPartition, Progress]:
+        """The partitions that are ours and further settled than committed."""
+        return {p: done for p, done in self.partitions.items() if done.settled != done.committed}
 
     def is_idle(self) -> bool:
         """Return whether nothing has come for --exit-when-idle seconds with partitions assigned."""
-        if self.unsettled or not self.partitions:
+        if self.unsettled or self.uncommitted or not self.partitions:
             self.last_busy = time.monotonic()
         return time.monotonic() - self.last_busy >= self.config.exit_when_idle_s
 
@@ -742,6 +750,8 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
             return f"Kafka has not answered for {for_s:.0f} s"
         if (for_s := now - self.last_assigned) > STUCK_S:
             return f"no partition assigned for {for_s:.0f} s (more consumers than partitions?)"
+        if (for_s := now - self.last_commit) > STUCK_S:
+            return f"no commit for {for_s:.0f} s"
         if lag and (for_s := now - self.last_settled) > STUCK_S:
             why = "; ".join(set(self.settler.waits.copy().values())) or "Kafka delivers nothing"
             return f"nothing settled for {for_s:.0f} s, lag {lag}: {why}"
@@ -762,13 +772,21 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         except GaveUpError as exc:
             log.error("not settled, to be read again: %d messages (%s)", self.unsettled, exc)
         self.commit()  # also when a later batch was given up: what is sure is sure
+        deadline = time.monotonic() + STOP_GRACE_S
+        while self.uncommitted and time.monotonic() < deadline:  # perhaps a rebalance: let it end
+            self.poll()  # what this brings is left to the next start
+            self.note_assignment()
+            self.commit()
         seconds = time.monotonic() - self.began
         rate_hz = self.totals["consumed"] / seconds
         log.info("stopped %s seconds=%.1f rate_hz=%.1f", self.close_accounts(), seconds, rate_hz)
         unaccounted = 2 * self.accounts["consumed"] - sum(self.accounts.values())
         if unaccounted:
             log.error("the accounts do not close: %d messages unaccounted for", unaccounted)
-        return unaccounted == 0 and self.unsettled == 0
+        if self.uncommitted:
+            numbers = ",".join(str(partition.partition) for partition in self.uncommitted)
+            log.error("not committed, to be read again as duplicates: partitions %s", numbers)
+        return not (unaccounted or self.unsettled or self.uncommitted)
 
 
 # What others can ask: metrics for Prometheus, and health.
@@ -983,6 +1001,11 @@ def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
     # ("No partition metadata for topic"): ask for it before joining, which the first poll does.
     if not consumer.partitions_for_topic(config.topic):
         raise UnknownTopicOrPartitionError(f"topic {config.topic} does not exist")
+    # When a poll ends between the two answers of a join, kafka-python 3.0.12 may forget the join:
+    # it commits no more, for ever. Its own flag says that one is under way.
+    coordinator = consumer._coordinator
+    need_rejoin = coordinator.need_rejoin
+    coordinator.need_rejoin = lambda: coordinator.rejoining or need_rejoin()
     logging.getLogger("kafka").setLevel(logging.ERROR)
     return consumer, producer
 

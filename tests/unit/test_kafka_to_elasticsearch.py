@@ -361,6 +361,20 @@ def test_finish_commits_what_is_sure_before_what_was_given_up(
     assert consumer.commits == [{PARTITION: 5}]
 
 
+def test_finish_says_what_is_settled_and_not_committed(
+    pipeline: indexer.Pipeline,
+    consumer: FakeConsumer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(indexer, "STOP_GRACE_S", 0)
+    take(pipeline, 4)
+    submit(pipeline).set_result(None)
+    consumer.refuses = True
+    assert pipeline.finish() is False
+    assert "not committed, to be read again as duplicates: partitions 0" in caplog.text
+
+
 def test_finish_refuses_accounts_that_do_not_close(
     pipeline: indexer.Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -382,6 +396,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, pipeline: indexer.Pipeline) -> list[f
 
 def test_without_lag_there_is_no_trouble(pipeline: indexer.Pipeline, clock: list[float]) -> None:
     clock[0] += 1000
+    pipeline.commit()
     pipeline.note_assignment()
     pipeline.report()
     assert pipeline.trouble() == ""
@@ -393,10 +408,27 @@ def test_a_lag_that_nothing_reduces_is_trouble(
     pipeline.lags = {0: 12}
     clock[0] += 1000
     pipeline.last_turn = pipeline.last_assigned = pipeline.last_answer = clock[0]
+    pipeline.commit()
     assert pipeline.trouble() == "nothing settled for 1000 s, lag 12: Kafka delivers nothing"
     pipeline.settler.waits = {1: "Elasticsearch: 9 messages wait (503)"}
     assert pipeline.trouble().endswith("lag 12: Elasticsearch: 9 messages wait (503)")
     pipeline.last_settled = clock[0]
+    assert pipeline.trouble() == ""
+
+
+def test_what_is_settled_and_cannot_be_committed_is_trouble(
+    pipeline: indexer.Pipeline, consumer: FakeConsumer, clock: list[float]
+) -> None:
+    consumer.refuses = True
+    take(pipeline, 4)
+    settle(pipeline, submit(pipeline))
+    clock[0] += 1000
+    pipeline.commit()
+    pipeline.last_turn = pipeline.last_assigned = pipeline.last_answer = clock[0]
+    assert pipeline.trouble() == "no commit for 1000 s"
+    assert not pipeline.is_idle()
+    consumer.refuses = False
+    pipeline.commit()
     assert pipeline.trouble() == ""
 
 
