@@ -730,9 +730,9 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         for partition, progress in self.partitions.items():
             if (position := reached[partition] or 0) > (progress.next or 0):
                 # Nothing to read in between: deleted, or the marks that transactions leave.
-                nothing_open = progress.settled == progress.next
+                all_is_settled = progress.settled == progress.next and not self.unsettled
                 self.check_offsets(partition, position)
-                if nothing_open:
+                if all_is_settled:
                     progress.next = progress.settled = position
         self.lags = {
             partition.partition: ends[partition] - (progress.settled or 0)
