@@ -4,6 +4,8 @@
     python sensor_generator.py                      # live: 5 sensors, each every 1 to 3 seconds
     python sensor_generator.py --backfill 24h       # the last 24 hours, as fast as possible
     python sensor_generator.py --console --count 3  # on stdout, without Kafka
+    python sensor_generator.py --speed 60           # an hour of the city in a minute
+    python sensor_generator.py --start 2026-06-01 --until 2026-07-01    # a period, at once
 
 A reading, one JSON object:
 
@@ -19,6 +21,24 @@ A reading, one JSON object:
 
 The same --seed and --start give the same readings, byte for byte, however fast they are sent.
 
+Faults, all off by default: --fault KIND=RATE, as often as you like; RATE is the share of a sensor's
+readings at which one begins. All but malformed stay valid readings.
+
+    spike          one field of one reading far off
+    drift          temperature and humidity wander off, for some minutes
+    stuck          the same values again and again, for some minutes
+    unit           humidity as a share (0.48) instead of % (48), for some minutes
+    clock_skew     times up to an hour ahead, for some minutes
+    dropout        nothing is sent, for some minutes
+    duplicate      sent twice
+    late           sent a minute to an hour after its time
+    out_of_order   sent after the sensor's next reading
+    malformed      not a reading: cut, not JSON, a field missing, unknown, of another type...
+
+--ledger FILE notes every message, as CSV: id (sensor_id@timestamp, empty when malformed), partition
+and offset as acknowledged (empty when not), CRC-32 of its bytes, label (its faults, joined by +).
+`python tools/verify.py --ledger FILE` compares it with what is in Elasticsearch.
+
 Environment (or .env beside this file; a flag wins over both):
     KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
     KAFKA_TOPIC               default smart-city-sensors
@@ -28,6 +48,7 @@ Exit codes: 0 done or stopped cleanly, 1 Kafka unreachable or a reading not ackn
 """
 
 import argparse
+import csv
 import heapq
 import itertools
 import json
@@ -40,16 +61,18 @@ import signal
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dotenv import load_dotenv
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.producer.future import RecordMetadata
 
 log = logging.getLogger("sensor_generator")
 
@@ -57,6 +80,19 @@ MS_PER_HOUR = 3_600_000
 CITY_STEP_MS = 10_000
 LATITUDE_DEG, LONGITUDE_DEG = 48.86, 2.35  # Paris
 PROGRESS_S = 5.0
+# What a working sensor can read; a faulty one stays within, or it is malformed.
+LIMITS: dict[str, tuple[float, float]] = {
+    "temperature": (-40, 60),
+    "humidity": (0, 100),
+    "co2_level": (350, 10_000),
+    "light_intensity": (0, 200_000),
+}
+FRACTIONAL = {"temperature", "humidity"}
+FAULTS = (
+    "spike", "drift", "stuck", "unit", "clock_skew",
+    "dropout", "duplicate", "late", "out_of_order", "malformed",
+)  # fmt: skip
+EPISODE_S = (60, 600)  # how long a fault lasts, when it does
 DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -101,7 +137,11 @@ class Config:
     rate_hz: float | None
     seed: int
     start: datetime
-    backfill: timedelta | None
+    end: datetime | None
+    speed: float  # of the simulated clock; infinite: everything is sent at once
+    faults: Mapping[str, float]
+    ledger: Path | None
+    list_sensors: bool
     wait_s: float
 
 
@@ -308,14 +348,23 @@ def timestamp(time_ms: int) -> str:
     return when.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
+def sensor_name(number: int) -> str:
+    """Return the id of the sensor with this number, from 1."""
+    return f"sensor_{number:03d}"
+
+
+def place_of(number: int) -> Place:
+    """Return where the sensor with this number stands."""
+    return PLACES[(number - 1) % len(PLACES)]
+
+
 def sensor_readings(number: int, config: Config) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield one sensor's readings for ever: (time as epoch ms, reading), later and later.
 
     Everything random comes from the seed and the sensor's own name: neither the other sensors nor
     the speed of sending change a value.
     """
-    sensor_id = f"sensor_{number:03d}"
-    place = PLACES[(number - 1) % len(PLACES)]
+    sensor_id, place = sensor_name(number), place_of(number)
     times = random.Random(f"{config.seed}/{sensor_id}/times")
     noise = random.Random(f"{config.seed}/{sensor_id}/noise")
     start_ms = round(config.start.timestamp() * 1000)
@@ -330,78 +379,275 @@ def sensor_readings(number: int, config: Config) -> Iterator[tuple[int, dict[str
         yield time_ms, {"sensor_id": sensor_id, "timestamp": timestamp(time_ms), **values}
 
 
-def all_readings(config: Config) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the readings of all sensors in order of time, up to --count or the back-fill's end."""
-    streams = [sensor_readings(number, config) for number in range(1, config.sensors + 1)]
-    merged: Iterator[tuple[int, dict[str, Any]]] = heapq.merge(*streams, key=lambda pair: pair[0])
-    if config.backfill:
-        end_ms = (config.start + config.backfill).timestamp() * 1000
-        merged = itertools.takewhile(lambda pair: pair[0] < end_ms, merged)
+# Faults: what goes wrong with real sensors, when it is asked for, and labelled.
+
+
+class Message(NamedTuple):
+    """What is sent.
+
+    Attributes:
+        due_ms: when, epoch ms of the simulated clock.
+        sensor_id: whose; the key.
+        reading_id: sensor_id@timestamp, or empty when it is not a reading.
+        label: its faults, joined by "+"; empty when there is none.
+    """
+
+    due_ms: float
+    sensor_id: str
+    reading_id: str
+    value: bytes
+    label: str
+
+
+def within_limits(reading: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the reading with each measured field moved to its nearest limit, if it is beyond."""
+    limited = {n: min(max(reading[n], low), high) for n, (low, high) in LIMITS.items()}
+    return {**reading, **limited}
+
+
+def spiked(reading: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """Return the reading with one field far off."""
+    name = rng.choice(list(LIMITS))
+    low, high = LIMITS[name]
+    away = 1 if reading[name] < (low + high) / 2 else -1
+    off = away * rng.uniform(0.3, 0.5) * (high - low)
+    return {**reading, name: round(reading[name] + off, 1 if name in FRACTIONAL else None)}
+
+
+def drifted(reading: dict[str, Any], minutes: float) -> dict[str, Any]:
+    """Return the reading of a sensor that has been wandering off for so long."""
+    warmer_c, drier_pct = 0.8 * minutes, 1.5 * minutes
+    return {
+        **reading,
+        "temperature": round(reading["temperature"] + warmer_c, 2),
+        "humidity": round(reading["humidity"] - drier_pct, 1),
+    }
+
+
+def malformed(reading: dict[str, Any], rng: random.Random) -> tuple[str, bytes]:
+    """Return bytes that are not a reading, and in which way."""
+    text = json.dumps(reading)
+    name = rng.choice(list(LIMITS))
+    without = {field: value for field, value in reading.items() if field != name}
+    kinds: dict[str, str | bytes] = {
+        "empty": "",
+        "cut": text[: rng.randrange(1, len(text))],
+        "not_json": ";".join(f"{field}={value}" for field, value in reading.items()),
+        "not_utf8": text.encode().replace(b"sensor_", b"sensor\xff"),
+        "not_a_number": json.dumps({**reading, name: math.nan}),
+        "missing_field": json.dumps(without),
+        "unknown_field": json.dumps({**reading, "battery_v": 3.7}),
+        "wrong_type": json.dumps({**reading, name: f"{reading[name]} ?"}),
+        "out_of_range": json.dumps({**reading, name: LIMITS[name][1] + rng.randint(1, 1000)}),
+        "bad_time": json.dumps({**reading, "timestamp": "2026-02-30T12:00:00.000Z"}),
+    }
+    kind, value = rng.choice(list(kinds.items()))
+    return f"malformed:{kind}", value.encode() if isinstance(value, str) else value
+
+
+class Faults:
+    """What goes wrong with one sensor.
+
+    Each kind has random numbers of its own: asking for one more changes nothing about the others.
+    """
+
+    def __init__(self, sensor_id: str, config: Config) -> None:
+        self.sensor_id = sensor_id
+        self.rates = config.faults
+        self.rng = {k: random.Random(f"{config.seed}/{sensor_id}/{k}") for k in FAULTS}
+        self.began_ms: dict[str, int] = {}
+        self.ends_ms: dict[str, float] = {}
+        self.stuck: dict[str, Any] = {}
+        self.ahead_ms = 0
+        self.taken_ms: set[int] = set()  # by readings whose clock was ahead ...
+        self.oldest_ms: list[int] = []  # ... and the same as a heap
+        self.held: list[Message] = []  # sent out of order: after the next
+
+    def strikes(self, kind: str, time_ms: int, lasts: bool = False) -> bool:
+        """Return whether a fault begins at this reading, or lasts still."""
+        if time_ms < self.ends_ms.get(kind, -math.inf):
+            return True
+        if not self.rates.get(kind) or self.rng[kind].random() >= self.rates[kind]:
+            return False
+        self.began_ms[kind] = time_ms
+        if lasts:
+            self.ends_ms[kind] = time_ms + 1000 * self.rng[kind].uniform(*EPISODE_S)
+        return True
+
+    def messages(self, time_ms: int, reading: dict[str, Any]) -> Iterator[Message]:
+        """Yield what is sent for a reading: nothing, one message, or several."""
+        if self.strikes("dropout", time_ms, lasts=True):
+            return
+        reading, labels = self.with_wrong_values(time_ms, reading)
+        shown_ms = self.clock_ms(time_ms, labels)
+        reading["timestamp"] = timestamp(shown_ms)
+        value, reading_id = json.dumps(reading).encode(), f"{self.sensor_id}@{reading['timestamp']}"
+        if self.strikes("malformed", time_ms):
+            label, value = malformed(reading, self.rng["malformed"])
+            labels, reading_id = [label], ""
+        due_ms = float(time_ms)
+        if self.strikes("late", time_ms):
+            labels.append("late")
+            due_ms += 1000 * self.rng["late"].uniform(60, 3600)
+        before, self.held = self.held, []
+        sent = [Message(due_ms, self.sensor_id, reading_id, value, "+".join(labels))]
+        if self.strikes("duplicate", time_ms):
+            again_ms = due_ms + 1000 * self.rng["duplicate"].uniform(0, 10)
+            label = "+".join([*labels, "duplicate"])
+            sent.append(Message(again_ms, self.sensor_id, reading_id, value, label))
+        if self.strikes("out_of_order", time_ms) and len(sent) == 1 and "late" not in labels:
+            label = "+".join([*labels, "out_of_order"])
+            self.held = [sent.pop()._replace(label=label)]
+        yield from sent
+        yield from (message._replace(due_ms=float(time_ms)) for message in before)
+
+    def with_wrong_values(
+        self, time_ms: int, reading: dict[str, Any]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Return the reading as a sensor with faults gives it, and its labels."""
+        labels = []
+        if self.strikes("drift", time_ms, lasts=True):
+            labels.append("drift")
+            reading = drifted(reading, (time_ms - self.began_ms["drift"]) / 60_000)
+        if self.strikes("spike", time_ms):
+            labels.append("spike")
+            reading = spiked(reading, self.rng["spike"])
+        if self.strikes("stuck", time_ms, lasts=True):
+            labels.append("stuck")
+            if self.began_ms["stuck"] == time_ms:
+                self.stuck = reading
+            reading = self.stuck
+        reading = within_limits(reading)
+        if self.strikes("unit", time_ms, lasts=True):
+            labels.append("unit")
+            reading["humidity"] = round(reading["humidity"] / 100, 3)
+        return reading, labels
+
+    def clock_ms(self, time_ms: int, labels: list[str]) -> int:
+        """Return the time that the sensor's clock shows, never the same one twice."""
+        shown_ms = time_ms
+        if self.strikes("clock_skew", time_ms, lasts=True):
+            labels.append("clock_skew")
+            if self.began_ms["clock_skew"] == time_ms:
+                self.ahead_ms = round(1000 * self.rng["clock_skew"].uniform(60, 3600))
+            shown_ms += self.ahead_ms
+        while self.oldest_ms and self.oldest_ms[0] < time_ms:  # these can be met no more
+            self.taken_ms.discard(heapq.heappop(self.oldest_ms))
+        while shown_ms in self.taken_ms:
+            shown_ms += 1
+        if shown_ms != time_ms:
+            self.taken_ms.add(shown_ms)
+            heapq.heappush(self.oldest_ms, shown_ms)
+        return shown_ms
+
+
+def sensor_messages(number: int, config: Config) -> Iterator[Message]:
+    """Yield one sensor's messages for ever, in the order in which they are due."""
+    sensor_id = sensor_name(number)
+    if not config.faults:
+        for time_ms, reading in sensor_readings(number, config):
+            reading_id, value = f"{sensor_id}@{reading['timestamp']}", json.dumps(reading).encode()
+            yield Message(time_ms, sensor_id, reading_id, value, "")
+    faults = Faults(sensor_id, config)
+    waiting: list[tuple[float, int, Message]] = []  # heap: due, serial
+    serial = itertools.count()
+    for time_ms, reading in sensor_readings(number, config):
+        while waiting and waiting[0][0] <= time_ms:
+            yield heapq.heappop(waiting)[2]
+        for message in faults.messages(time_ms, reading):
+            heapq.heappush(waiting, (message.due_ms, next(serial), message))
+
+
+def all_messages(config: Config) -> Iterator[Message]:
+    """Yield the messages of all sensors as they are due, up to --count or the period's end."""
+    streams = [sensor_messages(number, config) for number in range(1, config.sensors + 1)]
+    merged: Iterator[Message] = heapq.merge(*streams, key=lambda message: message.due_ms)
+    if config.end:
+        end_ms = config.end.timestamp() * 1000
+        merged = itertools.takewhile(lambda message: message.due_ms < end_ms, merged)
     return itertools.islice(merged, config.count)
 
 
-def paced(
-    readings: Iterator[tuple[int, dict[str, Any]]], config: Config, stop: threading.Event
-) -> Iterator[dict[str, Any]]:
-    """Yield readings when they are due: at once in a back-fill, else at their time since the start.
+def paced(messages: Iterator[Message], config: Config, stop: threading.Event) -> Iterator[Message]:
+    """Yield messages when they are due on a clock that runs --speed times as fast as ours.
 
-    A reading is due at an absolute deadline, so a late one does not delay the next and the asked
+    A message is due at an absolute deadline, so a late one does not delay the next and the asked
     rate is kept. Ends when told to stop or after --duration.
     """
     began = time.monotonic()
     start_s = config.start.timestamp()
     end = began + config.duration_s if config.duration_s is not None else math.inf
-    for time_ms, reading in readings:
-        due = time.monotonic() if config.backfill else began + time_ms / 1000 - start_s
+    for message in messages:
+        due = began + (message.due_ms / 1000 - start_s) / config.speed
         late_s = time.monotonic() - due
         if late_s < -0.001:  # the clock of a wait is no finer
             stop.wait(min(-late_s, end - time.monotonic()))
         if stop.is_set() or max(due, time.monotonic()) >= end:
             return
-        yield reading
+        yield message
 
 
 # Where the readings go.
 
 
-@dataclass
-class Outcome:
-    """What became of the readings; a failed one was refused or not acknowledged in time."""
-
-    sent: int = 0
-    acknowledged: int = 0
-    failed: int = 0
-    last_error: str = ""
-    began: float = field(default_factory=time.monotonic)
-
-    def on_acknowledged(self, _metadata: object) -> None:
-        """Count a reading that Kafka has stored. Called by the producer's own thread."""
-        self.acknowledged += 1
-
-    def on_failed(self, error: BaseException) -> None:
-        """Count a reading that Kafka has not stored. Called by the producer's own thread."""
-        self.failed += 1
-        self.last_error = str(error)
-
-    def __str__(self) -> str:
-        seconds = time.monotonic() - self.began
-        return (
-            f"sent={self.sent} acknowledged={self.acknowledged} failed={self.failed} "
-            f"seconds={seconds:.1f} rate_hz={self.sent / seconds:.1f}"
-        )
-
-
-def print_readings(readings: Iterator[dict[str, Any]]) -> int:
-    """Write one JSON object a line on stdout; return how many. A reader that leaves ends it."""
+def print_messages(messages: Iterator[Message]) -> int:
+    """Write one message a line on stdout; return how many. A reader that leaves ends it."""
     printed = 0
     try:
-        for reading in readings:
-            sys.stdout.write(json.dumps(reading) + "\n")
+        for message in messages:
+            sys.stdout.write(message.value.decode(errors="backslashreplace") + "\n")
             sys.stdout.flush()
             printed += 1
     except BrokenPipeError:  # `... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return printed
+
+
+class Ledger:
+    """The file that notes what was sent, as CSV (see the module docstring); None: no file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.file = path.open("w", encoding="ascii", newline="") if path else None
+        self.rows = csv.writer(self.file) if self.file else None
+        if self.rows:
+            self.rows.writerow(["id", "partition", "offset", "crc32", "label"])
+
+    def note(self, message: Message, stored: RecordMetadata | None) -> None:
+        """Note a message, and where Kafka has stored it, or that it has not."""
+        if self.rows:
+            where = (stored.partition, stored.offset) if stored else ("", "")
+            checksum = f"{zlib.crc32(message.value):08x}"
+            self.rows.writerow([message.reading_id, *where, checksum, message.label])
+
+    def close(self) -> None:
+        """Write what is not written yet."""
+        if self.file:
+            self.file.close()
+
+
+class ProgressBar:
+    """How much of a period is sent, on a terminal; elsewhere, and for no period, nothing."""
+
+    def __init__(self, config: Config) -> None:
+        self.start_ms = config.start.timestamp() * 1000
+        end_ms = config.end.timestamp() * 1000 if config.end else math.inf
+        self.is_shown = bool(config.end) and config.speed == math.inf and sys.stderr.isatty()
+        self.length_ms = end_ms - self.start_ms
+        self.last = -math.inf
+
+    def show(self, due_ms: float, sent: int) -> None:
+        """Draw the bar anew, a few times a second."""
+        if self.is_shown and time.monotonic() - self.last > 0.2:
+            self.last = time.monotonic()
+            share = min(1.0, (due_ms - self.start_ms) / self.length_ms)
+            bar = "#" * round(40 * share)
+            sys.stderr.write(f"\r[{bar:<40}] {share:4.0%}  {sent} sent ")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Leave the line to others."""
+        if self.is_shown:
+            sys.stderr.write("\r" + " " * 70 + "\r")
 
 
 def connect(config: Config, stop: threading.Event) -> KafkaProducer | None:
@@ -439,37 +685,86 @@ def connect(config: Config, stop: threading.Event) -> KafkaProducer | None:
     return None
 
 
-def send_readings(
-    producer: KafkaProducer, topic: str, readings: Iterator[dict[str, Any]], stop: threading.Event
-) -> Outcome:
-    """Send readings to the topic, keyed by sensor, and wait until the outcome of each is known."""
-    outcome = Outcome()
-    next_progress = outcome.began + PROGRESS_S
-    for reading in readings:
-        key, value = reading["sensor_id"].encode(), json.dumps(reading).encode()
-        outcome.sent += 1
+class Sender:
+    """Sends messages to the topic, keyed by sensor, and counts what becomes of them.
+
+    Attributes:
+        failed: refused, or not acknowledged in time.
+    """
+
+    def __init__(
+        self, producer: KafkaProducer, topic: str, ledger: Ledger, stop: threading.Event
+    ) -> None:
+        self.producer = producer
+        self.topic = topic
+        self.ledger = ledger
+        self.stop = stop
+        self.sent = self.acknowledged = self.failed = 0
+        self.last_error = ""
+        self.began = time.monotonic()
+
+    def __str__(self) -> str:
+        seconds = time.monotonic() - self.began
+        return (
+            f"sent={self.sent} acknowledged={self.acknowledged} failed={self.failed} "
+            f"seconds={seconds:.1f} rate_hz={self.sent / seconds:.1f}"
+        )
+
+    def send_all(self, messages: Iterator[Message], bar: ProgressBar) -> None:
+        """Send messages, and wait until the outcome of each is known."""
+        next_progress = self.began + PROGRESS_S
+        for message in messages:
+            self.send(message)
+            bar.show(message.due_ms, self.sent)
+            if not bar.is_shown and time.monotonic() >= next_progress:
+                log.info("progress %s", self)
+                next_progress = time.monotonic() + PROGRESS_S
+        bar.clear()
+        try:
+            self.producer.flush(timeout=10)
+        except KafkaTimeoutError as exc:
+            self.last_error = str(exc)
+
+    def send(self, message: Message) -> None:
+        """Hand a message to the producer, as soon as it takes one."""
+
+        def on_acknowledged(stored: RecordMetadata) -> None:  # called by the producer's own thread
+            self.acknowledged += 1
+            self.ledger.note(message, stored)
+
+        def on_failed(error: BaseException) -> None:
+            self.failed += 1
+            self.last_error = str(error)
+            self.ledger.note(message, None)
+
+        self.sent += 1
+        key = message.sensor_id.encode()
         while True:
             try:
-                pending = producer.send(topic, key=key, value=value)
+                pending = self.producer.send(self.topic, key=key, value=message.value)
             except KafkaTimeoutError as exc:  # its buffer is full: Kafka is away or slow
-                log.warning("Kafka does not take readings: %s", exc)
-                if stop.is_set():
-                    outcome.on_failed(exc)
-                    break
+                log.warning("Kafka does not take messages: %s", exc)
+                if self.stop.is_set():
+                    on_failed(exc)
+                    return
             else:
-                pending.add_callback(outcome.on_acknowledged).add_errback(outcome.on_failed)
-                break
-        if time.monotonic() >= next_progress:
-            log.info("progress %s", outcome)
-            next_progress = time.monotonic() + PROGRESS_S
-    try:
-        producer.flush(timeout=10)
-    except KafkaTimeoutError as exc:
-        outcome.last_error = str(exc)
-    return outcome
+                pending.add_callback(on_acknowledged).add_errback(on_failed)
+                return
 
 
 # The command.
+
+
+def print_sensors(config: Config) -> None:
+    """Write a table of the sensors on stdout."""
+    write = sys.stdout.write
+    write(f"{'sensor':<12}{'place':<12}{'°C':>6}{'ppm':>6}{'sky':>6}{'lamps lx':>10}\n")
+    for number in range(1, config.sensors + 1):
+        place = place_of(number)
+        write(
+            f"{sensor_name(number):<12}{place.name:<12}{place.warmer_c:>+6.1f}"
+            f"{place.traffic_ppm:>+6.0f}{place.open_sky:>6.0%}{place.lamps_lux:>10.0f}\n"
+        )
 
 
 def parse_time(text: str) -> datetime:
@@ -521,6 +816,16 @@ def at_least(minimum: float, kind: type[int] | type[float]) -> Any:
     return parse
 
 
+def fault_rate(text: str) -> tuple[str, float]:
+    """Return a kind of fault and its rate, written KIND=RATE."""
+    kind, _, rate = text.partition("=")
+    if kind not in FAULTS:
+        raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(FAULTS)}")
+    if not 0 <= (number := float(rate)) <= 1:
+        raise argparse.ArgumentTypeError(f"{rate} is not between 0 and 1")
+    return kind, number
+
+
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: datetime) -> Config:
     """Return the configuration: flag > environment > default. A bad value exits with code 2."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
@@ -544,6 +849,14 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
     add("--backfill", type=parse_duration, metavar="DURATION",
         help="send at once a whole period, such as 90s, 15m, 24h or 30d: the one that ends now, or "
         "the one that begins at --start")  # fmt: skip
+    add("--until", type=parse_time, metavar="TIME",
+        help="send the period from --start to then, at once unless --speed is given")  # fmt: skip
+    add("--speed", type=at_least(0.001, float), metavar="N",
+        help="let the simulated clock run N times as fast (default: 1)")  # fmt: skip
+    add("--fault", type=fault_rate, action="append", default=[], metavar="KIND=RATE",
+        help="begin a fault at this share of the readings, 0 to 1 (see below)")  # fmt: skip
+    add("--ledger", type=Path, metavar="FILE", help="note what was sent (see below)")
+    add("--list-sensors", action="store_true", help="show the sensors and their places, and end")
     add("--wait", type=seconds, default=60.0, metavar="SECONDS",
         help="how long to wait for Kafka at the start (default: 60)")  # fmt: skip
     for flag, name, default, kind in (
@@ -565,7 +878,12 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
             f"--rate {options.rate:g} needs --sensors {needed} or more: times are in milliseconds, "
             "and no sensor gives two readings in the same one"
         )
+    if options.backfill and options.until:
+        parser.error("--backfill and --until exclude each other")
+    if options.until and not (options.start and options.start < options.until):
+        parser.error("--until needs a --start before it")
     start = options.start or (now - options.backfill if options.backfill else now)
+    end = start + options.backfill if options.backfill else options.until
     return Config(
         bootstrap_servers=options.bootstrap_servers,
         topic=options.topic,
@@ -577,7 +895,11 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
         rate_hz=options.rate,
         seed=random.SystemRandom().randrange(2**32) if options.seed is None else options.seed,
         start=start,
-        backfill=options.backfill,
+        end=end,
+        speed=options.speed or (math.inf if end else 1.0),
+        faults=dict(options.fault),
+        ledger=options.ledger,
+        list_sensors=options.list_sensors,
         wait_s=options.wait,
     )
 
@@ -614,6 +936,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     load_dotenv(Path(__file__).with_name(".env"))  # the real environment wins over it
     config = load_config(argv, os.environ, datetime.now(UTC))
     configure_logging()
+    if config.list_sensors:
+        print_sensors(config)
+        return 0
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: stop.set())
@@ -622,10 +947,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "simulating sensors=%d seed=%d start=%s",
         config.sensors, config.seed, timestamp(round(config.start.timestamp() * 1000)),
     )  # fmt: skip
+    messages = paced(all_messages(config), config, stop)
     if config.console:
-        printed = print_readings(paced(all_readings(config), config, stop))
+        printed = print_messages(messages)
         log.info("stopped printed=%d", printed)
         return 0
+    try:
+        ledger = Ledger(config.ledger)
+    except OSError as exc:
+        log.error("--ledger %s: %s", config.ledger, exc.strerror)
+        return 2
     try:
         producer = connect(config, stop)
     except KafkaError as exc:
@@ -637,14 +968,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if producer is None:
         return 0
     log.info("sending to topic=%s at %s", config.topic, config.bootstrap_servers)
-    outcome = send_readings(producer, config.topic, paced(all_readings(config), config, stop), stop)
+    sender = Sender(producer, config.topic, ledger, stop)
+    sender.send_all(messages, ProgressBar(config))
     producer.close(timeout=5)
-    log.info("stopped %s", outcome)
-    if outcome.acknowledged == outcome.sent:
+    ledger.close()
+    log.info("stopped %s", sender)
+    if sender.acknowledged == sender.sent:
         return 0
     log.error(
-        "not acknowledged: %d of %d readings (%s)",
-        outcome.sent - outcome.acknowledged, outcome.sent, outcome.last_error,
+        "not acknowledged: %d of %d messages (%s)",
+        sender.sent - sender.acknowledged, sender.sent, sender.last_error,
     )  # fmt: skip
     return 1
 

@@ -2,11 +2,14 @@
 """Compare what is in the topic with what is in the index and in the dead letters.
 
     python tools/verify.py
+    python tools/verify.py --ledger FILE    # FILE as sensor_generator.py --ledger has written it
 
 Every message of the topic is read again and must be in exactly one place: in the index, once and
 with the same values, or in the dead-letter topic, under its own partition and offset. Nothing else
 may be in the index, unless the topic has already forgotten its first messages. This is independent
-of the consumer: no code, and no document id, is shared with it.
+of the consumer: no code, and no document id, is shared with it. With a ledger, each message that it
+notes must also be in the topic where Kafka acknowledged it, byte for byte; the malformed ones must
+be in the dead letters, and no other.
 
 Environment (or .env): as the consumer, see kafka_to_elasticsearch.py.
 
@@ -14,10 +17,12 @@ Exit codes: 0 they agree, 1 they do not, or a server is unreachable; 2 wrong usa
 """
 
 import argparse
+import csv
 import json
 import logging
 import os
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -51,6 +56,10 @@ class Verdict:
         doubled: readings of which the index holds more than one document.
         unexpected: documents that no message accounts for.
         forgotten: messages that the topic has deleted, so that their documents cannot be checked.
+        ledger: messages that the ledger notes.
+        unacknowledged: those of them that Kafka has not acknowledged.
+        altered: acknowledged, but the topic does not hold these bytes there.
+        misjudged: malformed and not in the dead letters, or the reverse.
     """
 
     messages: int = 0
@@ -62,11 +71,15 @@ class Verdict:
     doubled: list[Key] = field(default_factory=list)
     unexpected: list[Key] = field(default_factory=list)
     forgotten: int = 0
+    ledger: int = 0
+    unacknowledged: int = 0
+    altered: list[Where] = field(default_factory=list)
+    misjudged: list[Where] = field(default_factory=list)
 
     @property
     def holds(self) -> bool:
         """Whether nothing is lost, changed or made up."""
-        wrong = self.missing or self.differing or self.doubled
+        wrong = self.missing or self.differing or self.doubled or self.altered or self.misjudged
         return not (wrong or (self.unexpected and not self.forgotten))
 
 
@@ -105,13 +118,17 @@ def reading_values(reading: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(value for name, value in sorted(reading.items()) if name != "timestamp")
 
 
-def verify(servers: str, topic: str, client: Elasticsearch, index: str) -> Verdict:
-    """Compare topic, index and dead letters.
+def verify(
+    servers: str, topic: str, client: Elasticsearch, index: str, ledger: Path | None = None
+) -> Verdict:
+    """Compare topic, index, dead letters and, when it is given, the generator's ledger.
 
     Raises:
         KafkaError, ApiError, TransportError: a server does not answer.
+        OSError, ValueError: the ledger cannot be read, or is none.
     """
     verdict = Verdict()
+    noted = read_ledger(ledger, verdict) if ledger else {}
     letters, _ = read_topic(servers, f"{topic}.dead-letter")
     dead: set[Where] = set()
     for letter in letters:
@@ -130,6 +147,12 @@ def verify(servers: str, topic: str, client: Elasticsearch, index: str) -> Verdi
     for message in messages:
         verdict.messages += 1
         where = (message.partition, message.offset)
+        if where in noted:
+            checksum, is_malformed = noted.pop(where)
+            if checksum != zlib.crc32(message.value):
+                verdict.altered.append(where)
+            if is_malformed != (where in dead):
+                verdict.misjudged.append(where)
         if where in dead:
             verdict.dead_lettered += 1
             continue
@@ -147,7 +170,29 @@ def verify(servers: str, topic: str, client: Elasticsearch, index: str) -> Verdi
             verdict.repeated += 1
         accounted.add(key)
     verdict.unexpected = sorted(set(documents) - accounted)
+    verdict.altered += sorted(noted)  # what is left of it is not in the topic
     return verdict
+
+
+def read_ledger(path: Path, verdict: Verdict) -> dict[Where, tuple[int, bool]]:
+    """Return what a ledger notes: where -> CRC-32 of the bytes, and whether they are malformed.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is none.
+    """
+    noted: dict[Where, tuple[int, bool]] = {}
+    with path.open(encoding="ascii", newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                is_malformed = row["label"].startswith("malformed")
+                if row["offset"]:
+                    where = (int(row["partition"]), int(row["offset"]))
+                    noted[where] = (int(row["crc32"], 16), is_malformed)
+            except (KeyError, TypeError, AttributeError) as exc:
+                raise ValueError(f"{path} is not a ledger of sensor_generator.py") from exc
+            verdict.ledger += 1
+            verdict.unacknowledged += not row["offset"]
+    return noted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,7 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.parse_args(argv)
+    parser.add_argument("--ledger", type=Path, metavar="FILE", help="what the generator sent")
+    ledger = parser.parse_args(argv).ledger
     load_dotenv(Path(__file__).parent.with_name(".env"))
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092"
@@ -163,9 +209,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     url = os.environ.get("ELASTICSEARCH_URL") or "http://localhost:9200"
     index = os.environ.get("ELASTICSEARCH_INDEX") or "sensors_data"
     try:
-        verdict = verify(servers, topic, Elasticsearch(url, request_timeout=60), index)
-    except (KafkaError, ApiError, TransportError, ValueError) as exc:
-        sys.stderr.write(f"verify: cannot read both sides: {' '.join(str(exc).split())}\n")
+        verdict = verify(servers, topic, Elasticsearch(url, request_timeout=60), index, ledger)
+    except (KafkaError, ApiError, TransportError, OSError, ValueError) as exc:
+        sys.stderr.write(f"verify: cannot compare: {' '.join(str(exc).split())}\n")
         return 1
     print_verdict(verdict, topic, index)
     return 0 if verdict.holds else 1
@@ -178,7 +224,12 @@ def print_verdict(verdict: Verdict, topic: str, index: str) -> None:
     write(f"documents in {index:<27} {verdict.indexed:>9}\n")
     write(f"{'repeated (same reading, same values)':<40} {verdict.repeated:>9}\n")
     write(f"{'dead-lettered':<40} {verdict.dead_lettered:>9}\n")
-    for name in ("missing", "differing", "doubled", "unexpected"):
+    names = ["missing", "differing", "doubled", "unexpected"]
+    if verdict.ledger:
+        write(f"{'messages in the ledger':<40} {verdict.ledger:>9}\n")
+        write(f"{'not acknowledged':<40} {verdict.unacknowledged:>9}\n")
+        names += ["altered", "misjudged"]
+    for name in names:
         found = getattr(verdict, name)
         write(f"{name:<40} {len(found):>9}")
         write(f"   for example {', '.join(map(str, found[:3]))}\n" if found else "\n")

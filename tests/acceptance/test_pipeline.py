@@ -15,6 +15,7 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.structs import TopicPartition
 
+import sensor_generator
 from stack.__main__ import Stack
 from tests.conftest import PROJECT, Pipeline, interrupt, new_stack, wait_until
 from tools.verify import verify
@@ -183,6 +184,32 @@ def test_the_verifier_sees_what_is_lost_changed_or_made_up(pipeline: Pipeline) -
     assert len(verdict.doubled) == 1
     out, _ = pipeline.run("tools/verify.py", code=1)
     assert re.search(r"^missing +1   for example \(\d, \d+\)$", out, re.MULTILINE)
+
+
+def test_the_ledger_says_what_was_sent_and_what_became_of_it(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger.csv"
+    faults = [f"--fault={kind}=0.02" for kind in sensor_generator.FAULTS]
+    pipeline.generate("--backfill", "1h", "--ledger", str(ledger), "--seed", "5", *faults)
+    lines = ledger.read_text().splitlines()
+    malformed = sum(",malformed" in line for line in lines)
+    assert malformed > 10
+    assert accounts(pipeline.consume())["dead_lettered"] == malformed
+    out, _ = pipeline.run("tools/verify.py", "--ledger", str(ledger))
+    assert re.search(rf"^messages in the ledger +{len(lines) - 1}$", out, re.MULTILINE)
+    for name in ("not acknowledged", "missing", "differing", "doubled", "altered", "misjudged"):
+        assert re.search(rf"^{name} +0$", out, re.MULTILINE), out
+    # A ledger that says something else is found out.
+    good = next(line for line in lines[1:] if line.endswith(","))
+    reading_id, partition, offset, checksum, _ = good.split(",")
+    lies = [f"{reading_id},{partition},{offset},{checksum},malformed:cut", "a,0,999999,00000000,"]
+    ledger.write_text("\n".join([*(line for line in lines if line != good), *lies]))
+    out, _ = pipeline.run("tools/verify.py", "--ledger", str(ledger), code=1)
+    assert re.search(r"^altered +1   for example \(0, 999999\)$", out, re.MULTILINE)
+    assert re.search(r"^misjudged +1   for example", out, re.MULTILINE)
+    _, err = pipeline.run("tools/verify.py", "--ledger", __file__, code=1)
+    assert "is not a ledger" in err or "cannot compare" in err
 
 
 def test_messages_deleted_before_they_were_read_are_counted_in_the_log(pipeline: Pipeline) -> None:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import jsonschema
 import msgspec
 import pytest
 import yaml
@@ -27,9 +28,12 @@ KRAFT = PROJECT / "docker-compose.kraft.yml"
 ELASTIC_TYPES = {str: {"keyword", "date"}, float: {"float"}, int: {"integer"}}
 
 
+SCHEMA = json.loads((PROJECT / "mappings/reading.v1.schema.json").read_text())
+
+
 def a_reading() -> dict[str, Any]:
     config = generator.load_config(["--seed", "1"], {}, datetime.now(UTC))
-    return next(generator.all_readings(config))[1]
+    return dict(json.loads(next(generator.all_messages(config)).value))
 
 
 def field_table() -> dict[str, list[str]]:
@@ -73,9 +77,25 @@ def test_units_and_ranges_agree_with_readme() -> None:
 
 def test_the_consumer_takes_what_the_generator_makes() -> None:
     config = generator.load_config(["--seed", "1", "--backfill", "2h"], {}, datetime.now(UTC))
-    for _, reading in generator.all_readings(config):
-        parsed = indexer.parse_reading(json.dumps(reading).encode())
-        assert msgspec.structs.asdict(parsed) == reading
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    for message in generator.all_messages(config):
+        reading = json.loads(message.value)
+        assert msgspec.structs.asdict(indexer.parse_reading(message.value)) == reading
+        validator.validate(reading)
+
+
+def test_the_schema_is_the_consumer_s_and_the_generator_s() -> None:
+    checked = msgspec.json.schema(indexer.Reading)["$defs"]["Reading"]
+    checked = json.loads(json.dumps(checked).replace(r"\\Z", "$"))  # Python's end of a text
+    rules = {
+        name: {key: rule for key, rule in field.items() if key not in ("description", "format")}
+        for name, field in SCHEMA["properties"].items()
+    }
+    assert rules == checked["properties"]
+    assert SCHEMA["required"] == checked["required"] == list(PROPERTIES)
+    assert SCHEMA["additionalProperties"] is checked["additionalProperties"] is False
+    limits = {n: (f["minimum"], f["maximum"]) for n, f in rules.items() if "minimum" in f}
+    assert limits == generator.LIMITS
 
 
 def test_mapping_refuses_what_it_does_not_know() -> None:

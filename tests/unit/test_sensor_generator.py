@@ -1,6 +1,7 @@
 """The generator's pure part: values, times, seeds, options."""
 
 import json
+import math
 import random
 import statistics
 import threading
@@ -9,8 +10,10 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise
 from typing import Any
 
+import msgspec
 import pytest
 
+import kafka_to_elasticsearch as indexer
 import sensor_generator as generator
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -21,7 +24,11 @@ def config(*argv: str) -> generator.Config:
 
 
 def readings(*argv: str, count: int = 10_000) -> list[dict[str, Any]]:
-    return [r for _, r in islice(generator.all_readings(config("--seed", "1", *argv)), count)]
+    return [json.loads(message.value) for message in messages(*argv, count=count)]
+
+
+def messages(*argv: str, count: int = 10_000) -> list[generator.Message]:
+    return list(islice(generator.all_messages(config("--seed", "1", *argv)), count))
 
 
 def of_sensor(found: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
@@ -85,9 +92,8 @@ def test_live_and_backfill_give_the_same_readings(capsys: pytest.CaptureFixture[
 
 
 def test_another_seed_gives_other_readings() -> None:
-    ours = generator.all_readings(config("--seed", "1"))
-    theirs = generator.all_readings(config("--seed", "2"))
-    assert [r for _, r in islice(ours, 20)] != [r for _, r in islice(theirs, 20)]
+    theirs = generator.all_messages(config("--seed", "2"))
+    assert messages(count=20) != list(islice(theirs, 20))
 
 
 def test_a_sensor_does_not_depend_on_the_number_of_sensors() -> None:
@@ -133,7 +139,7 @@ def test_backfill_from_start_covers_the_period_that_begins_there() -> None:
 
 def test_paced_stops_after_the_duration() -> None:
     chosen = config("--rate", "100", "--duration", "0.5", "--seed", "1")
-    yielded = list(generator.paced(generator.all_readings(chosen), chosen, threading.Event()))
+    yielded = list(generator.paced(generator.all_messages(chosen), chosen, threading.Event()))
     assert len(yielded) == 50
 
 
@@ -141,7 +147,7 @@ def test_paced_catches_up_after_a_delay() -> None:
     """A slow receiver does not lower the rate: late readings follow without waiting."""
     chosen = config("--rate", "100", "--duration", "1", "--seed", "1")
     count = 0
-    for _ in generator.paced(generator.all_readings(chosen), chosen, threading.Event()):
+    for _ in generator.paced(generator.all_messages(chosen), chosen, threading.Event()):
         count += 1
         if count == 10:
             time.sleep(0.4)
@@ -223,6 +229,13 @@ def test_the_sun_is_where_the_almanac_says() -> None:
         (["--topic", "smart city"], "--topic"),
         (["--bootstrap-servers", "localhost"], "HOST:PORT"),
         (["--duration", "-1"], "--duration"),
+        (["--until", "2026-01-01"], "--until needs a --start before it"),
+        (["--start", "2026-01-01", "--until", "2025-01-01"], "--until needs a --start before it"),
+        (["--backfill", "1h", "--start", "2026-01-01", "--until", "2026-01-02"], "exclude each"),
+        (["--speed", "0"], "--speed"),
+        (["--fault", "gremlins=0.1"], "'gremlins' is none of spike, drift"),
+        (["--fault", "spike=2"], "2 is not between 0 and 1"),
+        (["--fault", "spike"], "--fault"),
         (["surplus"], "surplus"),
     ],
 )
@@ -242,6 +255,139 @@ def test_flag_wins_over_environment_over_default() -> None:
     assert generator.load_config([], environ, NOW).topic == "from-environment"
     assert generator.load_config(["--topic", "from-flag"], environ, NOW).topic == "from-flag"
     assert generator.load_config([], {"KAFKA_TOPIC": ""}, NOW).topic == "smart-city-sensors"
+
+
+# Time
+
+
+def test_a_period_from_to_is_sent_at_once() -> None:
+    chosen = config("--start", "2026-06-01", "--until", "2026-06-01T00:10:00")
+    assert chosen.speed == math.inf
+    found = times(readings("--start", "2026-06-01", "--until", "2026-06-01T00:10:00"))
+    assert datetime(2026, 6, 1, tzinfo=UTC) <= min(found)
+    assert datetime(2026, 6, 1, 0, 9, 55, tzinfo=UTC) < max(found)
+    assert max(found) < datetime(2026, 6, 1, 0, 10, tzinfo=UTC)
+
+
+def test_an_accelerated_clock_gives_the_same_readings_sooner() -> None:
+    chosen = config("--rate", "10", "--speed", "100", "--duration", "0.5", "--seed", "1")
+    yielded = list(generator.paced(generator.all_messages(chosen), chosen, threading.Event()))
+    assert yielded == messages("--rate", "10", count=500)
+
+
+# Faults
+
+
+@pytest.mark.parametrize("kind", generator.FAULTS)
+def test_a_fault_is_labelled_and_only_the_malformed_are_refused(kind: str) -> None:
+    found = messages("--fault", f"{kind}=0.05", "--backfill", "2h", count=20_000)
+    labels = {message.label.partition(":")[0] for message in found}
+    assert labels == ({""} if kind == "dropout" else {"", kind})
+    for message in found:
+        if message.label.startswith("malformed"):
+            assert message.reading_id == ""
+            with pytest.raises(indexer.InvalidReadingError):
+                indexer.parse_reading(message.value)
+        else:
+            reading = indexer.parse_reading(message.value)
+            assert message.reading_id == f"{reading.sensor_id}@{reading.timestamp}"
+            assert message.value == json.dumps(msgspec.structs.asdict(reading)).encode()
+
+
+def test_all_faults_together_never_give_two_readings_one_id() -> None:
+    argv = [part for kind in generator.FAULTS for part in ("--fault", f"{kind}=0.02")]
+    found = messages(*argv, "--rate", "20", "--sensors", "2", count=20_000)
+    values: dict[str, bytes] = {}
+    for message in found:
+        if message.reading_id:
+            assert values.setdefault(message.reading_id, message.value) == message.value
+    dues = [message.due_ms for message in found]
+    assert dues == sorted(dues)
+    kinds = {part.partition(":")[0] for m in found for part in m.label.split("+")}
+    assert kinds == {"", *generator.FAULTS} - {"dropout"}
+
+
+def test_a_fault_changes_nothing_about_the_other_readings() -> None:
+    plain = {message.reading_id: message for message in messages(count=5000)}
+    spiked = messages("--fault", "spike=0.1", "--fault", "late=0.1", count=5000)
+    both = [m for m in spiked if not m.label and m.reading_id in plain]
+    assert len(both) > 3000
+    assert all(plain[message.reading_id] == message for message in both)
+
+
+def by_label(kind: str, rate: float, *argv: str) -> tuple[list[Any], list[Any]]:
+    """Return the readings with the fault and the same ones without it, in pairs."""
+    plain = {m.reading_id: json.loads(m.value) for m in messages(*argv)}
+    found = [m for m in messages(*argv, "--fault", f"{kind}={rate}") if kind in m.label]
+    pairs = [(json.loads(m.value), plain[m.reading_id]) for m in found if m.reading_id in plain]
+    return [faulty for faulty, _ in pairs], [good for _, good in pairs]
+
+
+def test_a_spike_is_one_field_far_off() -> None:
+    for faulty, good in zip(*by_label("spike", 0.1), strict=True):
+        changed = [name for name in generator.LIMITS if faulty[name] != good[name]]
+        assert len(changed) == 1
+        low, high = generator.LIMITS[changed[0]]
+        assert abs(faulty[changed[0]] - good[changed[0]]) > 0.25 * (high - low)
+
+
+def test_the_share_of_spikes_is_as_asked() -> None:
+    found = messages("--fault", "spike=0.1")
+    assert sum("spike" in m.label for m in found) / len(found) == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_drift_grows_and_ends() -> None:
+    faulty, good = by_label("drift", 0.001, "--sensors", "1")
+    off = [f["temperature"] - g["temperature"] for f, g in zip(faulty, good, strict=True)]
+    assert max(off) > 0.5
+    assert min(off) < 0.1
+    assert len(off) < 9000
+
+
+def test_a_stuck_sensor_repeats_itself() -> None:
+    faulty, _ = by_label("stuck", 0.001, "--sensors", "1")
+    same = sum(a["temperature"] == b["temperature"] for a, b in pairwise(faulty))
+    assert same > 0.9 * len(faulty) > 20
+
+
+def test_a_clock_that_is_ahead_shows_later_times() -> None:
+    found = messages("--fault", "clock_skew=0.001", "--sensors", "1")
+    ahead = [m for m in found if "clock_skew" in m.label]
+    for message in ahead:
+        shown = datetime.fromisoformat(json.loads(message.value)["timestamp"])
+        assert 60 <= shown.timestamp() - message.due_ms / 1000 <= 3601
+    assert ahead
+
+
+def test_silence_lasts_and_nothing_else_is_missing() -> None:
+    found = messages("--fault", "dropout=0.001", "--sensors", "1", "--backfill", "10h", count=10**6)
+    gaps = [b.due_ms - a.due_ms for a, b in pairwise(found)]
+    assert max(gaps) > 60_000
+    assert sorted(gaps)[len(gaps) // 2] < 3001
+    plain = {m.value for m in messages("--sensors", "1", "--backfill", "10h", count=10**6)}
+    assert {m.value for m in found} < plain
+
+
+def test_late_duplicate_and_out_of_order_are_the_same_bytes_at_another_time() -> None:
+    for kind, earliest_s, latest_s in (("late", 60, 3600), ("duplicate", 0, 10)):
+        for m in messages("--fault", f"{kind}=0.05"):
+            shown = datetime.fromisoformat(json.loads(m.value)["timestamp"])
+            late_s = m.due_ms / 1000 - shown.timestamp()
+            assert (earliest_s if m.label else 0) <= late_s + 0.001
+            assert late_s <= (latest_s if m.label else 0) + 0.001
+    found = of_sensor(readings("--fault", "out_of_order=0.05"), 1)
+    backwards = sum(b < a for a, b in pairwise(times(found)))
+    assert backwards / len(found) == pytest.approx(0.05, abs=0.02)
+
+
+def test_the_list_of_sensors_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generator.main(["--list-sensors", "--sensors", "7"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["sensor", "place", "°C", "ppm", "sky", "lamps", "lx"]
+    assert [row.split()[:2] for row in rows][5:] == [
+        ["sensor_006", "park"],
+        ["sensor_007", "school"],
+    ]
 
 
 def test_console_prints_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
