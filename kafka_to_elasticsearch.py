@@ -504,6 +504,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         self.partitions: dict[TopicPartition, Progress] = {}
         self.revoked: deque[TopicPartition] = deque()
         self.topic_id: UUID | None = None
+        self.commit_refused = False
         self.totals: Counter[str] = Counter()
         self.accounts: dict[str, int] = {}
         self.lags: dict[int, int] = {}
@@ -675,9 +676,12 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
             if offsets:
                 self.consumer.commit(offsets, timeout_ms=KAFKA_TIMEOUT_MS)
         except KafkaError as exc:  # a rebalance, or Kafka away: they go with the next commit
-            log.warning("offsets not committed yet (%s): with the next commit", type(exc).__name__)
+            if not self.commit_refused:  # said once: in a rebalance it is tried ten times a second
+                name = type(exc).__name__
+                log.warning("offsets not committed yet (%s): with the next commit", name)
+            self.commit_refused = True
             return
-        self.last_commit = time.monotonic()
+        self.last_commit, self.commit_refused = time.monotonic(), False
         for partition, committed in offsets.items():
             self.partitions[partition].committed = committed.offset
 
