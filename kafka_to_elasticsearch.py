@@ -504,6 +504,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         self.partitions: dict[TopicPartition, Progress] = {}
         self.revoked: deque[TopicPartition] = deque()
         self.topic_id: UUID | None = None
+        self.is_rewinding = False
         self.commit_refused = False
         self.totals: Counter[str] = Counter()
         self.accounts: dict[str, int] = {}
@@ -511,6 +512,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         self.expected_bytes = BULK_BYTES / 10  # of a message; cautious, and slow to forget
         self.began = self.last_turn = self.last_progress = self.last_busy = time.monotonic()
         self.last_assigned = self.last_settled = self.last_answer = self.last_commit = self.began
+        self.close_accounts()
 
     def run(self, stop: threading.Event) -> None:
         """Move messages until told to stop or idle for --exit-when-idle seconds."""
@@ -565,11 +567,24 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         topic_id = self.consumer._cluster.topic_id(self.config.topic) or self.topic_id
         if self.topic_id not in (None, topic_id):
             log.error("topic %s was made anew: read from its beginning", self.config.topic)
-            self.forget(set(self.partitions))
-            if assigned := self.consumer.assignment():
-                self.partitions = {partition: Progress() for partition in assigned}
-                self.consumer.seek_to_beginning(*assigned)
+            self.is_rewinding = True
         self.topic_id = topic_id
+        if not self.is_rewinding:
+            return
+        # Also what the group has committed, perhaps since: a rebalance would take us back there.
+        numbers = self.consumer.partitions_for_topic(self.config.topic) or ()
+        begin = {
+            TopicPartition(self.config.topic, n): OffsetAndMetadata(0, "", -1) for n in numbers
+        }
+        try:
+            self.consumer.commit(begin, timeout_ms=KAFKA_TIMEOUT_MS)
+        except KafkaError:  # in a rebalance: at the next turn
+            return
+        self.forget(set(self.partitions))
+        if assigned := self.consumer.assignment():
+            self.partitions = {partition: Progress() for partition in assigned}
+            self.consumer.seek_to_beginning(*assigned)
+        self.is_rewinding = not begin
 
     def note_assignment(self) -> None:
         """After each rebalance, say which partitions are ours and note where we go on in them."""
@@ -1116,7 +1131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging()
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: stop.set())
+        # Not set in the handler itself: what it interrupts may hold the event's lock.
+        signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
     try:
         where = ("Elasticsearch", shown_url(config))
         client = patiently(*where, lambda: connect_to_elasticsearch(config), config, stop)

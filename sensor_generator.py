@@ -941,7 +941,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: stop.set())
+        # Not set in the handler itself: what it interrupts may hold the event's lock.
+        signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
 
     log.info(
         "simulating sensors=%d seed=%d start=%s",
