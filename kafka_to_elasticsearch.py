@@ -10,7 +10,8 @@ What happens to a message:
                 |         |
                 |         +-- refused for good -> dead letter
                 +-- malformed -> dead letter: topic <topic>.dead-letter, with the original bytes,
-                                 the reason, and the topic, partition and offset it came from
+                                 the reason, and the topic, partition and offset it came from;
+                                 what Kibana shows of it is indexed too (unless into "none")
 
 A document's id is made of sensor_id and timestamp, so a message that is read again changes nothing:
 it is counted as a duplicate. Offsets are committed, in order, only when everything before them is
@@ -30,6 +31,7 @@ Environment (or .env beside this file; a flag wins over both):
     KAFKA_GROUP_ID            default smart-city-indexer
     ELASTICSEARCH_URL         default http://localhost:9200
     ELASTICSEARCH_INDEX       default sensors_data
+    ELASTICSEARCH_DEAD_LETTER_INDEX   default sensors_dead_letters
 
 Exit codes: 0 done or stopped cleanly, 1 a server unreachable or a reading unaccounted for,
 2 wrong usage or configuration.
@@ -86,6 +88,7 @@ log = logging.getLogger("kafka_to_elasticsearch")
 T = TypeVar("T")
 
 MAPPING_FILE = Path(__file__).with_name("mappings") / "sensors_data.json"
+DEAD_LETTER_MAPPING_FILE = MAPPING_FILE.with_name("sensors_dead_letters.json")
 
 BULK_READINGS = 2000  # a bulk is closed when it holds so many readings ...
 BULK_BYTES = 5_000_000  # ... or so many bytes ...
@@ -93,9 +96,11 @@ BULK_WAIT_S = 0.5  # ... or was opened so long ago: a lone reading is searchable
 BULKS_IN_FLIGHT = 2  # Elasticsearch indexes one while the next is read and validated
 POLL_READINGS = 200  # what one poll may add to a bulk; fewer when messages are large
 PARTITION_FETCH_BYTES, FETCH_BYTES = 1_000_000, 10_000_000  # read ahead, as compressed
+MESSAGE_SHOWN_BYTES = 500  # of a dead letter, in its index; the topic has all of them
 RETRY_BASE_S, RETRY_CAP_S = 0.2, 10.0
 # Statuses of one document that say "not now": overload, a node away, rights or a block to lift.
 RETRY_STATUSES = {401, 403, 429, 502, 503, 504}
+CREATED = {"create": {"status": 201}}  # a bulk's answer for a document that is indexed, as filtered
 INDEX_GONE, INDEX_CLOSED = "index_not_found_exception", "index_closed_exception"
 GARBLED = (LookupError, TypeError, AttributeError, ValueError)  # what a wrong answer raises
 # What no waiting cures: messages packed by a codec that is not installed, a group of other clients.
@@ -109,6 +114,7 @@ REQUEST_TIMEOUT_S = 30.0  # Elasticsearch may work for so long on one bulk
 STUCK_S = 30.0  # waiting for longer than that is trouble
 STOP_GRACE_S = 10.0  # for what is in flight when told to stop
 KAFKA_TIMEOUT_MS = 5000
+DELIVERY_TIMEOUT_MS = 10_000  # of a dead letter that is not acknowledged: then it is sent again
 PROGRESS_S = 5.0
 
 
@@ -121,6 +127,7 @@ class Config:
     group_id: str
     elasticsearch_url: str
     index: str
+    dead_letter_index: str | None
     dynamic_mapping: bool
     exit_when_idle_s: float
     wait_s: float
@@ -134,6 +141,10 @@ class Config:
 
 class InvalidReadingError(ValueError):
     """A message that is not a reading; the text says why."""
+
+
+class GarbledError(Exception):
+    """An answer that is not one to the request."""
 
 
 class GaveUpError(Exception):
@@ -171,6 +182,7 @@ DECODER = msgspec.json.Decoder(Reading)
 QUOTES = 16
 # RFC 3339: what is left to Python's own parser after this is whether the date exists.
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:[0-5]\d)", re.ASCII)
+NORMAL_TIMESTAMP = re.compile(r"[^T]+T([01]\d|2[0-3])[\d:]+\.\d{3}Z")
 
 
 def parse_reading(value: bytes | None) -> Reading:
@@ -210,7 +222,10 @@ def normalised_timestamp(text: str) -> str:
     if not TIMESTAMP.fullmatch(text):
         raise InvalidReadingError("timestamp is not an ISO 8601 time with its offset")
     try:
-        when = datetime.fromisoformat(text).astimezone(UTC)
+        when = datetime.fromisoformat(text)
+        if NORMAL_TIMESTAMP.fullmatch(text):  # as nearly all: nothing to rewrite
+            return text
+        when = when.astimezone(UTC)
     except (ValueError, OverflowError) as exc:
         raise InvalidReadingError(f"timestamp: {exc}") from exc
     return when.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
@@ -233,6 +248,27 @@ class DeadLetter(NamedTuple):
     message: Any
     reason: str
 
+    def entry(self) -> Entry:
+        """Return what is indexed of it: mappings/sensors_dead_letters.json."""
+        message, value = self.message, self.message.value or b""
+        fields = {
+            "timestamp": message.timestamp,  # epoch ms, Kafka's
+            "kind": self.reason.partition(":")[0],
+            "cause": VARYING.sub("*", self.reason),
+            "reason": self.reason,
+            "sensor_id": (message.key or b"")[:128].decode(errors="backslashreplace"),
+            "topic": message.topic,
+            "partition": message.partition,
+            "offset": message.offset,
+            "size_bytes": len(value),
+            "message": value[:MESSAGE_SHOWN_BYTES].decode(errors="backslashreplace"),
+        }
+        where = f"{message.topic}/{message.partition}/{message.offset}@{message.timestamp}"
+        return Entry(message, where, msgspec.json.encode(fields))
+
+
+# What differs between two dead letters of the same cause: what is quoted, and numbers.
+VARYING = re.compile(r"'.*'|\".*\"|\d{4,}|(?<=byte )\d+|\d+:\d+")
 
 Left = tuple[list[T], str]  # what is still to be sent, and why
 
@@ -325,6 +361,8 @@ class Settler:
         """
         self.insist("Elasticsearch", batch.entries, lambda entries: self.index(entries, batch))
         self.insist("dead-letter topic", batch.dead_letters, self.send_dead_letters)
+        if self.config.dead_letter_index:
+            self.insist("dead-letter index", batch.dead_letters, self.index_dead_letters)
         batch.outcome["dead_lettered"] = len(batch.dead_letters)
         self.waits.pop(threading.get_ident(), None)
 
@@ -344,16 +382,8 @@ class Settler:
 
     def index(self, entries: list[Entry], batch: Batch) -> Left[Entry]:
         """Send one bulk request; return the entries to send again, and why."""
-        lines = [
-            b'{"create":{"_id":"%b"}}\n%b\n' % (e.document_id.encode(), e.source) for e in entries
-        ]
         try:
-            answer = self.client.bulk(
-                index=self.config.index,
-                operations=[b"".join(lines)],  # type: ignore[list-item]  # bytes go as they are
-                filter_path="items.*.status,items.*.error.type,items.*.error.reason",
-            )
-            verdicts = [classify(item["create"]) for item in answer["items"]]
+            verdicts = self.bulk(self.config.index, entries)
         except ApiError as exc:
             if exc.status_code not in (400, 413):
                 return entries, one_line(exc)
@@ -368,10 +398,8 @@ class Settler:
             return first + second, why or why_too
         except TransportError as exc:  # refused, timed out, cut: what it did is unknown, ids tell
             return entries, one_line(exc)
-        except GARBLED:
-            verdicts = []
-        if len(verdicts) != len(entries):
-            return entries, f"it answered for {len(verdicts)} of {len(entries)}"
+        except GarbledError as exc:
+            return entries, str(exc)
         again, existing, why = [], [], ""
         for entry, (verdict, reason) in zip(entries, verdicts, strict=True):
             if verdict == "indexed":
@@ -383,18 +411,44 @@ class Settler:
             else:
                 again.append(entry)
                 why = reason
-        if INDEX_GONE in why:
-            self.make_index_anew()
         undecided = self.compare(existing, batch)
         return again + undecided, why or "cannot read what is already there"
 
-    def make_index_anew(self) -> None:
+    def bulk(self, index: str, entries: list[Entry]) -> list[tuple[str, str]]:
+        """Send one bulk request; return what became of each entry, see classify.
+
+        Raises:
+            ApiError, TransportError: Elasticsearch refuses the whole, or does not answer.
+            GarbledError: its answer is not one to this request.
+        """
+        lines = [
+            b'{"create":{"_id":"%b"}}\n%b\n' % (e.document_id.encode(), e.source) for e in entries
+        ]
+        answer = self.client.bulk(
+            index=index,
+            operations=[b"".join(lines)],  # type: ignore[list-item]  # bytes go as they are
+            filter_path="items.*.status,items.*.error.type,items.*.error.reason",
+        )
+        try:
+            items = answer["items"]
+            if items.count(CREATED) == len(entries) == len(items):
+                return [("indexed", "")] * len(items)  # nearly always: not looked at one by one
+            verdicts = [classify(item["create"]) for item in items]
+        except GARBLED:
+            verdicts = []
+        if len(verdicts) != len(entries):
+            raise GarbledError(f"it answered for {len(verdicts)} of {len(entries)}")
+        if any(INDEX_GONE in why for _, why in verdicts):
+            self.make_index_anew(index)
+        return verdicts
+
+    def make_index_anew(self, index: str) -> None:
         """Create the index that somebody has deleted in mid-run, with its mapping."""
         try:
-            ensure_index(self.client, self.config)
-            log.warning("index %s was gone: made anew with its mapping", self.config.index)
+            ensure_indices(self.client, self.config)
+            log.warning("index %s was gone: made anew with its mapping", index)
         except (SetupError, ApiError, TransportError) as exc:
-            log.error("index %s is gone and cannot be made: %s", self.config.index, one_line(exc))
+            log.error("index %s is gone and cannot be made: %s", index, one_line(exc))
 
     def compare(self, entries: list[Entry], batch: Batch) -> list[Entry]:
         """Tell duplicates from conflicts, by what is stored; return the entries left undecided."""
@@ -426,9 +480,11 @@ class Settler:
                 sent.append((letter, self.send_dead_letter(letter)))
         except KafkaError as exc:  # the producer takes no more
             left, why = letters[len(sent) :], one_line(exc)
+        # Of all together; the producer gives each of them up before that.
+        deadline = time.monotonic() + 2 * DELIVERY_TIMEOUT_MS / 1000
         for letter, future in sent:
             try:
-                future.get(timeout=30)
+                future.get(timeout=max(0.0, deadline - time.monotonic()))
             except KafkaError as exc:
                 left.append(letter)
                 why = one_line(exc)
@@ -450,6 +506,26 @@ class Settler:
             value=message.value or b"",
             headers=[(name, str(value).encode()) for name, value in headers.items()],
         )
+
+    def index_dead_letters(self, letters: list[DeadLetter]) -> Left[DeadLetter]:
+        """Index what Kibana shows of dead letters; return those to send again, and why.
+
+        They are safe in their topic by now: what Elasticsearch refuses for good is only logged.
+        """
+        entries = [letter.entry() for letter in letters]
+        try:
+            verdicts = self.bulk(str(self.config.dead_letter_index), entries)
+        except (ApiError, TransportError, GarbledError) as exc:
+            if isinstance(exc, ApiError) and exc.status_code in (400, 413):
+                verdicts = [("refused", one_line(exc))] * len(letters)
+            else:
+                return letters, one_line(exc)
+        refused = [why for verdict, why in verdicts if verdict == "refused"]
+        if refused:
+            log.warning("dead-letter index: %d refused (%s)", len(refused), refused[0])
+        reasons = [why for verdict, why in verdicts if verdict == "again"]
+        again = [x for x, (v, _) in zip(letters, verdicts, strict=True) if v == "again"]
+        return again, reasons[0] if reasons else ""
 
     def back_off(self, attempt: int, why: str) -> None:
         """Wait longer at each attempt, up to a cap, at random so that workers do not march in step.
@@ -913,26 +989,33 @@ def connect_to_elasticsearch(config: Config) -> Elasticsearch:
     return client
 
 
-def ensure_index(client: Elasticsearch, config: Config) -> None:
-    """Make sure that the index exists with the mapping of MAPPING_FILE, by an index template.
+def ensure_indices(client: Elasticsearch, config: Config) -> None:
+    """Make sure that the indices exist with their mappings, by an index template each.
 
-    The template also covers a later index of the same prefix. It forbids Elasticsearch to create
+    The templates also cover a later index of the same prefix. They forbid Elasticsearch to create
     one by itself: an index that is deleted in mid-run comes back here, not by a guess.
 
     Raises:
-        SetupError: the mapping file is missing or wrong, or the index has another mapping.
+        SetupError: a mapping file is missing or wrong, or an index has another mapping.
         ApiError, TransportError: Elasticsearch does not answer.
     """
-    index = config.index
     if config.dynamic_mapping:
-        simulated = client.indices.simulate_index_template(name=index)
+        simulated = client.indices.simulate_index_template(name=config.index)
         if simulated.get("template", {}).get("mappings"):
             raise SetupError(
-                f"--dynamic-mapping: an index template still gives {index} its mapping; choose "
-                "an index of another name (ELASTICSEARCH_INDEX)"
+                f"--dynamic-mapping: an index template still gives {config.index} its mapping; "
+                "choose an index of another name (ELASTICSEARCH_INDEX)"
             )
-        return
-    template = load_template()
+    else:
+        ensure_index(client, config.index, load_template(MAPPING_FILE), config)
+    if index := config.dead_letter_index:
+        ensure_index(client, index, load_template(DEAD_LETTER_MAPPING_FILE), config)
+
+
+def ensure_index(
+    client: Elasticsearch, index: str, template: dict[str, Any], config: Config
+) -> None:
+    """Make sure that an index exists with the mapping of a template (see ensure_indices)."""
     try:
         client.indices.put_index_template(
             name=index,
@@ -957,22 +1040,22 @@ def ensure_index(client: Elasticsearch, config: Config) -> None:
                 )
 
 
-def load_template() -> dict[str, Any]:
-    """Return the settings and mappings of MAPPING_FILE.
+def load_template(file: Path) -> dict[str, Any]:
+    """Return the settings and mappings of a file.
 
     Raises:
         SetupError: it is missing or wrong.
     """
     try:
-        template: dict[str, Any] = json.loads(MAPPING_FILE.read_text(encoding="utf-8"))
+        template: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         template["mappings"]["properties"].items()
     except OSError as exc:
         raise SetupError(
-            f"cannot read {MAPPING_FILE} ({exc.strerror}): put the project's mapping file there, "
-            "or let Elasticsearch guess with --dynamic-mapping"
+            f"cannot read {file} ({exc.strerror}): put the project's mapping file there, or let "
+            "Elasticsearch guess with --dynamic-mapping"
         ) from exc
     except GARBLED as exc:
-        raise SetupError(f"{MAPPING_FILE} is not a JSON object with mappings: {exc!r}") from exc
+        raise SetupError(f"{file} is not a JSON object with mappings: {exc!r}") from exc
     return template
 
 
@@ -993,7 +1076,9 @@ def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
         enable_idempotence=False,
         compression_type="gzip",
         max_request_size=DEAD_LETTER_BYTES,
-        max_block_ms=5000,
+        max_block_ms=KAFKA_TIMEOUT_MS,
+        request_timeout_ms=KAFKA_TIMEOUT_MS,
+        delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
         **common,
     )
     producer.partitions_for(config.topic)  # creates it, where the broker allows that
@@ -1084,8 +1169,10 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     add("--group-id", "KAFKA_GROUP_ID", "smart-city-indexer")
     add("--elasticsearch-url", "ELASTICSEARCH_URL", "http://localhost:9200")
     add("--index", "ELASTICSEARCH_INDEX", "sensors_data")
+    add("--dead-letter-index", "ELASTICSEARCH_DEAD_LETTER_INDEX", "sensors_dead_letters")
     parser.add_argument("--dynamic-mapping", action="store_true",
-        help="let Elasticsearch guess the mapping, without mappings/sensors_data.json")  # fmt: skip
+        help="let Elasticsearch guess the mapping; without mappings/, and without an index of "
+        "dead letters")  # fmt: skip
     parser.add_argument("--exit-when-idle", type=seconds, default=math.inf, metavar="SECONDS",
         dest="exit_when_idle_s", help="stop when nothing has come for that long (default: never)",
     )  # fmt: skip
@@ -1093,7 +1180,10 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
         help="how long to wait for the servers at the start (default: 60)")  # fmt: skip
     parser.add_argument("--metrics-port", type=port_number, metavar="PORT",
         help="serve /metrics and /health on this port of 127.0.0.1 (default: none)")  # fmt: skip
-    return Config(**vars(parser.parse_args(argv)))
+    options = vars(parser.parse_args(argv))
+    if options["dead_letter_index"] == "none" or options["dynamic_mapping"]:
+        options["dead_letter_index"] = None
+    return Config(**options)
 
 
 class Throttle(logging.Filter):
@@ -1136,7 +1226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         where = ("Elasticsearch", shown_url(config))
         client = patiently(*where, lambda: connect_to_elasticsearch(config), config, stop)
-        patiently(*where, lambda: ensure_index(client, config), config, stop)
+        patiently(*where, lambda: ensure_indices(client, config), config, stop)
         where = ("Kafka", config.bootstrap_servers)
         consumer, producer = patiently(*where, lambda: connect_to_kafka(config), config, stop)
     except StoppedError:
@@ -1157,8 +1247,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = True
     finally:
         closed_at_zero = pipeline.finish()
-        consumer.close(timeout_ms=KAFKA_TIMEOUT_MS)
-        producer.close(timeout=KAFKA_TIMEOUT_MS / 1000)
+        with suppress(KafkaError):  # Kafka is away: what is left open is said by now
+            consumer.close(timeout_ms=KAFKA_TIMEOUT_MS)
+        with suppress(KafkaError):
+            producer.close(timeout=1)
     return 0 if closed_at_zero and not failed else 1
 
 

@@ -177,7 +177,7 @@ class Translator:
             "dataDir": str(self._volume(service, "/var/lib/zookeeper/data")),
             "dataLogDir": str(self._volume(service, "/var/lib/zookeeper/log")),
         }
-        file = self._properties(service.name, settings)
+        file = self._properties_file(service)
         options = [*jvm_options(service), "-Dstack.log.level=INFO"]
         return Server(
             name=service.name,
@@ -190,6 +190,7 @@ class Translator:
                 str(file),
             ],
             is_ready=lambda: zookeeper_is_ready(port),
+            prepare=lambda: write_properties(file, settings),
         )
 
     def _kafka(self, service: Service) -> Server:
@@ -199,10 +200,14 @@ class Translator:
             if name.startswith("KAFKA_") and name not in KAFKA_JVM_VARIABLES
         }
         settings["log.dirs"] = str(self._volume(service, "/var/lib/kafka/data"))
-        file = self._properties(service.name, settings)
+        file = self._properties_file(service)
         jars = self._kafka_jars(service)
 
-        def format_storage() -> None:  # KRaft only; the image does it too
+        def prepare() -> None:
+            write_properties(file, settings)
+            if "process.roles" not in settings:
+                return
+            # KRaft needs its storage formatted; the image does it too.
             command = [*self._java(jars, ["-Dstack.log.level=WARN"]), "kafka.tools.StorageTool"]
             arguments = ["format", "--ignore-formatted", "-t", service.environment["CLUSTER_ID"]]
             run([*command, *arguments, "-c", str(file)], f"{service.name}: formatting its storage")
@@ -216,7 +221,7 @@ class Translator:
             marker=str(file),
             command=[*self._java(jars, options), "kafka.Kafka", str(file)],
             is_ready=lambda: kafka_is_ready(port),
-            prepare=format_storage if "process.roles" in settings else lambda: None,
+            prepare=prepare,
         )
 
     # Elasticsearch.
@@ -280,10 +285,8 @@ class Translator:
         """Return the native folder of a named volume."""
         return self.state / "volumes" / service.volumes[inside]
 
-    def _properties(self, name: str, settings: Mapping[str, str]) -> Path:
-        file = self.state / "config" / f"{name}.properties"
-        write(file, "".join(f"{key}={value}\n" for key, value in sorted(settings.items())))
-        return file
+    def _properties_file(self, service: Service) -> Path:
+        return self.state / "config" / f"{service.name}.properties"
 
     def _from_maven(self, what: str, version: str, goal: list[str], *options: str) -> Path:
         """Return the cache folder with one distribution, filled through Maven the first time."""
@@ -429,6 +432,11 @@ def run(command: list[str], what: str) -> None:
         lines = (result.stdout + result.stderr).strip().splitlines() or ["it printed nothing"]
         telling = next((line for line in lines if "ERROR" in line), lines[-1])
         raise StackError(f"{what} failed (exit code {result.returncode}): {telling[:500]}")
+
+
+def write_properties(file: Path, settings: Mapping[str, str]) -> None:
+    """Write settings as a Java properties file."""
+    write(file, "".join(f"{name}={value}\n" for name, value in sorted(settings.items())))
 
 
 def write(file: Path, text: str) -> None:

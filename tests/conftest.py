@@ -79,6 +79,10 @@ class Pipeline:
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
+    def dead_letter_index(self) -> str:
+        return f"dead-{self.index}"
+
+    @property
     def environ(self) -> dict[str, str]:
         return {
             **os.environ,
@@ -87,6 +91,7 @@ class Pipeline:
             "KAFKA_GROUP_ID": self.group,
             "ELASTICSEARCH_URL": self.elasticsearch,
             "ELASTICSEARCH_INDEX": self.index,
+            "ELASTICSEARCH_DEAD_LETTER_INDEX": self.dead_letter_index,
         }
 
     def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
@@ -143,18 +148,30 @@ class Pipeline:
     def dead_letters(self) -> list[Any]:
         return self.messages(f"{self.topic}.dead-letter")
 
-    def documents(self) -> dict[str, dict[str, Any]]:
-        """Return the index's documents by id."""
-        self.client.indices.refresh(index=self.index)
-        answer = self.client.search(index=self.index, size=10_000)
+    def documents(self, index: str | None = None) -> dict[str, dict[str, Any]]:
+        """Return an index's documents by id."""
+        index = index or self.index
+        self.client.indices.refresh(index=index)
+        answer = self.client.search(index=index, size=10_000)
         assert answer["hits"]["total"]["value"] < 10_000
         return {hit["_id"]: hit["_source"] for hit in answer["hits"]["hits"]}
 
+    def ends(self) -> int:
+        """Return the number of offsets that the topic has given, over all partitions."""
+        with KafkaConsumer(bootstrap_servers=self.kafka) as consumer:
+            numbers = consumer.partitions_for_topic(self.topic)
+            partitions = [TopicPartition(self.topic, number) for number in numbers]
+            return sum(consumer.end_offsets(partitions).values())
+
+    def committed_offsets(self) -> dict[int, int]:
+        """Return what the group has committed, by partition; 0 where it has not."""
+        with KafkaConsumer(bootstrap_servers=self.kafka, group_id=self.group) as consumer:
+            numbers = consumer.partitions_for_topic(self.topic)
+            return {n: consumer.committed(TopicPartition(self.topic, n)) or 0 for n in numbers}
+
     def committed(self) -> int:
         """Return the sum of the group's committed offsets."""
-        with KafkaConsumer(bootstrap_servers=self.kafka, group_id=self.group) as consumer:
-            partitions = consumer.partitions_for_topic(self.topic)
-            return sum(consumer.committed(TopicPartition(self.topic, p)) or 0 for p in partitions)
+        return sum(self.committed_offsets().values())
 
 
 @pytest.fixture
@@ -169,8 +186,9 @@ def pipeline(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Pipeline]
         for process in pipeline.started:  # what a failed test has left running
             with process:
                 process.kill()
-        client.indices.delete(index=name, ignore_unavailable=True)
-        client.options(ignore_status=404).indices.delete_index_template(name=name)
+        for index in (name, pipeline.dead_letter_index):
+            client.indices.delete(index=index, ignore_unavailable=True)
+            client.options(ignore_status=404).indices.delete_index_template(name=index)
 
 
 def interrupt(process: subprocess.Popen[str], signum: signal.Signals = signal.SIGTERM) -> str:

@@ -8,15 +8,11 @@ The output is in French, like the dashboards.
 Environment (or .env): as the two scripts. Exit codes: 0 all agrees, 1 something does not.
 """
 
-import json
 import logging
 import os
-import re
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,10 +24,13 @@ from kafka.errors import KafkaError
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from kibana.server import Kibana, KibanaError  # noqa: E402  # works from any folder
 from tools.verify import Verdict, print_verdict, verify  # noqa: E402  # works from any folder
 
 LIVE_S = 30
 BACKFILL_INTERVAL_S = ("10", "30")  # of one sensor: about 22 000 readings in 24 hours
+SEED = ("--seed", "42")  # of both generators: one weather
+MALFORMED = "0.005"  # of them, so that there are dead letters to see
 CO2_BINS = ((None, 430), (430, 450), (450, 500), (500, 600), (600, 800), (800, None))
 
 
@@ -75,11 +74,16 @@ def run_pipeline(client: Elasticsearch, index: str) -> bool:
     period_s = max(1.0, (now - begin).total_seconds())
     say(
         f"\n── D'un coup, les mesures des {french(period_s / 3600)} dernières heures ; et pendant "
-        f"{LIVE_S} s, en direct, 5 capteurs\n"
+        f"{LIVE_S} s, en direct, 5 capteurs.\n   Un message sur 200 est abîmé exprès : il doit "
+        "finir parmi les messages rejetés.\n"
     )
-    live = script("sensor_generator.py", "--duration", str(LIVE_S), "--start", now.isoformat())
+    start = ("--start", now.isoformat())
+    live = script("sensor_generator.py", *SEED, "--duration", str(LIVE_S), *start)
     period = ("--start", begin.isoformat(), "--backfill", f"{period_s:f}s")
-    backfill = script("sensor_generator.py", *period, "--interval", *BACKFILL_INTERVAL_S)
+    backfill = script(
+        "sensor_generator.py", *SEED, *period, "--interval", *BACKFILL_INTERVAL_S,
+        "--fault", f"malformed={MALFORMED}",
+    )  # fmt: skip
     consumer = script("kafka_to_elasticsearch.py", "--exit-when-idle", "4")
     running = [subprocess.Popen(command) for command in (live, backfill, consumer)]
     return not any([process.wait(timeout=300) for process in running])
@@ -127,23 +131,27 @@ def print_tables(client: Elasticsearch, index: str) -> None:
 def kibana_answers(url: str) -> bool:
     """Return whether a Kibana answers there."""
     try:
-        with urllib.request.urlopen(f"{url}/api/status", timeout=3) as response:  # noqa: S310
-            return bool(json.load(response).get("status"))
-    except (OSError, ValueError):
+        return bool(Kibana(url, space="", headers={}).version())
+    except KibanaError:
         return False
 
 
-def print_next_steps(environ: dict[str, str], url: str, index: str) -> None:
-    """Say where to look next."""
-    kibana = f"http://127.0.0.1:{environ.get('KIBANA_HOST_PORT') or 5601}"
+def show_dashboards(kibana: str) -> bool:
+    """Import the dashboards where Kibana runs, draw them where it does not; say where they are."""
+    if kibana_answers(kibana):
+        say("\n── Les tableaux de bord, dans Kibana\n")
+        command = script("kibana/import.py", "--url", kibana)
+    else:
+        say("\n── Les tableaux de bord, sans Kibana (il demande Docker) : une page à ouvrir\n")
+        command = script("kibana/preview.py")
+    return subprocess.run(command, check=False).returncode == 0
+
+
+def print_next_steps() -> None:
+    """Say what to do next."""
     say("\nEt maintenant :")
     say("  .venv/bin/python sensor_generator.py          d'autres mesures (Ctrl-C pour arrêter)")
     say("  .venv/bin/python kafka_to_elasticsearch.py    les indexer, dans un second terminal")
-    if kibana_answers(kibana):
-        say(f"  {kibana:<45} Kibana")
-    else:
-        say("  Kibana demande Docker : voir README.md. Les données restent, elles, consultables :")
-        say(f"  curl '{url}/{index}/_search?pretty&size=3'")
     say("  make down                                     arrêter les serveurs")
 
 
@@ -168,12 +176,15 @@ def main() -> int:
     except (KafkaError, ApiError, TransportError, ValueError) as exc:
         sys.stderr.write(f"demo: {' '.join(str(exc).split())}\n")
         return 1
+    kibana = environ.get("KIBANA_URL")
+    kibana = kibana or f"http://127.0.0.1:{environ.get('KIBANA_HOST_PORT') or 5601}"
+    ended_well &= show_dashboards(kibana)
     if not (ended_well and verdict.holds):
         say("\n✗ Ce qui a été produit n'est PAS exactement ce qui est indexé : voir ci-dessus.")
         return 1
     seconds = time.monotonic() - began
     say(f"\n✓ Ce qui a été produit est exactement ce qui est indexé ({seconds:.0f} s).")
-    print_next_steps(dict(environ), re.sub(r"//[^/@]*@", "//", url), index)  # no password
+    print_next_steps()
     return 0
 
 

@@ -76,6 +76,7 @@ def test_a_second_consumer_run_finds_nothing_new(pipeline: Pipeline) -> None:
     assert accounts(pipeline.consume())["consumed"] == 0
 
 
+@pytest.mark.slow
 def test_another_group_reads_all_again_and_changes_nothing(pipeline: Pipeline) -> None:
     pipeline.generate("--count", "100", "--backfill", "1h")
     pipeline.consume()
@@ -104,6 +105,7 @@ def test_a_lone_reading_becomes_searchable_by_itself(pipeline: Pipeline) -> None
     interrupt(consumer)
 
 
+@pytest.mark.slow
 def test_terminated_in_the_middle_and_started_again_it_is_still_exactly_n(
     pipeline: Pipeline,
 ) -> None:
@@ -223,6 +225,7 @@ def test_messages_deleted_before_they_were_read_are_counted_in_the_log(pipeline:
     assert accounts(err)["consumed"] == 5
 
 
+@pytest.mark.slow
 def test_a_topic_made_anew_is_read_from_its_beginning(pipeline: Pipeline) -> None:
     pipeline.send(*[b"bad"] * 10)
     pipeline.consume()

@@ -17,7 +17,6 @@ from tests.faults.scene import Scene
 @pytest.fixture
 def scene(stack: Stack, pipeline: Pipeline, tmp_path: Path) -> Iterator[Scene]:
     """A pipeline behind proxies; FAULT_SEED repeats the random choices of an earlier run."""
-    stack.servers = stack.translator.servers()  # `stack up` without the overlay writes other files
     advertised = stack.services["kafka"].environment["KAFKA_ADVERTISED_LISTENERS"]
     found = re.search(r"PROXIED://127\.0\.0\.1:(\d+)", advertised)
     assert found

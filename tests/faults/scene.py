@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from elasticsearch.helpers import scan
-from kafka import KafkaConsumer
-from kafka.structs import TopicPartition
 
 from stack.__main__ import Stack
 from tests.conftest import PROJECT, Pipeline, wait_until
@@ -60,6 +58,15 @@ class Scene:
 
     # Processes
 
+    @property
+    def proxied(self) -> dict[str, str]:
+        """The environment of a process whose connections go through the proxies."""
+        return {
+            **self.pipeline.environ,
+            "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.kafka.port}",
+            "ELASTICSEARCH_URL": self.bulks.url,
+        }
+
     def _start(self, name: str, command: list[str], environ: dict[str, str]) -> Any:
         self.started += 1
         with (self.folder / f"{self.started:03d}-{name}.log").open("wb") as log:
@@ -69,21 +76,22 @@ class Scene:
 
     def start_consumer(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a consumer whose connections go through the proxies."""
-        environ = {
-            **self.pipeline.environ,
-            "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.kafka.port}",
-            "ELASTICSEARCH_URL": self.bulks.url,
-        }
         command = ["-c", QUICKER.format(changes=self.changes), *arguments]
-        consumer: subprocess.Popen[bytes] = self._start("consumer", command, environ)
+        consumer: subprocess.Popen[bytes] = self._start("consumer", command, self.proxied)
         self.consumers.append(consumer)
         return consumer
 
     def start_load(self, rate_hz: int) -> None:
         """Start a generator that runs until `drain`, on a connection that no proxy spoils."""
-        command = ["sensor_generator.py", "--rate", str(rate_hz)]
-        command += ["--seed", str(self.rng.randrange(1_000_000))]
-        self.generators.append(self._start("generator", command, self.pipeline.environ))
+        self.start_generator(self.pipeline.environ, "--rate", str(rate_hz))
+
+    def start_generator(self, environ: dict[str, str], *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a generator with a seed of the scene's."""
+        seed = str(self.rng.randrange(1_000_000))
+        command = ["sensor_generator.py", "--seed", seed, *arguments]
+        generator: subprocess.Popen[bytes] = self._start("generator", command, environ)
+        self.generators.append(generator)
+        return generator
 
     def backlog(self, count: int) -> None:
         """Put readings of the past into the topic."""
@@ -110,9 +118,9 @@ class Scene:
         self.kafka.close()
         self.bulks.close()
 
-    def logs(self) -> str:
-        """Return what all consumers have said."""
-        files = sorted(self.folder.glob("*-consumer.log"))
+    def logs(self, script: str = "consumer") -> str:
+        """Return what all consumers, or all generators, have said."""
+        files = sorted(self.folder.glob(f"*-{script}.log"))
         return "".join(file.read_text(errors="replace") for file in files)
 
     # Servers
@@ -143,13 +151,6 @@ class Scene:
 
     # What must hold
 
-    def ends(self) -> int:
-        """Return the number of messages that the topic has ever held."""
-        with KafkaConsumer(bootstrap_servers=self.pipeline.kafka) as consumer:
-            numbers = consumer.partitions_for_topic(self.pipeline.topic)
-            partitions = [TopicPartition(self.pipeline.topic, number) for number in numbers]
-            return sum(consumer.end_offsets(partitions).values())
-
     def end_load(self) -> None:
         """End the generator, which must have had every reading acknowledged."""
         for generator in self.generators:
@@ -160,25 +161,19 @@ class Scene:
     def drain(self) -> Verdict:
         """End the load, let the consumers settle all; return what the verifier says."""
         self.end_load()
-        end = self.ends()
+        end = self.pipeline.ends()
         assert end > 0
         wait_until(lambda: self.pipeline.committed() == end, f"{end} committed", 120)
         return self.verify()
 
-    def verify(self) -> Verdict:
+    def verify(self, ledger: Path | None = None) -> Verdict:
         """Return what the independent verifier says."""
         pipeline = self.pipeline
-        return verify(pipeline.kafka, pipeline.topic, pipeline.client, pipeline.index)
+        return verify(pipeline.kafka, pipeline.topic, pipeline.client, pipeline.index, ledger)
 
     def assert_committed_is_settled(self) -> int:
         """Check that all before the committed offsets is indexed or dead; return how many."""
-        with KafkaConsumer(
-            bootstrap_servers=self.pipeline.kafka, group_id=self.pipeline.group
-        ) as consumer:
-            numbers = consumer.partitions_for_topic(self.pipeline.topic)
-            committed = {
-                n: consumer.committed(TopicPartition(self.pipeline.topic, n)) or 0 for n in numbers
-            }
+        committed = self.pipeline.committed_offsets()
         index = self.pipeline.index
         self.pipeline.client.indices.refresh(index=index)
         documents = {hit["_id"] for hit in scan(self.pipeline.client, index=index, size=5000)}

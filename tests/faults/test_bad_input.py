@@ -288,7 +288,7 @@ def test_elasticsearch_refuses_nothing_that_passes_and_what_else_it_would_take_i
 ) -> None:
     """With --log-cli-level=INFO, the numbers that the README quotes."""
     config = indexer.load_config([], pipeline.environ)
-    indexer.ensure_index(pipeline.client, config)
+    indexer.ensure_indices(pipeline.client, config)
     settler = indexer.Settler(config, pipeline.client, Mock())
     passed, refused, unsendable = indexer.Batch(), [], Counter[str]()
     for value, expected in [*corpus(), *messages(SEED, count)]:
@@ -317,7 +317,7 @@ def test_elasticsearch_refuses_nothing_that_passes_and_what_else_it_would_take_i
 
 
 def test_some_of_what_elasticsearch_would_take_makes_searches_fail(pipeline: Pipeline) -> None:
-    indexer.ensure_index(pipeline.client, indexer.load_config([], pipeline.environ))
+    indexer.ensure_indices(pipeline.client, indexer.load_config([], pipeline.environ))
     unreadable = [
         raw().decode().encode("utf-16"),
         b"\xef\xbb\xbf" + raw(),

@@ -157,7 +157,7 @@ def consumer_terminated(scene: Scene) -> None:
 
 def consumer_joins(scene: Scene) -> None:
     scene.start_consumer()
-    scene.pause(2, 4)
+    scene.pause(6, 8)  # the others hear of it with their next heartbeat, every 3 s
 
 
 def consumer_frozen(scene: Scene) -> None:
@@ -213,8 +213,9 @@ def test_a_fault_under_load(scene: Scene, name: str) -> None:
 # The consumer's end, at the worst moments.
 
 
-@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_in_mid_bulk_again_and_again(scene: Scene, times: int) -> None:
+@pytest.mark.slow
+def test_killed_in_mid_bulk_again_and_again(scene: Scene) -> None:
+    times = 20
     scene.bulks.fault = delay(0.3)  # most of its life it waits for a bulk
     scene.changes = "indexer.BULK_READINGS = 100"
     scene.backlog(2000 * times)
@@ -284,6 +285,55 @@ def test_terminated_while_elasticsearch_is_away_it_leaves_in_time(scene: Scene) 
     assert scene.drain().indexed == 700
 
 
+@pytest.mark.slow
+def test_terminated_while_kafka_is_away_the_consumer_leaves_in_time(scene: Scene) -> None:
+    scene.pipeline.send(b"bad")
+    consumer = scene.start_consumer()
+    wait_until(lambda: scene.pipeline.dead_letters(), "its producer is at work")
+    scene.bulks.fault = refuse(503)
+    scene.backlog(700)
+    wait_until(lambda: "messages wait" in scene.logs(), "it waits")
+    scene.kafka.open = False
+    scene.kafka.reset()
+    scene.bulks.fault = refuse_items(400, 1.0, scene.rng)  # to the dead letters with them
+    consumer.send_signal(signal.SIGTERM)
+    assert consumer.wait(timeout=90) == 1
+    assert "not settled, to be read again: 700 messages" in scene.logs()
+    scene.assert_nothing_is_hidden()
+    scene.kafka.open, scene.bulks.fault = True, None
+    scene.start_consumer()
+    verdict = scene.drain()
+    assert verdict.holds, verdict
+    assert (verdict.indexed, verdict.dead_lettered) == (700, 1)
+
+
+@pytest.mark.slow
+def test_terminated_while_kafka_is_away_the_generator_says_what_is_open(scene: Scene) -> None:
+    ledger = scene.folder / "ledger.csv"
+    scene.start_consumer()
+    arguments = ("--rate", "300", "--ledger", str(ledger))
+    generator = scene.start_generator(scene.proxied, *arguments)
+    scene.wait_for_progress()
+    scene.kafka.open = False
+    scene.kafka.reset()
+    scene.pause()
+    generator.send_signal(signal.SIGTERM)
+    assert generator.wait(timeout=60) == 1
+    scene.generators.remove(generator)
+    said = scene.logs("generator")
+    assert "Traceback" not in said, said
+    (counts,) = re.findall(r"stopped sent=(\d+) acknowledged=(\d+) failed=(\d+)", said)
+    sent, acknowledged, failed = map(int, counts)
+    assert re.search(rf"not acknowledged: {sent - acknowledged} of {sent} messages", said)
+    assert sent == acknowledged + failed
+    scene.kafka.open = True
+    scene.drain()
+    verdict = scene.verify(ledger)
+    assert verdict.holds, verdict
+    assert (verdict.ledger, verdict.unacknowledged) == (sent, sent - acknowledged)
+    assert acknowledged <= verdict.indexed <= sent  # stored, perhaps, though the answer was lost
+
+
 # Rebalances.
 
 EAGER = """
@@ -344,6 +394,7 @@ def test_elasticsearch_absent_at_the_start(scene: Scene) -> None:
     assert scene.drain().indexed == 300
 
 
+@pytest.mark.slow
 def test_kafka_absent_at_the_start(scene: Scene) -> None:
     scene.backlog(300)
     scene.kafka.open = False
@@ -403,19 +454,20 @@ def test_alias_moved_and_removed_under_load(scene: Scene) -> None:
     client.indices.delete_alias(index=second, name=alias)  # the next bulk finds no such index
     scene.wait_for_progress()
     scene.end_load()
-    wait_until(lambda: scene.pipeline.committed() == scene.ends(), "all are committed")
+    wait_until(lambda: scene.pipeline.committed() == scene.pipeline.ends(), "all are committed")
     assert "was gone: made anew with its mapping" in scene.logs()
     assert mapping_is_ours(scene, alias)
     client.indices.refresh(index=f"{alias}*")
     counts = [client.count(index=name)["count"] for name in (first, second, alias)]
     assert all(counts)
-    assert sum(counts) == scene.ends()
+    assert sum(counts) == scene.pipeline.ends()
     client.indices.delete(index=f"{first},{second}")
 
 
 # The topic, in mid-run.
 
 
+@pytest.mark.slow
 def test_retention_deletes_what_was_not_read(scene: Scene) -> None:
     scene.backlog(20_000)
     scene.bulks.fault = refuse(503)
@@ -519,6 +571,7 @@ def metrics(port: int) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r"^(\w\S+) (\S+)$", text, re.M)}
 
 
+@pytest.mark.slow
 def test_health_turns_red_when_stuck_and_green_again(scene: Scene) -> None:
     port = free_port()
     scene.start_consumer("--metrics-port", str(port))
@@ -552,6 +605,7 @@ def lags(found: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in found.items() if name.startswith("smart_city_lag")}
 
 
+@pytest.mark.slow
 def test_the_accounts_close_at_every_moment(scene: Scene) -> None:
     port = free_port()
     scene.pipeline.send(*[b"bad"] * 50)
@@ -572,6 +626,7 @@ def test_the_accounts_close_at_every_moment(scene: Scene) -> None:
     assert scene.drain().holds
 
 
+@pytest.mark.slow
 def test_a_consumer_without_partition_says_so(scene: Scene) -> None:
     with KafkaAdminClient(bootstrap_servers=scene.pipeline.kafka) as admin:
         admin.create_topics({scene.pipeline.topic: {"num_partitions": 1}})

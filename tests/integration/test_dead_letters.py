@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer
 from kafka.structs import TopicPartition
 
 from tests.conftest import PROJECT, Pipeline, wait_until
@@ -79,31 +79,6 @@ def file_letters(pipeline: Pipeline, *letters: dict[str, Any]) -> None:
             future.get(timeout=30)
 
 
-def committed_messages(pipeline: Pipeline, topic: str) -> list[Any]:
-    """Return what a topic holds for those who read only what is committed."""
-    with KafkaConsumer(
-        bootstrap_servers=pipeline.kafka, isolation_level="read_committed"
-    ) as consumer:
-        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
-        ends = consumer.end_offsets(partitions)
-        consumer.assign(partitions)
-        consumer.seek_to_beginning()
-        found: list[Any] = []
-        while any(consumer.position(p) < ends[p] for p in partitions):
-            for polled in consumer.poll(500).values():
-                found += polled
-        return found
-
-
-def source_messages(pipeline: Pipeline) -> list[Any]:
-    return committed_messages(pipeline, pipeline.topic)
-
-
-def letters_of(pipeline: Pipeline) -> list[Any]:
-    """Return all letters, pending or not, in the order of their partitions."""
-    return committed_messages(pipeline, f"{pipeline.topic}.dead-letter")
-
-
 def replay(pipeline: Pipeline) -> dict[str, int]:
     """Run a replay to its end; return the numbers that it prints."""
     return summary(pipeline.run(TOOL, "replay")[0])
@@ -124,6 +99,41 @@ def accounts(err: str) -> dict[str, int]:
     """Return the numbers of the consumer's closing line."""
     (line,) = re.findall(r"stopped (.*)", err)
     return {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)(?= )", line)}
+
+
+# What Kibana is told of them
+
+
+def test_the_index_tells_why_and_where_and_how_it_begins(pipeline: Pipeline) -> None:
+    giant = b'{"sensor_id": "' + b"x" * 5000
+    pipeline.send(b"\xff not json", reading(1), giant, reading(1, temperature=99), None)
+    pipeline.consume()
+    found = sorted(
+        pipeline.documents(pipeline.dead_letter_index).values(), key=lambda d: d["offset"]
+    )
+    times = {message.offset: message.timestamp for message in pipeline.messages()}
+    headers = [dict(letter.headers) for letter in pipeline.dead_letters()]
+    reasons = {int(h["source.offset"]): h["reason"].decode() for h in headers}
+    assert [document["offset"] for document in found] == [0, 2, 3, 4] == sorted(reasons)
+    for document in found:
+        assert document["timestamp"] == times[document["offset"]]
+        assert document["reason"] == reasons[document["offset"]]
+        assert (document["kind"], document["sensor_id"]) == ("invalid", "k")
+        assert (document["topic"], document["partition"]) == (pipeline.topic, 0)
+    assert [document["size_bytes"] for document in found][:2] == [10, len(giant)]
+    assert found[0]["message"] == "\\xff not json"
+    assert found[1]["message"] == giant[:500].decode()
+    assert found[3]["message"] == ""
+    pipeline.consume("--group-id", f"{pipeline.group}-again")
+    again = pipeline.documents(pipeline.dead_letter_index)
+    assert len(again) == 4, "read again, they are the same documents"
+
+
+def test_without_their_index_they_are_in_the_topic_only(pipeline: Pipeline) -> None:
+    pipeline.send(b"bad")
+    pipeline.consume("--dead-letter-index", "none")
+    assert len(pipeline.dead_letters()) == 1
+    assert not pipeline.client.indices.exists(index=pipeline.dead_letter_index)
 
 
 # list
@@ -221,7 +231,7 @@ def test_a_letter_that_is_valid_now_goes_through_the_pipeline_again(pipeline: Pi
     assert accounts(pipeline.consume())["dead_lettered"] == 2
     solved, standing = sorted(pipeline.documents())
     pipeline.client.delete(index=pipeline.index, id=solved)
-    letters = letters_of(pipeline)
+    letters = pipeline.dead_letters()
     assert replay(pipeline) == {"replayed": 2, "still_invalid": 0, "foreign": 0}
     assert totals(pipeline.run(TOOL, "list")[0]) == (0, 2)
 
@@ -240,7 +250,7 @@ def test_a_letter_that_is_valid_now_goes_through_the_pipeline_again(pipeline: Pi
     assert totals(out) == (1, 2)
     assert "        1  conflict: this sensor has another reading of the same time" in out
 
-    again = source_messages(pipeline)[4:]
+    again = pipeline.messages()[4:]
     assert [(m.key, m.value) for m in again] == [(m.key, m.value) for m in letters]
     origins = [dict(message.headers) for message in again]
     assert origins == [{"replayed.from": f"{m.partition}:{m.offset}".encode()} for m in letters]
@@ -260,12 +270,12 @@ def test_the_marker_of_a_transaction_is_no_lag_for_the_consumer(pipeline: Pipeli
 def test_a_letter_that_is_still_invalid_comes_back_once(pipeline: Pipeline) -> None:
     bad = [b"not json", b"", b"\xff\x00", reading(1, co2_level=1)]
     file_letters(pipeline, *[{"value": value} for value in bad])
-    before = letters_of(pipeline)
+    before = pipeline.dead_letters()
     for _ in range(2):
         assert replay(pipeline) == {"replayed": 0, "still_invalid": 4, "foreign": 0}
     assert totals(pipeline.run(TOOL, "list")[0]) == (4, 8)
-    assert source_messages(pipeline) == []
-    after = letters_of(pipeline)
+    assert pipeline.messages() == []
+    after = pipeline.dead_letters()
     assert len(after) == 12
     for letter in before:
         old, new, newest = [one for one in after if one.value == letter.value]
@@ -288,15 +298,15 @@ def test_messages_of_somebody_else_are_kept_as_they_are(pipeline: Pipeline) -> N
         {"value": b"x", "key": None, "headers": [("reason", b"\xff"), ("a", b""), ("a", b"2")]},
         {"value": None, "key": b"tombstone", "headers": []},
     )
-    before = letters_of(pipeline)
+    before = pipeline.dead_letters()
     out, _ = pipeline.run(TOOL, "list")
     assert totals(out) == (6, 0)
     assert "        6  foreign: not filed by the consumer\n" in out
     assert re.search(r"  -  +tombstone  +foreign: .*  \(none\)$", out, re.MULTILINE)
     assert re.search(r"  -  +\(none\)  +foreign: .*  x$", out, re.MULTILINE)
     assert replay(pipeline) == {"replayed": 0, "still_invalid": 0, "foreign": 6}
-    assert source_messages(pipeline) == []
-    after = letters_of(pipeline)
+    assert pipeline.messages() == []
+    after = pipeline.dead_letters()
     kept = Counter((m.partition, m.key, m.value, tuple(m.headers)) for m in after)
     assert kept == Counter((m.partition, m.key, m.value, tuple(m.headers)) for m in before * 2)
 
@@ -313,7 +323,7 @@ def test_what_kafka_python_cannot_send_becomes_empty() -> None:
 
 def assert_each_once(pipeline: Pipeline, valid: list[bytes], invalid: list[bytes]) -> None:
     """Check that what was replayed was so once, and that the others are pending, once each."""
-    assert Counter(m.value for m in source_messages(pipeline)) == Counter(valid)
+    assert Counter(m.value for m in pipeline.messages()) == Counter(valid)
     out, _ = pipeline.run(TOOL, "list", "--last", "100000")
     pending, _ = totals(out)
     assert pending == len(invalid)
@@ -342,7 +352,7 @@ def test_a_replay_killed_at_its_weakest_moments_takes_each_letter_once(
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL
-    replayed = len(source_messages(pipeline)) if when == "after" else None
+    replayed = len(pipeline.messages()) if when == "after" else None
     result = replay(pipeline)
     assert 0 < result["replayed"] < len(valid), "the first batch was committed"
     assert replayed in (None, len(valid) - result["replayed"])
@@ -362,7 +372,7 @@ def test_a_replay_killed_again_and_again_takes_each_letter_once(pipeline: Pipeli
     killed = 0
     for signum in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGKILL):
         process = pipeline.start(TOOL, "replay")
-        wait_until(partial(has_ended_or_sent, process, pipeline, sent_so_far(pipeline)), "it sends")
+        wait_until(partial(has_ended_or_sent, process, pipeline, pipeline.ends()), "it sends")
         time.sleep(moments.uniform(0, 0.4))
         process.send_signal(signum)
         _, err = process.communicate(timeout=60)
@@ -377,15 +387,7 @@ def test_a_replay_killed_again_and_again_takes_each_letter_once(pipeline: Pipeli
 
 
 def has_ended_or_sent(process: subprocess.Popen[str], pipeline: Pipeline, before: int) -> bool:
-    return process.poll() is not None or sent_so_far(pipeline) > before
-
-
-def sent_so_far(pipeline: Pipeline) -> int:
-    """Return how many offsets the source topic has, of messages committed or not."""
-    with KafkaConsumer(bootstrap_servers=pipeline.kafka) as consumer:
-        numbers = consumer.partitions_for_topic(pipeline.topic)
-        ends = consumer.end_offsets([TopicPartition(pipeline.topic, n) for n in numbers])
-        return int(sum(ends.values()))
+    return process.poll() is not None or pipeline.ends() > before
 
 
 def test_of_replays_at_the_same_time_one_goes_on_and_none_sends_twice(pipeline: Pipeline) -> None:

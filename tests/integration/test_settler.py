@@ -59,7 +59,7 @@ def config(pipeline: Pipeline) -> indexer.Config:
 
 @pytest.fixture
 def settler(pipeline: Pipeline, config: indexer.Config) -> Iterator[indexer.Settler]:
-    indexer.ensure_index(pipeline.client, config)
+    indexer.ensure_indices(pipeline.client, config)
     with KafkaProducer(bootstrap_servers=pipeline.kafka) as producer:
         producer.partitions_for(config.dead_letter_topic)
         yield indexer.Settler(config, pipeline.client, producer)
@@ -215,7 +215,7 @@ def test_a_bulk_that_is_too_large_is_split(pipeline: Pipeline, settler: indexer.
     client = Wrapped(settler.client, too_large, too_large, too_large)
     settler.client = client  # type: ignore[assignment]
     outcome = settle(settler, batch_of(*(reading(n) for n in range(4))))
-    assert client.sizes == [4, 2, 1, 1, 2]
+    assert client.sizes == [4, 2, 1, 1, 2, 1]  # the last one indexes the dead letter
     assert outcome == Counter(indexed=3, dead_lettered=1)
     assert b"413" in dict(pipeline.dead_letters()[0].headers)["reason"]
 
@@ -283,8 +283,8 @@ def test_told_to_abandon_it_gives_up(settler: indexer.Settler) -> None:
 
 
 def test_the_index_has_the_mapping_of_the_file(pipeline: Pipeline, config: indexer.Config) -> None:
-    indexer.ensure_index(pipeline.client, config)
-    indexer.ensure_index(pipeline.client, config)  # again: nothing changes
+    indexer.ensure_indices(pipeline.client, config)
+    indexer.ensure_indices(pipeline.client, config)  # again: nothing changes
     mapping = pipeline.client.indices.get_mapping(index=pipeline.index)[pipeline.index]["mappings"]
     wanted = json.loads(indexer.MAPPING_FILE.read_text())["mappings"]
     assert mapping == wanted
@@ -307,15 +307,15 @@ def test_an_index_with_another_mapping_is_refused(
     with pytest.raises(
         indexer.SetupError, match=r"sensor_id as None, not as keyword.*curl -X DELETE"
     ):
-        indexer.ensure_index(pipeline.client, config)
+        indexer.ensure_indices(pipeline.client, config)
 
 
 def test_two_indices_of_one_prefix_have_their_own_template(
     pipeline: Pipeline, config: indexer.Config
 ) -> None:
-    indexer.ensure_index(pipeline.client, config)
+    indexer.ensure_indices(pipeline.client, config)
     longer = indexer.load_config(["--index", f"{pipeline.index}-dev"], pipeline.environ)
-    indexer.ensure_index(pipeline.client, longer)
+    indexer.ensure_indices(pipeline.client, longer)
     pipeline.client.indices.delete_index_template(name=longer.index)
 
 
@@ -324,7 +324,7 @@ def test_dynamic_mapping_leaves_it_to_elasticsearch(
 ) -> None:
     argv = ["--dynamic-mapping", "--index", f"guessed-{pipeline.index}"]
     dynamic = indexer.load_config(argv, pipeline.environ)
-    indexer.ensure_index(pipeline.client, dynamic)
+    indexer.ensure_indices(pipeline.client, dynamic)
     settler.config = dynamic
     settle(settler, batch_of(reading(1)))
     found = pipeline.client.indices.get_mapping(index=dynamic.index)[dynamic.index]["mappings"]
@@ -333,7 +333,7 @@ def test_dynamic_mapping_leaves_it_to_elasticsearch(
     assert found["properties"]["timestamp"]["type"] == "date"
     templated = indexer.load_config(["--dynamic-mapping"], pipeline.environ)
     with pytest.raises(indexer.SetupError, match="an index template still gives"):
-        indexer.ensure_index(pipeline.client, templated)
+        indexer.ensure_indices(pipeline.client, templated)
 
 
 def test_an_index_name_that_elasticsearch_refuses_is_one_line(
@@ -341,4 +341,4 @@ def test_an_index_name_that_elasticsearch_refuses_is_one_line(
 ) -> None:
     upper = indexer.load_config(["--index", "Sensors"], pipeline.environ)
     with pytest.raises(indexer.SetupError, match=r"index Sensors: .*lower"):
-        indexer.ensure_index(pipeline.client, upper)
+        indexer.ensure_indices(pipeline.client, upper)

@@ -1,0 +1,185 @@
+"""What the scripts of this folder share: the way to a Kibana, and what its files hold.
+
+Environment (or .env beside README.md; a flag wins over both):
+    KIBANA_URL        default http://localhost:5601
+    KIBANA_SPACE      default: the default space
+    KIBANA_API_KEY, or KIBANA_USER and KIBANA_PASSWORD    where security is on
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import urllib3
+from dotenv import load_dotenv
+
+FOLDER = Path(__file__).resolve().parent
+FILES = sorted(FOLDER.glob("*.ndjson"), reverse=True)  # the readings come first
+TIMEOUT_S = 60.0
+RETRY_S = 2.0
+
+SavedObject = dict[str, Any]
+
+
+class KibanaError(Exception):
+    """What went wrong with Kibana or with a file, in one line."""
+
+
+@dataclass(frozen=True)
+class Kibana:
+    """A Kibana, one of its spaces, and who we are there."""
+
+    url: str
+    space: str
+    headers: Mapping[str, str]
+
+    @property
+    def root(self) -> str:
+        """The address of the space."""
+        return f"{self.url}/s/{self.space}" if self.space else self.url
+
+    def ask(self, method: str, path: str, **arguments: Any) -> tuple[int, bytes]:
+        """Send one request to a path of the space; return the status and the body.
+
+        Raises:
+            KibanaError: it does not answer, or refuses who we are.
+        """
+        try:
+            answer = urllib3.request(
+                method, f"{self.root}{path}", headers=self.headers, retries=False,
+                **{"timeout": TIMEOUT_S, **arguments},
+            )  # fmt: skip
+        except (urllib3.exceptions.HTTPError, ValueError) as exc:
+            raise KibanaError(f"Kibana does not answer at {self.url} ({exc})") from exc
+        if answer.status in (401, 403):
+            raise KibanaError(
+                f"Kibana at {self.url} refuses us (HTTP {answer.status}): set KIBANA_API_KEY, or "
+                "KIBANA_USER and KIBANA_PASSWORD, of somebody who may write saved objects"
+            )
+        return answer.status, answer.data
+
+    def version(self) -> str | None:
+        """Return its version when it is ready, "unknown" if it hides it, None when not ready.
+
+        Raises:
+            KibanaError: it does not answer.
+        """
+        status, body = self.ask("GET", "/api/status", timeout=10.0)  # it may hang at first
+        try:
+            answer = json.loads(body)
+            level = answer["status"]["overall"]["level"]
+        except (ValueError, KeyError, TypeError):  # "Kibana server is not ready yet"
+            return None
+        if status != 200 or level not in ("available", "degraded"):
+            return None
+        return str(answer.get("version", {}).get("number", "unknown"))
+
+
+def wait_for(kibana: Kibana, wait_s: float) -> str:
+    """Return Kibana's version as soon as it is ready; it takes a minute or two to start.
+
+    Raises:
+        KibanaError: it is not, after wait_s seconds, or refuses who we are.
+    """
+    deadline, why = time.monotonic() + wait_s, ""
+    while True:
+        try:
+            if version := kibana.version():
+                return version
+            now = f"Kibana at {kibana.url} is not ready yet"
+        except KibanaError as exc:
+            if "refuses us" in str(exc):
+                raise
+            now = str(exc)
+        if time.monotonic() >= deadline:
+            raise KibanaError(f"{now}: is it started? (docker compose up -d --wait)")
+        if now != why:
+            sys.stderr.write(f"waiting: {now}\n")
+        why = now
+        time.sleep(RETRY_S)
+
+
+def read_objects(file: Path) -> list[SavedObject]:
+    """Return the saved objects of a file, without the line that counts them.
+
+    Raises:
+        KibanaError: it cannot be read, or is none.
+    """
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+        objects = [line for line in lines if "exportedCount" not in line]
+        if not all(isinstance(found["id"], str) and found["type"] for found in objects):
+            raise ValueError("an object has no id or type")
+    except OSError as exc:
+        raise KibanaError(f"cannot read {file}: {exc.strerror}") from exc
+    except (ValueError, KeyError, TypeError) as exc:
+        raise KibanaError(f"{file} is not a file of saved objects: {exc}") from exc
+    if not objects:
+        raise KibanaError(f"{file} holds no saved object")
+    return objects
+
+
+def in_short(body: bytes) -> str:
+    """Return the start of an answer, in one line."""
+    try:
+        text = str(json.loads(body).get("message") or body.decode())
+    except (ValueError, AttributeError):
+        text = body.decode(errors="replace")
+    return " ".join(text.split())[:300]
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that all scripts here have."""
+    load_dotenv(FOLDER.parent / ".env")
+    found = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    url = os.environ.get("KIBANA_URL") or "http://localhost:5601"
+    space = os.environ.get("KIBANA_SPACE") or ""
+    found.add_argument("--url", default=url, type=kibana_url, help="environment: KIBANA_URL")
+    found.add_argument("--space", default=space, type=space_id, help="environment: KIBANA_SPACE")
+    found.add_argument("--wait", type=float, default=120.0, metavar="SECONDS",
+        help="how long to wait until Kibana is ready (default: 120)")  # fmt: skip
+    return found
+
+
+def kibana_from(options: argparse.Namespace) -> Kibana:
+    """Return the Kibana of the options and of the environment's credentials."""
+    headers = {"kbn-xsrf": "smart-city"}  # it refuses what writes and has no such header
+    user, password = os.environ.get("KIBANA_USER"), os.environ.get("KIBANA_PASSWORD")
+    if key := os.environ.get("KIBANA_API_KEY"):
+        headers["authorization"] = f"ApiKey {key}"
+    elif user and password:
+        headers |= urllib3.make_headers(basic_auth=f"{user}:{password}")
+    return Kibana(options.url, options.space, headers)
+
+
+def kibana_url(text: str) -> str:
+    """Return an http or https URL, without the slash at its end."""
+    if not re.fullmatch(r"https?://[^/@\s]+(/\S*)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like http://localhost:5601")
+    return text.rstrip("/")
+
+
+def space_id(text: str) -> str:
+    """Return a space's id as Kibana allows it; empty: the default space."""
+    if not re.fullmatch(r"[a-z0-9_-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not lower-case letters, digits, _ and -")
+    return "" if text == "default" else text
+
+
+def inner_json(attributes: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the places of an object's attributes that hold JSON as text: (dict, key)."""
+    if isinstance(attributes, dict):
+        for key, value in attributes.items():
+            if isinstance(value, str) and value[:1] in ("{", "["):
+                yield attributes, key
+            else:
+                yield from inner_json(value)

@@ -1,0 +1,148 @@
+"""The saved objects: what Kibana does not check at the import, and what breaks the page later."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import PROJECT
+
+FILES = sorted((PROJECT / "kibana").glob("*.ndjson"))
+MAPPINGS = {
+    "sensors_data*": "sensors_data.json",
+    "sensors_dead_letters*": "sensors_dead_letters.json",
+}
+# The oldest Kibana that must take them is 8.17; a newer version in the file makes it refuse all.
+VERSIONS = {"index-pattern": "8.0.0", "search": "8.0.0", "lens": "8.9.0", "dashboard": "8.9.0"}
+NUMBERS = {"float", "integer", "long"}
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def objects(*types: str) -> list[Any]:
+    found = [o for file in FILES for o in lines(file) if o.get("type") in types]
+    return [pytest.param(o, id=o["id"]) for o in found]
+
+
+def by_id(type_: str) -> dict[str, dict[str, Any]]:
+    return {o["id"]: o for file in FILES for o in lines(file) if o.get("type") == type_}
+
+
+def fields_of(view_id: str) -> dict[str, str]:
+    """Return the fields of a data view's index and their types."""
+    title = by_id("index-pattern")[view_id]["attributes"]["title"]
+    mapping = json.loads((PROJECT / "mappings" / MAPPINGS[title]).read_text())["mappings"]
+    return {name: definition["type"] for name, definition in mapping["properties"].items()}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_file_is_as_kibana_exports_it(file: Path) -> None:
+    *found, details = lines(file)
+    assert details["exportedCount"] == len(found) > 0
+    assert len({(o["type"], o["id"]) for o in found}) == len(found)
+    ids = {(o["type"], o["id"]) for o in found}
+    for o in found:
+        assert o["typeMigrationVersion"] == VERSIONS[o["type"]]
+        assert o["coreMigrationVersion"] == "8.8.0"
+        for reference in o["references"]:
+            assert set(reference) == {"id", "name", "type"}
+            assert (reference["type"], reference["id"]) in ids, "a file stands for itself"
+
+
+@pytest.mark.parametrize("view", objects("index-pattern"))
+def test_a_data_view_names_fields_that_exist(view: dict[str, Any]) -> None:
+    fields = fields_of(view["id"])
+    assert fields[view["attributes"]["timeFieldName"]] == "date"
+    assert set(json.loads(view["attributes"]["fieldAttrs"])) == set(fields)
+    assert set(json.loads(view["attributes"]["fieldFormatMap"])) <= set(fields)
+
+
+@pytest.mark.parametrize("search", objects("search"))
+def test_a_search_shows_fields_that_exist(search: dict[str, Any]) -> None:
+    source = json.loads(search["attributes"]["kibanaSavedObjectMeta"]["searchSourceJSON"])
+    (reference,) = search["references"]
+    assert source["indexRefName"] == reference["name"]
+    fields = fields_of(reference["id"])
+    assert set(search["attributes"]["columns"]) <= set(fields)
+    assert search["attributes"]["sort"] == [["timestamp", "desc"]]
+
+
+def accessors(state: dict[str, Any]) -> list[str]:
+    """Return the columns that a chart names."""
+    found = [state[key] for key in ("metricAccessor", "breakdownByAccessor") if key in state]
+    found += [column["columnId"] for column in state.get("columns", ())]
+    for layer in state.get("layers", ()):
+        found += [layer["xAccessor"], *layer["accessors"]]
+        found += [layer["splitAccessor"]] if "splitAccessor" in layer else []
+    return found
+
+
+@pytest.mark.parametrize("lens", objects("lens"))
+def test_a_chart_holds_together(lens: dict[str, Any]) -> None:
+    state = lens["attributes"]["state"]
+    layers = state["datasourceStates"]["formBased"]["layers"]
+    names = {f"indexpattern-datasource-layer-{name}": name for name in layers}
+    assert {reference["name"] for reference in lens["references"]} == set(names)
+    for reference in lens["references"]:
+        layer, fields = layers[names[reference["name"]]], fields_of(reference["id"])
+        columns = layer["columns"]
+        assert sorted(layer["columnOrder"]) == sorted(columns)
+        buckets = [columns[name]["isBucketed"] for name in layer["columnOrder"]]
+        assert buckets == sorted(buckets, reverse=True), "buckets come before metrics"
+        for column in columns.values():
+            assert column["label"]
+            field = column["sourceField"]
+            assert field == "___records___" or field in fields
+            if column["operationType"] == "terms":
+                assert fields[field] == "keyword"
+                assert column["params"]["orderBy"].get("columnId") in {None, *columns}
+            elif column["operationType"] == "date_histogram":
+                assert fields[field] == "date"
+            elif column["operationType"] in ("average", "range"):
+                assert fields[field] in NUMBERS
+            elif column["operationType"] == "last_value":
+                assert fields[column["params"]["sortField"]] == "date"
+            if column["dataType"] == "number" and not column["isBucketed"]:
+                assert "decimals" in column["params"]["format"]["params"]
+    shown = accessors(state["visualization"])
+    assert set(shown) <= {name for layer in layers.values() for name in layer["columns"]}
+    assert shown
+    assert state["filters"] == []
+    if lens["attributes"]["visualizationType"] == "lnsXY":
+        assert state["visualization"]["yTitle"], "an axis has a unit"
+
+
+@pytest.mark.parametrize("dashboard", objects("dashboard"))
+def test_a_dashboard_is_laid_out_without_overlap_or_hole(dashboard: dict[str, Any]) -> None:
+    attributes = dashboard["attributes"]
+    targets = {reference["name"] for reference in dashboard["references"]}
+    panels = json.loads(attributes["panelsJSON"])
+    assert {f"{p['panelIndex']}:{p['panelRefName']}" for p in panels} == targets
+    cells = []
+    for panel in panels:
+        grid = panel["gridData"]
+        assert grid["i"] == panel["panelIndex"]
+        cells += [
+            (x, y)
+            for x in range(grid["x"], grid["x"] + grid["w"])
+            for y in range(grid["y"], grid["y"] + grid["h"])
+        ]
+    height = max(y for _, y in cells) + 1
+    assert sorted(cells) == [(x, y) for x in range(48) for y in range(height)]
+    assert attributes["timeRestore"] is True
+    assert (attributes["timeFrom"], attributes["timeTo"]) == ("now-24h", "now")
+    assert attributes["refreshInterval"] == {"pause": False, "value": 10_000}
+    json.loads(attributes["optionsJSON"])
+    json.loads(attributes["kibanaSavedObjectMeta"]["searchSourceJSON"])
+
+
+def test_every_chart_is_on_a_dashboard() -> None:
+    shown = {
+        (reference["type"], reference["id"])
+        for dashboard in by_id("dashboard").values()
+        for reference in dashboard["references"]
+    }
+    assert shown == {(type_, id_) for type_ in ("lens", "search") for id_ in by_id(type_)}
