@@ -62,10 +62,11 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +80,11 @@ log = logging.getLogger("sensor_generator")
 MS_PER_HOUR = 3_600_000
 CITY_STEP_MS = 10_000
 LATITUDE_DEG, LONGITUDE_DEG = 48.86, 2.35  # Paris
+CITY_RADIUS_KM = 5.0
+# Neighbourhoods: how wide one is, where their centres are, for how long each stays what it is.
+PATCH_KM, PATCH_GRID_KM, PATCH_MEMORY_H = 2.0, (-4, 0, 4), 6
 PROGRESS_S = 5.0
+FLUSH_S = 10.0  # for what is not acknowledged at the end
 # What a working sensor can read; a faulty one stays within, or it is malformed.
 LIMITS: dict[str, tuple[float, float]] = {
     "temperature": (-40, 60),
@@ -263,12 +268,16 @@ def hourly_drift(seed: int, name: str, memory_h: int, hour: int) -> float:
     return math.sqrt(1 - r * r) * sum(terms)
 
 
-def drift(seed: int, name: str, memory_h: int, time_ms: int) -> float:
-    """Return the hourly series between two hours, by straight line."""
+def between_hours(hourly: Callable[[int], float], time_ms: int) -> float:
+    """Return an hourly series at a time between two hours, by straight line."""
     hour, rest = divmod(time_ms, MS_PER_HOUR)
-    before = hourly_drift(seed, name, memory_h, hour)
-    after = hourly_drift(seed, name, memory_h, hour + 1)
+    before, after = hourly(hour), hourly(hour + 1)
     return before + (after - before) * rest / MS_PER_HOUR
+
+
+def drift(seed: int, name: str, memory_h: int, time_ms: int) -> float:
+    """Return the weather's autoregressive series at any time."""
+    return between_hours(partial(hourly_drift, seed, name, memory_h), time_ms)
 
 
 @dataclass(frozen=True)
@@ -320,11 +329,48 @@ def city_at(seed: int, step: int) -> City:
     )
 
 
-def measure(place: Place, city: City, noise: random.Random) -> dict[str, float | int]:
-    """Return what a sensor at a place reads: the four measured fields."""
-    air_c = city.air_c + place.warmer_c + noise.gauss(0, 0.15)
+@cache
+def position_km(number: int) -> tuple[float, float]:
+    """Return where a sensor stands: km east and north of the city's centre, the same every run."""
+    draw = random.Random(f"{sensor_name(number)}/position")
+    distance, direction = CITY_RADIUS_KM * math.sqrt(draw.random()), draw.uniform(0, math.tau)
+    return distance * math.cos(direction), distance * math.sin(direction)
+
+
+@lru_cache(maxsize=4096)
+def hourly_patch(seed: int, number: int, hour: int) -> float:
+    """Return what is particular to a sensor's neighbourhood, mean 0 and deviation 1.
+
+    A mean of independent series that belong to the points of a grid, weighted by a Gaussian of
+    their distance: the nearer two sensors are, the more they agree (process convolution, Higdon,
+    "Space and Space-Time Modeling using Process Convolutions", 2002).
+    """
+    east, north = position_km(number)
+    weights = {
+        (x, y): math.exp(-((east - x) ** 2 + (north - y) ** 2) / (2 * PATCH_KM**2))
+        for x in PATCH_GRID_KM
+        for y in PATCH_GRID_KM
+    }
+    norm = math.sqrt(sum(weight**2 for weight in weights.values()))
+    terms = (
+        weight * hourly_drift(seed, f"patch {x} {y}", PATCH_MEMORY_H, hour)
+        for (x, y), weight in weights.items()
+    )
+    return sum(terms) / norm
+
+
+def measure(
+    place: Place, city: City, noise: random.Random, patch: float = 0.0
+) -> dict[str, float | int]:
+    """Return what a sensor at a place reads: the four measured fields.
+
+    In a neighbourhood whose patch is above 0 the air is warmer and, for want of wind, its CO2 is
+    higher: half a degree and 15 % of what the traffic adds, for a patch of 1.
+    """
+    air_c = city.air_c + place.warmer_c + 0.5 * patch + noise.gauss(0, 0.15)
     humidity_pct = relative_humidity_pct(air_c, city.dew_point_c) + noise.gauss(0, 0.6)
-    co2_ppm = 420 + city.calm * (8 + place.traffic_ppm * city.traffic) + noise.gauss(0, 4)
+    gathered = city.calm * (1 + 0.15 * patch)
+    co2_ppm = 420 + gathered * (8 + place.traffic_ppm * city.traffic) + noise.gauss(0, 4)
     lamps_are_lit = city.is_dark or not place.open_sky
     light_lux = place.open_sky * city.daylight_lux + place.lamps_lux * lamps_are_lit
     return {
@@ -367,6 +413,7 @@ def sensor_readings(number: int, config: Config) -> Iterator[tuple[int, dict[str
     sensor_id, place = sensor_name(number), place_of(number)
     times = random.Random(f"{config.seed}/{sensor_id}/times")
     noise = random.Random(f"{config.seed}/{sensor_id}/noise")
+    hourly = partial(hourly_patch, config.seed, number)
     start_ms = round(config.start.timestamp() * 1000)
     elapsed_ms = 0.0
     for turn in itertools.count():
@@ -375,7 +422,9 @@ def sensor_readings(number: int, config: Config) -> Iterator[tuple[int, dict[str
         else:
             elapsed_ms += 1000 * times.uniform(*config.interval_s)
         time_ms = start_ms + int(elapsed_ms)
-        values = measure(place, city_at(config.seed, time_ms // CITY_STEP_MS), noise)
+        city = city_at(config.seed, time_ms // CITY_STEP_MS)
+        patch = between_hours(hourly, time_ms)
+        values = measure(place, city, noise, patch)
         yield time_ms, {"sensor_id": sensor_id, "timestamp": timestamp(time_ms), **values}
 
 
@@ -397,6 +446,12 @@ class Message(NamedTuple):
     reading_id: str
     value: bytes
     label: str
+
+
+def message_of(time_ms: int, reading: Mapping[str, Any]) -> Message:
+    """Return the message of a reading without a fault, due at once."""
+    reading_id = f"{reading['sensor_id']}@{reading['timestamp']}"
+    return Message(time_ms, reading["sensor_id"], reading_id, json.dumps(reading).encode(), "")
 
 
 def within_limits(reading: Mapping[str, Any]) -> dict[str, Any]:
@@ -452,7 +507,6 @@ class Faults:
     """
 
     def __init__(self, sensor_id: str, config: Config) -> None:
-        self.sensor_id = sensor_id
         self.rates = config.faults
         self.rng = {k: random.Random(f"{config.seed}/{sensor_id}/{k}") for k in FAULTS}
         self.began_ms: dict[str, int] = {}
@@ -479,27 +533,27 @@ class Faults:
         if self.strikes("dropout", time_ms, lasts=True):
             return
         reading, labels = self.with_wrong_values(time_ms, reading)
-        shown_ms = self.clock_ms(time_ms, labels)
-        reading["timestamp"] = timestamp(shown_ms)
-        value, reading_id = json.dumps(reading).encode(), f"{self.sensor_id}@{reading['timestamp']}"
+        reading["timestamp"] = timestamp(self.clock_ms(time_ms, labels))
+        message = message_of(time_ms, reading)
         if self.strikes("malformed", time_ms):
             label, value = malformed(reading, self.rng["malformed"])
-            labels, reading_id = [label], ""
-        due_ms = float(time_ms)
+            labels = [label]
+            message = message._replace(reading_id="", value=value)
         if self.strikes("late", time_ms):
             labels.append("late")
-            due_ms += 1000 * self.rng["late"].uniform(60, 3600)
+            late_ms = 1000 * self.rng["late"].uniform(60, 3600)
+            message = message._replace(due_ms=time_ms + late_ms)
         before, self.held = self.held, []
-        sent = [Message(due_ms, self.sensor_id, reading_id, value, "+".join(labels))]
+        sent = [message._replace(label="+".join(labels))]
         if self.strikes("duplicate", time_ms):
-            again_ms = due_ms + 1000 * self.rng["duplicate"].uniform(0, 10)
+            again_ms = message.due_ms + 1000 * self.rng["duplicate"].uniform(0, 10)
             label = "+".join([*labels, "duplicate"])
-            sent.append(Message(again_ms, self.sensor_id, reading_id, value, label))
+            sent.append(message._replace(due_ms=again_ms, label=label))
         if self.strikes("out_of_order", time_ms) and len(sent) == 1 and "late" not in labels:
             label = "+".join([*labels, "out_of_order"])
             self.held = [sent.pop()._replace(label=label)]
         yield from sent
-        yield from (message._replace(due_ms=float(time_ms)) for message in before)
+        yield from (held._replace(due_ms=time_ms) for held in before)
 
     def with_wrong_values(
         self, time_ms: int, reading: dict[str, Any]
@@ -542,16 +596,20 @@ class Faults:
 
 
 def sensor_messages(number: int, config: Config) -> Iterator[Message]:
-    """Yield one sensor's messages for ever, in the order in which they are due."""
-    sensor_id = sensor_name(number)
-    if not config.faults:
-        for time_ms, reading in sensor_readings(number, config):
-            reading_id, value = f"{sensor_id}@{reading['timestamp']}", json.dumps(reading).encode()
-            yield Message(time_ms, sensor_id, reading_id, value, "")
-    faults = Faults(sensor_id, config)
+    """Return one sensor's messages, without end, in the order in which they are due."""
+    readings = sensor_readings(number, config)
+    if config.faults:
+        return messages_with_faults(Faults(sensor_name(number), config), readings)
+    return itertools.starmap(message_of, readings)  # the same, at half the cost
+
+
+def messages_with_faults(
+    faults: Faults, readings: Iterator[tuple[int, dict[str, Any]]]
+) -> Iterator[Message]:
+    """Yield what a sensor with faults makes of its readings, in the order of its due times."""
     waiting: list[tuple[float, int, Message]] = []  # heap: due, serial
     serial = itertools.count()
-    for time_ms, reading in sensor_readings(number, config):
+    for time_ms, reading in readings:
         while waiting and waiting[0][0] <= time_ms:
             yield heapq.heappop(waiting)[2]
         for message in faults.messages(time_ms, reading):
@@ -689,6 +747,7 @@ class Sender:
     """Sends messages to the topic, keyed by sensor, and counts what becomes of them.
 
     Attributes:
+        pending: serial number -> message whose outcome is not known yet.
         failed: refused, or not acknowledged in time.
     """
 
@@ -699,6 +758,7 @@ class Sender:
         self.topic = topic
         self.ledger = ledger
         self.stop = stop
+        self.pending: dict[int, Message] = {}
         self.sent = self.acknowledged = self.failed = 0
         self.last_error = ""
         self.began = time.monotonic()
@@ -711,7 +771,7 @@ class Sender:
         )
 
     def send_all(self, messages: Iterator[Message], bar: ProgressBar) -> None:
-        """Send messages, and wait until the outcome of each is known."""
+        """Send messages, wait until the outcome of each is known, and close the producer."""
         next_progress = self.began + PROGRESS_S
         for message in messages:
             self.send(message)
@@ -720,36 +780,46 @@ class Sender:
                 log.info("progress %s", self)
                 next_progress = time.monotonic() + PROGRESS_S
         bar.clear()
+        error = KafkaError("its outcome is not known")
         try:
-            self.producer.flush(timeout=10)
-        except KafkaTimeoutError as exc:
-            self.last_error = str(exc)
+            self.producer.close(timeout=FLUSH_S)
+        except KafkaError as exc:  # Kafka is away
+            error = exc
+        for serial in list(self.pending):
+            self.settle(serial, None, error)
 
     def send(self, message: Message) -> None:
         """Hand a message to the producer, as soon as it takes one."""
-
-        def on_acknowledged(stored: RecordMetadata) -> None:  # called by the producer's own thread
-            self.acknowledged += 1
-            self.ledger.note(message, stored)
-
-        def on_failed(error: BaseException) -> None:
-            self.failed += 1
-            self.last_error = str(error)
-            self.ledger.note(message, None)
-
         self.sent += 1
+        serial = self.sent
+        self.pending[serial] = message
         key = message.sensor_id.encode()
         while True:
             try:
-                pending = self.producer.send(self.topic, key=key, value=message.value)
+                future = self.producer.send(self.topic, key=key, value=message.value)
             except KafkaTimeoutError as exc:  # its buffer is full: Kafka is away or slow
                 log.warning("Kafka does not take messages: %s", exc)
                 if self.stop.is_set():
-                    on_failed(exc)
+                    self.settle(serial, None, exc)
                     return
             else:
-                pending.add_callback(on_acknowledged).add_errback(on_failed)
+                # Both are called by the producer's own thread.
+                future.add_callback(lambda stored: self.settle(serial, stored))
+                future.add_errback(lambda error: self.settle(serial, None, error))
                 return
+
+    def settle(
+        self, serial: int, stored: RecordMetadata | None, error: BaseException | None = None
+    ) -> None:
+        """Count and note what became of a message; only its first outcome counts."""
+        if (message := self.pending.pop(serial, None)) is None:
+            return
+        if stored:
+            self.acknowledged += 1
+        else:
+            self.failed += 1
+            self.last_error = str(error)
+        self.ledger.note(message, stored)
 
 
 # The command.
@@ -758,12 +828,14 @@ class Sender:
 def print_sensors(config: Config) -> None:
     """Write a table of the sensors on stdout."""
     write = sys.stdout.write
-    write(f"{'sensor':<12}{'place':<12}{'°C':>6}{'ppm':>6}{'sky':>6}{'lamps lx':>10}\n")
+    write(f"{'sensor':<12}{'place':<12}{'km E':>6}{'km N':>6}")
+    write(f"{'°C':>7}{'ppm':>6}{'sky':>6}{'lamps lx':>10}\n")
     for number in range(1, config.sensors + 1):
         place = place_of(number)
+        east, north = position_km(number)
         write(
-            f"{sensor_name(number):<12}{place.name:<12}{place.warmer_c:>+6.1f}"
-            f"{place.traffic_ppm:>+6.0f}{place.open_sky:>6.0%}{place.lamps_lux:>10.0f}\n"
+            f"{sensor_name(number):<12}{place.name:<12}{east:>+6.1f}{north:>+6.1f}"
+            f"{place.warmer_c:>+7.1f}{place.traffic_ppm:>+6.0f}{place.open_sky:>6.0%}{place.lamps_lux:>10.0f}\n"
         )
 
 
@@ -958,6 +1030,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as exc:
         log.error("--ledger %s: %s", config.ledger, exc.strerror)
         return 2
+    with closing(ledger):
+        return send_to_kafka(messages, config, ledger, stop)
+
+
+def send_to_kafka(
+    messages: Iterator[Message], config: Config, ledger: Ledger, stop: threading.Event
+) -> int:
+    """Send the messages; return the exit code."""
     try:
         producer = connect(config, stop)
     except KafkaError as exc:
@@ -971,14 +1051,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.info("sending to topic=%s at %s", config.topic, config.bootstrap_servers)
     sender = Sender(producer, config.topic, ledger, stop)
     sender.send_all(messages, ProgressBar(config))
-    producer.close(timeout=5)
-    ledger.close()
     log.info("stopped %s", sender)
-    if sender.acknowledged == sender.sent:
+    if not sender.failed:
         return 0
     log.error(
         "not acknowledged: %d of %d messages (%s)",
-        sender.sent - sender.acknowledged, sender.sent, sender.last_error,
+        sender.failed, sender.sent, sender.last_error,
     )  # fmt: skip
     return 1
 

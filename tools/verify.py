@@ -50,6 +50,7 @@ class Verdict:
         messages: number of messages in the topic.
         indexed: documents in the index.
         dead_lettered: messages that are in the dead-letter topic.
+        conflicting: those of them whose sensor has another reading of the same time in the index.
         repeated: messages whose reading had come before with the same values.
         missing: in neither place.
         differing: in the index with other values, and not in the dead letters.
@@ -59,12 +60,13 @@ class Verdict:
         ledger: messages that the ledger notes.
         unacknowledged: those of them that Kafka has not acknowledged.
         altered: acknowledged, but the topic does not hold these bytes there.
-        misjudged: malformed and not in the dead letters, or the reverse.
+        misjudged: malformed and not in the dead letters, or the reverse without a conflict.
     """
 
     messages: int = 0
     indexed: int = 0
     dead_lettered: int = 0
+    conflicting: int = 0
     repeated: int = 0
     missing: list[Where] = field(default_factory=list)
     differing: list[Where] = field(default_factory=list)
@@ -109,13 +111,25 @@ def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], int]:
 
 def reading_key(reading: dict[str, Any]) -> Key:
     """Return what makes a reading: its sensor and its time."""
+    sensor_id = reading["sensor_id"]
+    if not isinstance(sensor_id, str):
+        raise TypeError(sensor_id)
     since_epoch = datetime.fromisoformat(reading["timestamp"]) - EPOCH
-    return reading["sensor_id"], since_epoch // timedelta(milliseconds=1)  # what is finer is cut
+    return sensor_id, since_epoch // timedelta(milliseconds=1)  # what is finer is cut
 
 
 def reading_values(reading: dict[str, Any]) -> tuple[Any, ...]:
     """Return everything else, in a fixed order."""
     return tuple(value for name, value in sorted(reading.items()) if name != "timestamp")
+
+
+def read(value: bytes | None) -> tuple[Key, tuple[Any, ...]] | None:
+    """Return what a message says, None when it is not a reading."""
+    try:
+        reading = json.loads(value or b"")
+        return reading_key(reading), reading_values(reading)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
 
 
 def verify(
@@ -147,21 +161,25 @@ def verify(
     for message in messages:
         verdict.messages += 1
         where = (message.partition, message.offset)
+        is_dead = where in dead
+        found = read(message.value)
+        is_conflict = (
+            is_dead and found is not None and documents.get(found[0], found[1]) != found[1]
+        )
         if where in noted:
             checksum, is_malformed = noted.pop(where)
-            if checksum != zlib.crc32(message.value):
+            if checksum != zlib.crc32(message.value or b""):
                 verdict.altered.append(where)
-            if is_malformed != (where in dead):
+            if is_malformed != is_dead and not is_conflict:
                 verdict.misjudged.append(where)
-        if where in dead:
+        if is_dead:
             verdict.dead_lettered += 1
+            verdict.conflicting += is_conflict
             continue
-        try:
-            reading = json.loads(message.value)
-            key, values = reading_key(reading), reading_values(reading)
-        except (ValueError, KeyError, TypeError):  # malformed, and nobody has said so
+        if found is None:  # malformed, and nobody has said so
             verdict.missing.append(where)
             continue
+        key, values = found
         if key not in documents:
             verdict.missing.append(where)
         elif documents[key] != values:
@@ -224,6 +242,7 @@ def print_verdict(verdict: Verdict, topic: str, index: str) -> None:
     write(f"documents in {index:<27} {verdict.indexed:>9}\n")
     write(f"{'repeated (same reading, same values)':<40} {verdict.repeated:>9}\n")
     write(f"{'dead-lettered':<40} {verdict.dead_lettered:>9}\n")
+    write(f"{'  of which in conflict':<40} {verdict.conflicting:>9}\n")
     names = ["missing", "differing", "doubled", "unexpected"]
     if verdict.ledger:
         write(f"{'messages in the ledger':<40} {verdict.ledger:>9}\n")

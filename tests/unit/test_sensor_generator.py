@@ -1,13 +1,15 @@
 """The generator's pure part: values, times, seeds, options."""
 
+import io
 import json
 import math
 import random
 import statistics
+import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from itertools import islice, pairwise
+from itertools import combinations, islice, pairwise
 from typing import Any
 
 import msgspec
@@ -192,13 +194,35 @@ def test_working_days_have_more_co2_than_days_off() -> None:
     assert statistics.mean(by_day[True]) > statistics.mean(by_day[False]) + 5
 
 
-def test_neighbours_agree_on_the_weather() -> None:
+def test_all_places_share_the_weather() -> None:
     found = {place.name: [] for place in generator.PLACES}  # type: dict[str, list[float]]
     noise = random.Random(1)
     for _, city in month():
         for place in generator.PLACES:
             found[place.name].append(generator.measure(place, city, noise)["temperature"])
     assert statistics.correlation(found["park"], found["roof"]) > 0.95
+
+
+def test_the_nearer_two_sensors_are_the_more_they_agree() -> None:
+    """What is left of the temperature when city and place are taken away."""
+    hours = range(500_000, 500_000 + 24 * 60)
+    by_hour = [[generator.hourly_patch(1, n, hour) for n in range(1, 41)] for hour in hours]
+    patches = dict(enumerate(zip(*by_hour, strict=True), 1))
+    for values in patches.values():
+        assert abs(statistics.mean(values)) < 0.6
+        assert 0.6 < statistics.stdev(values) < 1.4
+    near, far = [], []
+    for (one, ours), (other, theirs) in combinations(patches.items(), 2):
+        distance_km = math.dist(generator.position_km(one), generator.position_km(other))
+        correlation = statistics.correlation(ours, theirs)
+        if distance_km < 1:
+            near.append(correlation)
+        elif distance_km > 6:
+            far.append(correlation)
+    assert len(near) > 10
+    assert len(far) > 10
+    assert statistics.mean(near) > 0.8
+    assert abs(statistics.mean(far)) < 0.2
 
 
 def test_the_sun_is_where_the_almanac_says() -> None:
@@ -295,7 +319,8 @@ def test_a_fault_is_labelled_and_only_the_malformed_are_refused(kind: str) -> No
 
 
 def test_all_faults_together_never_give_two_readings_one_id() -> None:
-    argv = [part for kind in generator.FAULTS for part in ("--fault", f"{kind}=0.02")]
+    rates = dict.fromkeys(generator.FAULTS, 0.02) | {"dropout": 0.0005}  # it is soon silent else
+    argv = [part for kind, rate in rates.items() for part in ("--fault", f"{kind}={rate}")]
     found = messages(*argv, "--rate", "20", "--sensors", "2", count=20_000)
     values: dict[str, bytes] = {}
     for message in found:
@@ -383,11 +408,46 @@ def test_late_duplicate_and_out_of_order_are_the_same_bytes_at_another_time() ->
 def test_the_list_of_sensors_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert generator.main(["--list-sensors", "--sensors", "7"]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split() == ["sensor", "place", "°C", "ppm", "sky", "lamps", "lx"]
+    assert header == ("sensor      place         km E  km N     °C   ppm   sky  lamps lx")
     assert [row.split()[:2] for row in rows][5:] == [
         ["sensor_006", "park"],
         ["sensor_007", "school"],
     ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_backfill_draws_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    bar = generator.ProgressBar(config("--start", "2026-06-01", "--backfill", "100s"))
+    begin_ms = datetime(2026, 6, 1, tzinfo=UTC).timestamp() * 1000
+    bar.show(begin_ms + 25_000, 40)
+    assert terminal.getvalue() == "\r[" + "#" * 10 + " " * 30 + "]  25%  40 sent "
+    bar.show(begin_ms + 26_000, 41)  # too soon to draw it again
+    assert terminal.getvalue().count("\r") == 1
+    bar.clear()
+    assert terminal.getvalue().endswith("\r" + " " * 70 + "\r")
+
+
+@pytest.mark.parametrize(
+    ("argv", "stream"),
+    [
+        (["--backfill", "100s"], io.StringIO),  # no terminal
+        (["--count", "9"], Terminal),  # live
+        (["--start", "2026-06-01", "--until", "2026-06-02", "--speed", "60"], Terminal),
+    ],
+)
+def test_elsewhere_there_is_no_bar(
+    argv: list[str], stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", found := stream())
+    bar = generator.ProgressBar(config(*argv))
+    bar.show(NOW.timestamp() * 1000, 1)
+    bar.clear()
+    assert found.getvalue() == ""
 
 
 def test_console_prints_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
