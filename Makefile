@@ -43,9 +43,13 @@ soak: setup ## an hour (SOAK_HOURS) of random faults under load, verified again 
 	@$(PYTHON) -m stack.prerequisites java maven
 	$(BIN)/python -m pytest -s -m soak
 
+bench: setup ## measure the consumer beside the limit and other ways (15 minutes, a quiet machine)
+	@$(PYTHON) -m stack.prerequisites java maven curl
+	@$(BIN)/python benches/bench.py
+
 lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-.PHONY: help setup up down wipe demo verify test test-all soak lint
+.PHONY: help setup up down wipe demo verify test test-all soak bench lint
