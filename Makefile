@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+PIPELINES := $(notdir $(patsubst %/,%,$(dir $(wildcard pipelines/*/requirements.txt))))
 DOCKER_ANSWERS = docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1
 
 help: ## this list
@@ -38,6 +39,21 @@ test: setup ## the tests, on real servers of their own (under 10 minutes)
 test-all: setup ## the same and the long ones (under 45 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	$(BIN)/python -m pytest -m "not soak"
+	@set -e; for name in $(PIPELINES); do $(MAKE) test-$$name; done
+
+# The pipelines beside the main one: pipelines/NAME/, each with its own needs and servers.
+
+.venv/%.done: pipelines/%/requirements.txt .venv/done
+	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(PIPELINES:%=demo-%): demo-%: .venv/%.done
+	@$(PYTHON) -m stack.prerequisites java maven
+	@$(BIN)/python pipelines/$*/demo.py
+
+$(PIPELINES:%=test-%): test-%: .venv/%.done
+	@$(PYTHON) -m stack.prerequisites java maven
+	$(BIN)/python -m pytest -m "not soak" pipelines/$*
 
 soak: setup ## an hour (SOAK_HOURS) of random faults under load, verified again and again
 	@$(PYTHON) -m stack.prerequisites java maven
@@ -52,4 +68,5 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-.PHONY: help setup up down wipe demo verify test test-all soak bench lint
+.PHONY: help setup up down wipe demo verify test test-all soak bench lint \
+	$(PIPELINES:%=demo-%) $(PIPELINES:%=test-%)

@@ -27,13 +27,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dotenv import dotenv_values
 
 from stack.compose import StackError, load_services
-from stack.servers import Server, Translator, say, unprivileged_folder
+from stack.images import BUILDERS
+from stack.images.kafka import console_tool
+from stack.servers import Server, Site, say, unprivileged_folder
 
 PROJECT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 180.0
@@ -49,28 +52,31 @@ class Stack:
         self.state = Path(environ.get("STACK_STATE") or PROJECT / ".stack").absolute()
         self.cache = Path(environ.get("STACK_CACHE") or default_cache).expanduser().absolute()
         self.services = load_services(files, environ)
-        self.translator = Translator(self.services, self.state, self.cache, environ)
-        self.servers = self.translator.servers()
+        self.site = Site(self.services, self.state, self.cache, environ)
+        self.servers = {
+            name: replace(BUILDERS[service.image](service, self.site), restart=service.restart)
+            for name, service in self.services.items()
+            if service.image in BUILDERS
+        }
         self._children: list[subprocess.Popen[bytes]] = []
         self.elsewhere = [name for name in self.services if name not in self.servers]
 
     def up(self, names: Sequence[str] = ()) -> None:
-        """Start the servers that do not run and wait until all answer.
+        """Start the servers that do not run, all or some and their needs; wait until they answer.
 
         Raises:
             StackError: a port is taken, a server ended early or did not answer in time.
         """
-        waiting = {name: self.servers[name] for name in names or self.servers}
+        waiting = {name: self.servers[name] for name in self.with_needs(names or self.servers)}
         started_at: dict[str, float] = {}
         restarts_left = {name: 5 if self.servers[name].restart else 0 for name in waiting}
-        deadline = time.monotonic() + START_TIMEOUT_S
         while waiting:
             for server in list(waiting.values()):
                 if server.name not in started_at:
                     if not waiting.keys() & set(server.depends_on):
-                        started_at[server.name] = time.monotonic()
                         if not self.pid(server.name):
-                            self._start(server)
+                            self._start(server)  # fetches it, the first time
+                        started_at[server.name] = time.monotonic()
                 elif server.is_ready():
                     took = time.monotonic() - started_at[server.name]
                     say(f"{server.name:<14} ready   {server.address:<16} ({took:.1f} s)")
@@ -82,14 +88,23 @@ class Stack:
                     raise StackError(
                         f"{server.name} ended while starting: {self._last_words(server)}"
                     )
-                elif time.monotonic() > deadline:
+                elif time.monotonic() > started_at[server.name] + START_TIMEOUT_S:
                     raise StackError(
                         f"{server.name} does not answer after {START_TIMEOUT_S:.0f} s: "
                         f"see {self.log(server)}"
                     )
             time.sleep(0.2)
-        for name in self.elsewhere:
+        for name in [] if names else self.elsewhere:
             say(f"{name:<14} not started: it exists only as a Docker image")
+
+    def with_needs(self, names: Iterable[str]) -> list[str]:
+        """Return the names and those of the servers that they depend on, these first."""
+        found: list[str] = []
+        for name in names:
+            found += [
+                n for n in [*self.with_needs(self.servers[name].depends_on), name] if n not in found
+            ]
+        return found
 
     def _start(self, server: Server) -> None:
         host, _, port = server.address.partition(":")
@@ -273,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     else ""
                 )
         elif arguments.command == "exec":
-            command = stack.translator.kafka_tool(arguments.tool, arguments.arguments)
+            command = console_tool(stack.site, arguments.tool, arguments.arguments)
             os.execv(command[0], command)
         else:
             return 0 if stack.check() or arguments.command == "ps" else 1

@@ -1,13 +1,8 @@
-"""How each image of docker-compose.yml becomes a native process.
+"""What every native server needs: its process, its ports, its folders, its distribution.
 
-A container's configuration is its image's reading of the environment. The same reading is done
-here, so that a setting changed in the compose file changes the native server too:
-
-- cp-zookeeper: a fixed list of names, ZOOKEEPER_CLIENT_PORT -> clientPort
-  (confluentinc/kafka-images, zookeeper.properties.template);
-- cp-kafka: any name, KAFKA_LOG_RETENTION_HOURS -> log.retention.hours, where ___ is "-" and __ is
-  "_" (the same repository, kafka.properties.template);
-- elasticsearch: names with a dot are settings (elastic/elasticsearch, bin/elasticsearch-env).
+How one image becomes a process is written in `stack/images/`, one file per family of images. A
+container's configuration is its image's reading of the environment; the same reading is done there,
+so that a setting changed in the compose file changes the native server too.
 
 Addresses move from the containers' network to loopback: 0.0.0.0:PORT and SERVICE:PORT become
 127.0.0.1 with the port that the compose file publishes on the host, or a free one if it does not.
@@ -21,36 +16,13 @@ import shutil
 import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from kafka import KafkaAdminClient
-from kafka.errors import KafkaError
 
 from stack.compose import Service, StackError
 
-HERE = Path(__file__).parent
-ZOOKEEPER_VERSION = "3.8.6"
-# Confluent Platform release -> the Kafka it ships, in the newest patch that Maven Central has
-# (docs.confluent.io, "Supported Versions and Interoperability").
-KAFKA_VERSIONS = {"7.9": "3.9.2"}
-ZOOKEEPER_SETTINGS = {
-    "ZOOKEEPER_CLIENT_PORT": "clientPort",
-    "ZOOKEEPER_TICK_TIME": "tickTime",
-    "ZOOKEEPER_MAX_CLIENT_CNXNS": "maxClientCnxns",
-    "ZOOKEEPER_ADMIN_ENABLE_SERVER": "admin.enableServer",
-}
-# Variables that the image gives to the Java process, not to Kafka's configuration.
-KAFKA_JVM_VARIABLES = {"KAFKA_HEAP_OPTS", "KAFKA_OPTS", "KAFKA_JMX_OPTS"}
-KAFKA_TOOLS = {
-    "kafka-console-consumer": "org.apache.kafka.tools.consumer.ConsoleConsumer",
-    "kafka-console-producer": "kafka.tools.ConsoleProducer",
-    "kafka-consumer-groups": "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
-    "kafka-delete-records": "org.apache.kafka.tools.DeleteRecordsCommand",
-    "kafka-topics": "org.apache.kafka.tools.TopicCommand",
-}
+IMAGES = Path(__file__).parent / "images"
 
 
 @dataclass
@@ -80,8 +52,8 @@ class Server:
     restart: bool = False
 
 
-class Translator:
-    """Turns services into servers whose files all lie under one state folder."""
+class Site:
+    """Where the native servers of some services live: ports, folders, cache, Java."""
 
     def __init__(
         self, services: Mapping[str, Service], state: Path, cache: Path, environ: Mapping[str, str]
@@ -90,19 +62,6 @@ class Translator:
         self.state = state
         self.cache = cache
         self.environ = environ
-
-    def servers(self) -> dict[str, Server]:
-        """Return the servers of the services that can run without Docker, in start order."""
-        builders = {
-            "cp-zookeeper": self._zookeeper,
-            "cp-kafka": self._kafka,
-            "elasticsearch": self._elasticsearch,
-        }
-        return {
-            name: replace(builders[service.image](service), restart=service.restart)
-            for name, service in self.services.items()
-            if service.image in builders
-        }
 
     def on_host(self, text: str) -> str:
         """Return text with the addresses of the containers' network moved to loopback."""
@@ -125,184 +84,48 @@ class Translator:
             write(file, json.dumps(chosen))
         return chosen[key]
 
-    def kafka_tool(self, tool: str, arguments: list[str]) -> list[str]:
-        """Return the command line of one of Kafka's console tools.
-
-        Raises:
-            StackError: the tool is not one of KAFKA_TOOLS.
-        """
-        if tool not in KAFKA_TOOLS:
-            raise StackError(f"unknown tool {tool}: there is {', '.join(sorted(KAFKA_TOOLS))}")
-        kafka = next(s for s in self.services.values() if s.image == "cp-kafka")
-        moved = [self.on_host(argument) for argument in arguments]
-        options = ["-Xmx256m", "-Dstack.log.level=WARN"]
-        return [*self._java(self._kafka_jars(kafka), options), KAFKA_TOOLS[tool], *moved]
-
-    # ZooKeeper and Kafka: the same jars.
-
-    def _kafka_jars(self, service: Service) -> Path:
-        release = ".".join(service.tag.split(".")[:2])
-        if release not in KAFKA_VERSIONS:
-            raise StackError(
-                f"{service.name}: image version {service.tag} is not known to the native stack "
-                f"(known: {', '.join(KAFKA_VERSIONS)}.x): change CONFLUENT_VERSION in .env"
-            )
-        version = KAFKA_VERSIONS[release]
-        return self._from_maven(
-            "kafka",
-            version,
-            ["copy-dependencies", f"-Dkafka.version={version}"],
-            f"-Dzookeeper.version={ZOOKEEPER_VERSION}",
-        )
-
-    def _java(self, jars: Path, options: list[str]) -> list[str]:
-        log4j = f"-Dlog4j.configuration=file:{HERE / 'log4j.properties'}"
+    def java(self, jars: Path, options: list[str]) -> list[str]:
+        """Return the start of a command line: Java, its options, the jars of a folder."""
+        log4j = f"-Dlog4j.configuration=file:{IMAGES / 'log4j.properties'}"
         return [str(java_home(self.environ) / "bin/java"), *options, log4j, "-cp", f"{jars}/*"]
 
-    def _zookeeper(self, service: Service) -> Server:
-        unknown = set(service.environment) - set(ZOOKEEPER_SETTINGS) - KAFKA_JVM_VARIABLES
-        if unknown:
-            raise StackError(
-                f"{service.name}: not understood natively: {', '.join(sorted(unknown))}"
-            )
-        port = self.host_port(service.name, int(service.environment["ZOOKEEPER_CLIENT_PORT"]))
-        settings = {
-            ZOOKEEPER_SETTINGS[name]: value
-            for name, value in service.environment.items()
-            if name in ZOOKEEPER_SETTINGS
-        }
-        settings |= {
-            "clientPort": str(port),
-            "clientPortAddress": "127.0.0.1",
-            "dataDir": str(self._volume(service, "/var/lib/zookeeper/data")),
-            "dataLogDir": str(self._volume(service, "/var/lib/zookeeper/log")),
-        }
-        file = self._properties_file(service)
-        options = [*jvm_options(service), "-Dstack.log.level=INFO"]
-        return Server(
-            name=service.name,
-            depends_on=service.depends_on,
-            address=f"127.0.0.1:{port}",
-            marker=str(file),
-            command=[
-                *self._java(self._kafka_jars(service), options),
-                "org.apache.zookeeper.server.quorum.QuorumPeerMain",
-                str(file),
-            ],
-            is_ready=lambda: zookeeper_is_ready(port),
-            prepare=lambda: write_properties(file, settings),
-        )
-
-    def _kafka(self, service: Service) -> Server:
-        settings = {
-            kafka_property(name): self.on_host(value.replace("//0.0.0.0:", f"//{service.name}:"))
-            for name, value in service.environment.items()
-            if name.startswith("KAFKA_") and name not in KAFKA_JVM_VARIABLES
-        }
-        settings["log.dirs"] = str(self._volume(service, "/var/lib/kafka/data"))
-        file = self._properties_file(service)
-        jars = self._kafka_jars(service)
-
-        def prepare() -> None:
-            write_properties(file, settings)
-            if "process.roles" not in settings:
-                return
-            # KRaft needs its storage formatted; the image does it too.
-            command = [*self._java(jars, ["-Dstack.log.level=WARN"]), "kafka.tools.StorageTool"]
-            arguments = ["format", "--ignore-formatted", "-t", service.environment["CLUSTER_ID"]]
-            run([*command, *arguments, "-c", str(file)], f"{service.name}: formatting its storage")
-
-        port = next(iter(service.ports.values()))
-        options = [*jvm_options(service), "-Dstack.log.level=INFO"]
-        return Server(
-            name=service.name,
-            depends_on=service.depends_on,
-            address=f"127.0.0.1:{port}",
-            marker=str(file),
-            command=[*self._java(jars, options), "kafka.Kafka", str(file)],
-            is_ready=lambda: kafka_is_ready(port),
-            prepare=prepare,
-        )
-
-    # Elasticsearch.
-
-    def _elasticsearch(self, service: Service) -> Server:
-        unknown = {n for n in service.environment if "." not in n and n != "ES_JAVA_OPTS"}
-        if unknown:
-            raise StackError(
-                f"{service.name}: not understood natively: {', '.join(sorted(unknown))}"
-            )
-        home = (
-            self._from_maven(
-                "elasticsearch",
-                service.tag,
-                ["unpack-dependencies", f"-Delasticsearch.version={service.tag}"],
-            )
-            / f"elasticsearch-{service.tag}"
-        )
-        folder = unprivileged_folder(self.state) / service.name
-        port = self.host_port(service.name, 9200)
-        settings = {name: value for name, value in service.environment.items() if "." in name}
-        settings |= {
-            "cluster.name": "docker-cluster",  # as in the image
-            "http.host": "127.0.0.1",
-            "http.port": str(port),
-            "transport.host": "127.0.0.1",
-            "path.logs": str(folder / "logs"),
-        }
-        data = f"-Epath.data={folder / 'data'}"  # on the command line, to know the process again
-
-        def prepare() -> None:
-            for name in ("data", "logs", "config", "tmp"):
-                (folder / name).mkdir(parents=True, exist_ok=True)
-            shutil.copytree(home / "config", folder / "config", dirs_exist_ok=True)
-            lines = [f"{name}: {json.dumps(value)}\n" for name, value in sorted(settings.items())]
-            (folder / "config/elasticsearch.yml").write_text("".join(lines))
-            if user := unprivileged_user():
-                for path in (folder, *folder.rglob("*")):
-                    shutil.chown(path, user)
-
-        return Server(
-            name=service.name,
-            depends_on=service.depends_on,
-            address=f"127.0.0.1:{port}",
-            marker=data,
-            command=[str(home / "bin/elasticsearch"), data],
-            is_ready=lambda: elasticsearch_is_ready(port),
-            environment={
-                "ES_JAVA_HOME": str(java_home(self.environ)),
-                "ES_JAVA_OPTS": service.environment.get("ES_JAVA_OPTS", ""),
-                "ES_PATH_CONF": str(folder / "config"),
-                "ES_TMPDIR": str(folder / "tmp"),
-            },
-            prepare=prepare,
-            user=unprivileged_user(),
-        )
-
-    # Files.
-
-    def _volume(self, service: Service, inside: str) -> Path:
+    def volume(self, service: Service, inside: str) -> Path:
         """Return the native folder of a named volume."""
         return self.state / "volumes" / service.volumes[inside]
 
-    def _properties_file(self, service: Service) -> Path:
-        return self.state / "config" / f"{service.name}.properties"
+    def config_file(self, service: Service, suffix: str) -> Path:
+        """Return the file for a server's settings."""
+        return self.state / "config" / f"{service.name}.{suffix}"
 
-    def _from_maven(self, what: str, version: str, goal: list[str], *options: str) -> Path:
-        """Return the cache folder with one distribution, filled through Maven the first time."""
-        folder = self.cache / f"{what}-{version}"
+    def cached(self, what: str, version: str) -> Path:
+        """Return the cache folder of one distribution."""
+        return self.cache / f"{what}-{version}"
+
+    def from_maven(self, what: str, version: str, goal: str, *options: str) -> Path:
+        """Return the cache folder of one distribution, filled by Maven the first time.
+
+        Args:
+            what: its pom is images/WHAT.pom.xml.
+            version: only names the folder; the options tell it to Maven.
+            goal: of Maven's dependency plugin: copy-dependencies or unpack-dependencies.
+            options: for Maven, such as the versions that the pom leaves open.
+
+        Raises:
+            StackError: Maven is not installed, or failed.
+        """
+        folder = self.cached(what, version)
         if folder.exists():
             return folder
         if not shutil.which("mvn"):
             raise StackError(
-                "Maven (mvn) is not installed: it fetches Kafka and Elasticsearch "
+                "Maven (mvn) is not installed: it fetches the servers "
                 "(Debian or Ubuntu: sudo apt-get install maven)"
             )
         say(f"{what} {version}: fetching it once into {self.cache} ...")
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        plugin = f"org.apache.maven.plugins:maven-dependency-plugin:3.8.1:{goal[0]}"
-        command = ["mvn", "-B", "-q", "-f", str(HERE / f"{what}.pom.xml"), plugin, *goal[1:]]
+        plugin = f"org.apache.maven.plugins:maven-dependency-plugin:3.8.1:{goal}"
+        command = ["mvn", "-B", "-q", "-f", str(IMAGES / f"{what}.pom.xml"), plugin]
         # Its notes of what it has unpacked go with the result, not into the project's folder.
         folders = [f"-DoutputDirectory={partial}", f"-DmarkersDirectory={partial}/.markers"]
         run([*command, *options, *folders], f"fetching {what} with Maven")
@@ -311,27 +134,6 @@ class Translator:
                 path.chmod(path.stat().st_mode | 0o444)
         partial.rename(folder)  # all or nothing
         return folder
-
-
-def kafka_property(variable: str) -> str:
-    """Return the property that the image makes of a variable.
-
-    >>> kafka_property("KAFKA_LOG_RETENTION_HOURS")
-    'log.retention.hours'
-    >>> kafka_property("KAFKA_A__B___C")
-    'a_b-c'
-    """
-    name = variable.removeprefix("KAFKA_").lower()
-    return name.replace("___", "-").replace("__", "\0").replace("_", ".").replace("\0", "_")
-
-
-def jvm_options(service: Service) -> list[str]:
-    """Return the Java options that the image takes from its environment."""
-    return [
-        option
-        for name in sorted(KAFKA_JVM_VARIABLES)
-        for option in service.environment.get(name, "").split()
-    ]
 
 
 def java_home(environ: Mapping[str, str]) -> Path:
@@ -368,7 +170,7 @@ def free_port() -> int:
 
 
 def unprivileged_user() -> str | None:
-    """Return the user for Elasticsearch, which refuses root; None when we are not root."""
+    """Return the user for servers that refuse root; None when we are not root."""
     return "nobody" if os.geteuid() == 0 else None
 
 
@@ -382,37 +184,21 @@ def unprivileged_folder(state: Path) -> Path:
     return Path("/var/tmp") / f"smart-city-stack{str(state).replace('/', '-')}"  # noqa: S108
 
 
-def zookeeper_is_ready(port: int) -> bool:
-    """Ask ZooKeeper for its state with the four-letter command srvr."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
-            connection.sendall(b"srvr")
-            return b"Mode: " in connection.makefile("rb").read()
-    except OSError:
-        return False
+def give_away(folder: Path) -> None:
+    """Give a folder and all in it to the unprivileged user."""
+    if user := unprivileged_user():
+        for path in (folder, *folder.rglob("*")):
+            shutil.chown(path, user)
 
 
-def kafka_is_ready(port: int) -> bool:
-    """Ask the broker for the cluster's metadata."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=2):
-            pass  # the client below logs every refused connection
-        with KafkaAdminClient(
-            bootstrap_servers=f"127.0.0.1:{port}", bootstrap_timeout_ms=5000
-        ) as admin:
-            return bool(admin.describe_cluster()["brokers"])
-    except (OSError, KafkaError):
-        return False
+def refuse_unknown(service: Service, unknown: set[str]) -> None:
+    """Refuse variables that have a meaning for the image and none here.
 
-
-def elasticsearch_is_ready(port: int) -> bool:
-    """Ask Elasticsearch whether its indices are at least yellow."""
-    url = f"http://127.0.0.1:{port}/_cluster/health?wait_for_status=yellow&timeout=1s"
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
+    Raises:
+        StackError: there are some.
+    """
+    if unknown:
+        raise StackError(f"{service.name}: not understood natively: {', '.join(sorted(unknown))}")
 
 
 def say(line: str) -> None:

@@ -20,7 +20,7 @@ def scene(stack: Stack, pipeline: Pipeline, tmp_path: Path) -> Iterator[Scene]:
     advertised = stack.services["kafka"].environment["KAFKA_ADVERTISED_LISTENERS"]
     found = re.search(r"PROXIED://127\.0\.0\.1:(\d+)", advertised)
     assert found
-    listener = stack.translator.host_port("kafka", 19092)
+    listener = stack.site.host_port("kafka", 19092)
     scene = Scene(
         stack=stack,
         pipeline=pipeline,

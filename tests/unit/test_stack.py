@@ -11,7 +11,7 @@ import pytest
 from stack import prerequisites
 from stack.__main__ import Stack, main
 from stack.compose import Service, StackError, load_services
-from stack.servers import Translator, java_home
+from stack.servers import Site, java_home
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMPOSE = PROJECT / "docker-compose.yml"
@@ -65,20 +65,20 @@ def test_a_port_that_is_none_is_refused() -> None:
 
 def test_addresses_move_to_loopback(tmp_path: Path) -> None:
     services = load_services([COMPOSE], {"KAFKA_HOST_PORT": "19092"})
-    translator = Translator(services, tmp_path, tmp_path, {})
-    inside = translator.host_port("kafka", 29092)
+    site = Site(services, tmp_path, tmp_path, {})
+    inside = site.host_port("kafka", 29092)
     text = "INTERNAL://kafka:29092,HOST://kafka:9092 zookeeper:2181 akafka:1 127.0.0.1:9"
-    assert translator.on_host(text) == (
+    assert site.on_host(text) == (
         f"INTERNAL://127.0.0.1:{inside},HOST://127.0.0.1:19092 127.0.0.1:2181 akafka:1 127.0.0.1:9"
     )
-    again = Translator(services, tmp_path, tmp_path, {})
+    again = Site(services, tmp_path, tmp_path, {})
     assert again.host_port("kafka", 29092) == inside
 
 
 def test_an_unknown_version_is_one_line(tmp_path: Path) -> None:
-    services = load_services([COMPOSE], {"CONFLUENT_VERSION": "8.0.0"})
+    environ = {**os.environ, "STACK_STATE": str(tmp_path), "CONFLUENT_VERSION": "8.0.0"}
     with pytest.raises(StackError, match=r"8\.0\.0 is not known .* change CONFLUENT_VERSION"):
-        Translator(services, tmp_path, tmp_path, dict(os.environ)).servers()
+        Stack([COMPOSE], environ)
 
 
 def test_a_missing_java_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,13 @@ def test_a_missing_maven_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(
         StackError, match=r"Maven \(mvn\) is not installed: .*apt-get install maven"
     ):
-        Stack([COMPOSE], environ)
+        Stack([COMPOSE], environ).up(["zookeeper"])
+
+
+def test_what_is_named_is_started_with_what_it_needs() -> None:
+    stack = Stack([COMPOSE], dict(os.environ))
+    assert stack.with_needs(["kafka"]) == ["zookeeper", "kafka"]
+    assert stack.with_needs(["kafka", "zookeeper"]) == ["zookeeper", "kafka"]
 
 
 def test_a_busy_port_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,191 @@
+"""ZooKeeper, Kafka and Kafka's console tools: the same jars, from Maven Central.
+
+What the images make of their environment:
+- cp-zookeeper: a fixed list of names, ZOOKEEPER_CLIENT_PORT -> clientPort
+  (confluentinc/kafka-images, zookeeper.properties.template);
+- cp-kafka: any name, KAFKA_LOG_RETENTION_HOURS -> log.retention.hours, where ___ is "-" and __ is
+  "_" (the same repository, kafka.properties.template).
+"""
+
+import socket
+from pathlib import Path
+
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
+
+from stack.compose import Service, StackError
+from stack.servers import Server, Site, refuse_unknown, run, write_properties
+
+ZOOKEEPER_VERSION = "3.8.6"
+# Confluent Platform release -> the Kafka it ships, in the newest patch that Maven Central has
+# (docs.confluent.io, "Supported Versions and Interoperability").
+KAFKA_VERSIONS = {"7.9": "3.9.2"}
+ZOOKEEPER_SETTINGS = {
+    "ZOOKEEPER_CLIENT_PORT": "clientPort",
+    "ZOOKEEPER_TICK_TIME": "tickTime",
+    "ZOOKEEPER_MAX_CLIENT_CNXNS": "maxClientCnxns",
+    "ZOOKEEPER_ADMIN_ENABLE_SERVER": "admin.enableServer",
+}
+# Variables that the image gives to the Java process, not to Kafka's configuration.
+KAFKA_JVM_VARIABLES = {"KAFKA_HEAP_OPTS", "KAFKA_OPTS", "KAFKA_JMX_OPTS"}
+KAFKA_TOOLS = {
+    "kafka-console-consumer": "org.apache.kafka.tools.consumer.ConsoleConsumer",
+    "kafka-console-producer": "kafka.tools.ConsoleProducer",
+    "kafka-consumer-groups": "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+    "kafka-delete-records": "org.apache.kafka.tools.DeleteRecordsCommand",
+    "kafka-topics": "org.apache.kafka.tools.TopicCommand",
+}
+
+
+def zookeeper(service: Service, site: Site) -> Server:
+    """Return the server of a cp-zookeeper service."""
+    unknown = set(service.environment) - set(ZOOKEEPER_SETTINGS) - KAFKA_JVM_VARIABLES
+    refuse_unknown(service, unknown)
+    port = site.host_port(service.name, int(service.environment["ZOOKEEPER_CLIENT_PORT"]))
+    settings = {
+        ZOOKEEPER_SETTINGS[name]: value
+        for name, value in service.environment.items()
+        if name in ZOOKEEPER_SETTINGS
+    }
+    settings |= {
+        "clientPort": str(port),
+        "clientPortAddress": "127.0.0.1",
+        "dataDir": str(site.volume(service, "/var/lib/zookeeper/data")),
+        "dataLogDir": str(site.volume(service, "/var/lib/zookeeper/log")),
+    }
+    file = site.config_file(service, "properties")
+    version = kafka_version(service)
+
+    def prepare() -> None:
+        fetch_jars(version, site)
+        write_properties(file, settings)
+
+    options = [*jvm_options(service), "-Dstack.log.level=INFO"]
+    return Server(
+        name=service.name,
+        depends_on=service.depends_on,
+        address=f"127.0.0.1:{port}",
+        marker=str(file),
+        command=[
+            *site.java(site.cached("kafka", version), options),
+            "org.apache.zookeeper.server.quorum.QuorumPeerMain",
+            str(file),
+        ],
+        is_ready=lambda: zookeeper_is_ready(port),
+        prepare=prepare,
+    )
+
+
+def kafka(service: Service, site: Site) -> Server:
+    """Return the server of a cp-kafka service."""
+    settings = {
+        kafka_property(name): site.on_host(value.replace("//0.0.0.0:", f"//{service.name}:"))
+        for name, value in service.environment.items()
+        if name.startswith("KAFKA_") and name not in KAFKA_JVM_VARIABLES
+    }
+    settings["log.dirs"] = str(site.volume(service, "/var/lib/kafka/data"))
+    file = site.config_file(service, "properties")
+    version = kafka_version(service)
+    jars = site.cached("kafka", version)
+
+    def prepare() -> None:
+        fetch_jars(version, site)
+        write_properties(file, settings)
+        if "process.roles" not in settings:
+            return
+        # KRaft needs its storage formatted; the image does it too.
+        command = [*site.java(jars, ["-Dstack.log.level=WARN"]), "kafka.tools.StorageTool"]
+        arguments = ["format", "--ignore-formatted", "-t", service.environment["CLUSTER_ID"]]
+        run([*command, *arguments, "-c", str(file)], f"{service.name}: formatting its storage")
+
+    port = next(iter(service.ports.values()))
+    options = [*jvm_options(service), "-Dstack.log.level=INFO"]
+    return Server(
+        name=service.name,
+        depends_on=service.depends_on,
+        address=f"127.0.0.1:{port}",
+        marker=str(file),
+        command=[*site.java(jars, options), "kafka.Kafka", str(file)],
+        is_ready=lambda: kafka_is_ready(port),
+        prepare=prepare,
+    )
+
+
+def console_tool(site: Site, tool: str, arguments: list[str]) -> list[str]:
+    """Return the command line of one of Kafka's console tools.
+
+    Raises:
+        StackError: the tool is not one of KAFKA_TOOLS.
+    """
+    if tool not in KAFKA_TOOLS:
+        raise StackError(f"unknown tool {tool}: there is {', '.join(sorted(KAFKA_TOOLS))}")
+    kafka = next(s for s in site.services.values() if s.image == "cp-kafka")
+    moved = [site.on_host(argument) for argument in arguments]
+    options = ["-Xmx256m", "-Dstack.log.level=WARN"]
+    jars = fetch_jars(kafka_version(kafka), site)
+    return [*site.java(jars, options), KAFKA_TOOLS[tool], *moved]
+
+
+def kafka_version(service: Service) -> str:
+    """Return the version of Kafka that is in a service's image.
+
+    Raises:
+        StackError: it is not known.
+    """
+    release = ".".join(service.tag.split(".")[:2])
+    if release not in KAFKA_VERSIONS:
+        raise StackError(
+            f"{service.name}: image version {service.tag} is not known to the native stack "
+            f"(known: {', '.join(KAFKA_VERSIONS)}.x): change CONFLUENT_VERSION in .env"
+        )
+    return KAFKA_VERSIONS[release]
+
+
+def fetch_jars(version: str, site: Site) -> Path:
+    """Return the folder with the jars, filled the first time."""
+    versions = f"-Dkafka.version={version}", f"-Dzookeeper.version={ZOOKEEPER_VERSION}"
+    return site.from_maven("kafka", version, "copy-dependencies", *versions)
+
+
+def jvm_options(service: Service) -> list[str]:
+    """Return the Java options that the image takes from its environment."""
+    return [
+        option
+        for name in sorted(KAFKA_JVM_VARIABLES)
+        for option in service.environment.get(name, "").split()
+    ]
+
+
+def kafka_property(variable: str) -> str:
+    """Return the property that the image makes of a variable.
+
+    >>> kafka_property("KAFKA_LOG_RETENTION_HOURS")
+    'log.retention.hours'
+    >>> kafka_property("KAFKA_A__B___C")
+    'a_b-c'
+    """
+    name = variable.removeprefix("KAFKA_").lower()
+    return name.replace("___", "-").replace("__", "\0").replace("_", ".").replace("\0", "_")
+
+
+def zookeeper_is_ready(port: int) -> bool:
+    """Ask ZooKeeper for its state with the four-letter command srvr."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(b"srvr")
+            return b"Mode: " in connection.makefile("rb").read()
+    except OSError:
+        return False
+
+
+def kafka_is_ready(port: int) -> bool:
+    """Ask the broker for the cluster's metadata."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2):
+            pass  # the client below logs every refused connection
+        with KafkaAdminClient(
+            bootstrap_servers=f"127.0.0.1:{port}", bootstrap_timeout_ms=5000
+        ) as admin:
+            return bool(admin.describe_cluster()["brokers"])
+    except (OSError, KafkaError):
+        return False
