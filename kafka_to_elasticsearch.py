@@ -669,17 +669,25 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         self.forget({*self.revoked, *(before - assigned)})
         self.revoked.clear()
         for partition in assigned - self.partitions.keys():
-            try:
-                offset = self.consumer.committed(partition, timeout_ms=KAFKA_TIMEOUT_MS)
-            except KafkaError as exc:
-                log.warning("what is already committed is not known (%s)", type(exc).__name__)
-                offset = None
+            offset = self.where_to_go_on(partition)
             self.partitions[partition] = Progress(offset, offset, offset)
         if assigned != before:
             numbers = ",".join(str(p.partition) for p in sorted(assigned)) or "none"
             log.info("assigned partitions=%s of topic=%s", numbers, self.config.topic)
         if assigned:
             self.last_assigned = time.monotonic()
+
+    def where_to_go_on(self, partition: TopicPartition) -> int | None:
+        """Return the committed offset, or the first where nothing is; None if Kafka is silent."""
+        try:
+            offset: int | None = self.consumer.committed(partition, timeout_ms=KAFKA_TIMEOUT_MS)
+            if offset is None:
+                first = self.consumer.beginning_offsets([partition], timeout_ms=KAFKA_TIMEOUT_MS)
+                offset = first[partition]
+        except KafkaError as exc:
+            log.warning("what is already committed is not known (%s)", type(exc).__name__)
+            return None
+        return offset
 
     def forget(self, partitions: set[TopicPartition]) -> None:
         """Commit nothing more of what was read from these partitions.
@@ -700,7 +708,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
                 continue  # taken from us meanwhile: its next owner reads them
             self.check_offsets(partition, messages[0].offset)
             progress.next = messages[-1].offset + 1
-            if progress.settled is None:  # the first ever: nothing before it is to be committed
+            if progress.settled is None:  # Kafka has not said where we start: it is here
                 progress.settled = progress.committed = messages[0].offset
             self.totals["consumed"] += len(messages)
             for message in messages:
@@ -990,10 +998,11 @@ def connect_to_elasticsearch(config: Config) -> Elasticsearch:
 
 
 def ensure_indices(client: Elasticsearch, config: Config) -> None:
-    """Make sure that the indices exist with their mappings, by an index template each.
+    """Make sure that the indices exist, with their mappings by an index template each.
 
     The templates also cover a later index of the same prefix. They forbid Elasticsearch to create
-    one by itself: an index that is deleted in mid-run comes back here, not by a guess.
+    one by itself (docker-compose.yml forbids it once more): an index that is deleted in mid-run
+    comes back here, not by a guess.
 
     Raises:
         SetupError: a mapping file is missing or wrong, or an index has another mapping.
@@ -1006,29 +1015,42 @@ def ensure_indices(client: Elasticsearch, config: Config) -> None:
                 f"--dynamic-mapping: an index template still gives {config.index} its mapping; "
                 "choose an index of another name (ELASTICSEARCH_INDEX)"
             )
-    else:
-        ensure_index(client, config.index, load_template(MAPPING_FILE), config)
-    if index := config.dead_letter_index:
-        ensure_index(client, index, load_template(DEAD_LETTER_MAPPING_FILE), config)
+        create_index(client, config.index)
+        return
+    files = {config.index: MAPPING_FILE, config.dead_letter_index: DEAD_LETTER_MAPPING_FILE}
+    for index, file in files.items():
+        if index:
+            template = load_template(file)
+            create_index(client, index, template)
+            check_mapping(client, index, template, config)
 
 
-def ensure_index(
-    client: Elasticsearch, index: str, template: dict[str, Any], config: Config
-) -> None:
-    """Make sure that an index exists with the mapping of a template (see ensure_indices)."""
+def create_index(client: Elasticsearch, index: str, template: dict[str, Any] | None = None) -> None:
+    """Create an index that is not there yet, from an index template if one is given."""
     try:
-        client.indices.put_index_template(
-            name=index,
-            index_patterns=[f"{index}*"],
-            priority=100 + len(index),  # of two patterns that match, the longer wins
-            allow_auto_create=False,
-            template=template,
-        )
+        if template:
+            client.indices.put_index_template(
+                name=index,
+                index_patterns=[f"{index}*"],
+                priority=100 + len(index),  # of two patterns that match, the longer wins
+                allow_auto_create=False,
+                template=template,
+            )
         if not client.indices.exists(index=index):
             client.indices.create(index=index)
     except BadRequestError as exc:
         if exc.error != "resource_already_exists_exception":  # another consumer was faster
             raise SetupError(f"index {index}: {one_line(exc)}") from exc
+
+
+def check_mapping(
+    client: Elasticsearch, index: str, template: dict[str, Any], config: Config
+) -> None:
+    """Compare the types of an index's fields with those of a template.
+
+    Raises:
+        SetupError: they are not the same.
+    """
     for name, found in client.indices.get_mapping(index=index).items():
         fields = found["mappings"].get("properties", {})
         for key, definition in template["mappings"]["properties"].items():

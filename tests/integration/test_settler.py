@@ -303,6 +303,7 @@ def test_an_index_deleted_in_mid_run_is_made_anew_with_its_mapping(
 def test_an_index_with_another_mapping_is_refused(
     pipeline: Pipeline, config: indexer.Config
 ) -> None:
+    pipeline.client.indices.create(index=pipeline.index)
     pipeline.client.index(index=pipeline.index, document={"temperature": "21"})
     with pytest.raises(
         indexer.SetupError, match=r"sensor_id as None, not as keyword.*curl -X DELETE"

@@ -204,7 +204,7 @@ class FakeConsumer:
         self.commits: list[dict[TopicPartition, int]] = []
         self.owned = {PARTITION, OTHER}
         self.stored: dict[TopicPartition, int] = {}
-        self.end = 0
+        self.first = self.end = 0
         self.refuses = False
 
     def assignment(self) -> set[TopicPartition]:
@@ -224,7 +224,7 @@ class FakeConsumer:
     def beginning_offsets(
         self, partitions: list[TopicPartition], timeout_ms: int
     ) -> dict[TopicPartition, int]:
-        return dict.fromkeys(partitions, 7)
+        return dict.fromkeys(partitions, self.first)
 
     def commit(self, offsets: dict[TopicPartition, Any], timeout_ms: int) -> None:
         if self.refuses:
@@ -330,13 +330,24 @@ def test_what_retention_deleted_is_counted_and_the_gaps_of_transactions_are_not(
     pipeline.note_assignment()
     consumer.owned, consumer.stored = {OTHER, PARTITION}, {PARTITION: 3}
     pipeline.note_assignment()
-    take(pipeline, 8)  # the topic begins at 7 now, where a marker stands
+    consumer.first = 7
+    take(pipeline, 8)  # after a marker
     assert "partition 0: 4 messages from offset 3 on were deleted" in caplog.text
     caplog.clear()
     take(pipeline, 11, 13)
     assert not [record for record in caplog.records if record.levelname != "INFO"]
     take(pipeline, 2)
     assert "offsets go back from 14 to 2: the topic was made anew" in caplog.text
+
+
+def test_what_was_deleted_before_the_first_read_is_counted_too(
+    consumer: FakeConsumer, pipeline: indexer.Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    consumer.first = 10
+    take(pipeline, 12)
+    assert "partition 0: 10 messages from offset 0 on were deleted" in caplog.text
+    settle(pipeline, submit(pipeline))
+    assert consumer.commits == [{PARTITION: 13}]
 
 
 def test_finish_reports_what_is_left(
