@@ -474,7 +474,7 @@ def test_retention_deletes_what_was_not_read(scene: Scene) -> None:
     scene.backlog(20_000)
     scene.bulks.fault = refuse(503)
     scene.changes = "indexer.BULK_READINGS = indexer.POLL_READINGS = 50"
-    scene.changes += "\nindexer.PARTITION_FETCH_BYTES = 4096"  # it has read little ahead
+    scene.changes += "\nindexer.FETCH_BYTES = 4096"  # it has read little ahead
     scene.start_consumer()
     wait_until(lambda: "messages wait" in scene.logs(), "it waits")
     with KafkaAdminClient(bootstrap_servers=scene.pipeline.kafka) as admin:

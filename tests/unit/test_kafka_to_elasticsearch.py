@@ -134,8 +134,8 @@ def test_a_bad_message_is_refused_with_its_reason(value: bytes | None, reason: s
 
 def test_a_reason_is_one_short_line_whatever_the_message_holds() -> None:
     batch = indexer.Batch()
-    batch.add(PARTITION, message(1, encoded(**{"evil\n\x1b[2Jname": 1})))
-    batch.add(PARTITION, message(2, encoded(**{"x" * 100_000: 1})))
+    batch.add(PARTITION, [message(1, encoded(**{"evil\n\x1b[2Jname": 1}))])
+    batch.add(PARTITION, [message(2, encoded(**{"x" * 100_000: 1}))])
     (_, first), (_, second) = batch.dead_letters
     assert first == "invalid: Object contains unknown field `evil [2Jname`"
     assert len(second) < 320
@@ -169,8 +169,8 @@ def message(offset: int, value: bytes = b"") -> Any:
 
 def test_batch_keeps_good_and_bad_and_the_next_offset() -> None:
     batch = indexer.Batch()
-    batch.add(PARTITION, message(7))
-    batch.add(PARTITION, message(8, b"bad"))
+    batch.add(PARTITION, [message(7)])
+    batch.add(PARTITION, [message(8, b"bad")])
     assert [entry.document_id for entry in batch.entries] == ["sensor_001@2026-06-01T12:00:00.000Z"]
     assert [reason[:13] for _, reason in batch.dead_letters] == ["invalid: JSON"]
     assert batch.offsets == {PARTITION: 9}
@@ -180,9 +180,9 @@ def test_batch_keeps_good_and_bad_and_the_next_offset() -> None:
 def test_batch_is_full_by_count_and_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexer, "BULK_READINGS", 2)
     batch = indexer.Batch()
-    batch.add(PARTITION, message(1))
+    batch.add(PARTITION, [message(1)])
     assert not batch.is_full
-    batch.add(PARTITION, message(2, b"bad"))
+    batch.add(PARTITION, [message(2, b"bad")])
     assert batch.is_full
     monkeypatch.setattr(indexer, "BULK_READINGS", 1000)
     assert not batch.is_full
@@ -193,7 +193,7 @@ def test_batch_is_full_by_count_and_by_bytes(monkeypatch: pytest.MonkeyPatch) ->
 def test_messages_of_any_kind_count_for_the_size_of_a_batch() -> None:
     """Else a topic full of large malformed messages would fill the memory."""
     batch = indexer.Batch()
-    batch.add(PARTITION, message(1, b"x" * indexer.BULK_BYTES))
+    batch.add(PARTITION, [message(1, b"x" * indexer.BULK_BYTES)])
     assert batch.is_full
 
 
