@@ -41,14 +41,17 @@ ALL_DRAWN = """
       && !document.querySelector('[data-test-subj="globalLoadingIndicator"]');
   }
 """
-# Panels glide to their places: true when each is where it was at the last question.
+# Closes what notices there are, and asks whether there was none and each panel, which glides to its
+# place, is where it was at the last question.
 AT_REST = """
-  () => {
+  (notices) => {
+    const buttons = document.querySelectorAll(notices);
+    buttons.forEach((button) => button.click());
     const items = [...document.querySelectorAll('[data-shared-item]')];
     const now = JSON.stringify(items.map((item) => item.getBoundingClientRect()));
     const before = window.smartCityPlaces;
     window.smartCityPlaces = now;
-    return now === before;
+    return buttons.length === 0 && now === before;
   }
 """
 CONTENT_HEIGHT = "document.documentElement.scrollHeight"
@@ -98,9 +101,7 @@ def take(page: Any, url: str, panels: int, file: Path) -> None:
     window = page.viewport_size
     page.set_viewport_size({**window, "height": page.evaluate(CONTENT_HEIGHT)})  # all of it at once
     page.wait_for_function(ALL_DRAWN, arg=panels, timeout=DRAWN_MS)
-    for button in page.locator(NOTICES).all():
-        button.click()
-    page.wait_for_function(AT_REST, polling=500, timeout=DRAWN_MS)
+    page.wait_for_function(AT_REST, arg=NOTICES, polling=500, timeout=DRAWN_MS)
     page.screenshot(path=file)
     page.set_viewport_size(window)
 

@@ -195,7 +195,7 @@ def test_a_kibana_that_never_is_ready_is_one_line_and_exit_1(stub: StubKibana) -
     [
         ("newer", "refuses it (HTTP 422): Document"),
         ("missing", "not imported: lens x: missing_references"),
-        ("short", "Kibana took 12 of 13 objects"),
+        ("short", "Kibana took 11 of 12 objects"),
         ("forgotten", "index-pattern smart-city-readings is not in Kibana"),
     ],
 )
