@@ -159,9 +159,7 @@ class Search:
         """Return a Lens panel's data: for each combination of buckets, each column's value."""
         buckets = panel.columns(is_bucketed=True)
         answer = self.ask(panel, size=0, aggs=self.aggregations(panel, buckets))
-        whole = answer.get("aggregations", {}) | {
-            "doc_count": answer["hits"]["total"]["value"], "now": self.end.timestamp() * 1000
-        }  # fmt: skip
+        whole = answer.get("aggregations", {}) | {"doc_count": answer["hits"]["total"]["value"]}
         return list(unfold(panel, whole, buckets, {}))
 
     def aggregations(self, panel: Panel, buckets: Sequence[str]) -> dict[str, Any]:
@@ -199,15 +197,13 @@ class Search:
 
 
 def metric_aggregation(column: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the aggregation of one metric column; None for what needs none of its own.
+    """Return the aggregation of one metric column; None for a count, which comes by itself.
 
     Raises:
         KibanaError: its operation is not drawn here.
     """
-    operation, field = column["operationType"], column.get("sourceField")
-    if operation in ("count", "now", "formula"):
-        return None
-    if operation == "math" and column["params"]["tinymathAst"]["name"] == "subtract":
+    operation, field = column["operationType"], column["sourceField"]
+    if operation == "count":
         return None
     if operation in METRICS:
         return {METRICS[operation]: {"field": field}}
@@ -225,28 +221,21 @@ def unfold(
     if buckets:
         name, *inner = buckets
         for bucket in node[name]["buckets"]:
-            inside = {**bucket, "now": node["now"]}
-            yield from unfold(panel, inside, inner, {**row, name: bucket["key"]})
+            yield from unfold(panel, bucket, inner, {**row, name: bucket["key"]})
         return
     columns = panel.layer["columns"]
-    metrics = panel.columns(is_bucketed=False)
-    yield row | {name: metric(columns, name, node) for name in metrics}
+    names = panel.columns(is_bucketed=False)
+    yield row | {name: metric(columns[name], node.get(name), node) for name in names}
 
 
-def metric(columns: Mapping[str, Any], name: str, node: Mapping[str, Any]) -> Any:
-    """Return a metric column's value in a node of the answer, None where it has none."""
-    column = columns[name]
+def metric(column: Mapping[str, Any], found: Any, bucket: Mapping[str, Any]) -> Any:
+    """Return a metric column's value from its aggregation's answer, None where it has none."""
     if column["operationType"] == "count":
-        return node["doc_count"]
-    if column["operationType"] == "now":
-        return node["now"]
+        return bucket["doc_count"]
     if column["operationType"] == "last_value":
-        hits = node[name]["last"]["hits"]["hits"]
+        hits = found["last"]["hits"]["hits"]
         return hits[0]["_source"][column["sourceField"]] if hits else None
-    if column["operationType"] in ("formula", "math"):  # of what a formula can be: a difference
-        first, *others = (metric(columns, part, node) for part in column["references"])
-        return None if None in (first, *others) else first - sum(others)
-    return node[name]["value"]
+    return found["value"]
 
 
 def nice_step(span: float, max_bars: int) -> int:
@@ -274,8 +263,8 @@ def shown(value: Any, column: Mapping[str, Any] | None = None) -> str:
     if isinstance(value, str):
         return value
     form = ((column or {}).get("params") or {}).get("format", {})
-    if form.get("id") == "duration":
-        return duration(timedelta(milliseconds=value))
+    if form.get("id") == "relative_date":
+        return age(datetime.now(UTC) - datetime.fromtimestamp(value / 1000, UTC))
     params = form.get("params", {})
     decimals = params.get("decimals", 0 if value == int(value) else 1)
     return french(value, decimals) + str(params.get("suffix", ""))
@@ -298,17 +287,17 @@ def french(number: float, decimals: int) -> str:
     return f"{number:,.{decimals}f}".replace(",", NARROW_SPACE).replace(".", ",")
 
 
-def duration(length: timedelta) -> str:
-    """Return a length of time in its largest unit.
+def age(ago: timedelta) -> str:
+    """Return how long ago something was.
 
-    >>> duration(timedelta(seconds=42)), duration(timedelta(minutes=61))
-    ('42 s', '1 h')
+    >>> age(timedelta(seconds=42)), age(timedelta(minutes=61)), age(timedelta(days=3))
+    ('il y a 42 s', 'il y a 1 h', 'il y a 3 j')
     """
-    seconds = length.total_seconds()
+    seconds = ago.total_seconds()
     for size, unit in ((86_400, "j"), (3600, "h"), (60, "min")):
         if seconds >= size:
-            return f"{seconds // size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+            return f"il y a {seconds // size:.0f} {unit}"
+    return f"il y a {max(0.0, seconds):.0f} s"
 
 
 def draw_dashboard(dashboard: SavedObject, panels: Sequence[Panel], search: Search) -> Figure:
