@@ -103,7 +103,8 @@ class Kibana:
         found |= {(o["type"], o["id"]): o["id"] for o in answer["saved_objects"]}
         wanted = [(o["type"], o["id"]) for o in objects]
         if missing := [" ".join(key) for key in wanted if key not in found]:
-            raise KibanaError(f"Kibana lacks {', '.join(missing)}: run kibana/import.py")
+            lacks = f"{len(missing)} of {len(wanted)} objects ({missing[0]}...)"
+            raise KibanaError(f"Kibana lacks {lacks}: import them first, by kibana/import.py")
         return {key: found[key] for key in wanted}
 
     def version(self) -> str | None:

@@ -302,7 +302,7 @@ def test_what_kibana_lacks_leaves_the_file_alone(stub: StubKibana, tmp_path: Pat
     shutil.copy(FILE, copy)
     _, err = run("export.py", stub, str(copy), code=1)
     assert len(err.splitlines()) == 1
-    assert "export: Kibana lacks index-pattern smart-city-readings, " in err
+    assert "export: Kibana lacks 12 of 12 objects (index-pattern smart-city-readings...)" in err
     assert copy.read_bytes() == FILE.read_bytes()
 
 
