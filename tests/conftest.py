@@ -24,7 +24,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # A developer's shell or .env must not change a result.
 for name in list(os.environ):
-    if name.startswith(("KAFKA_", "ELASTICSEARCH_", "STACK_")) and name != "STACK_CACHE":
+    if name.startswith(("KAFKA_", "ELASTICSEARCH_", "KIBANA_", "STACK_")) and name != "STACK_CACHE":
         del os.environ[name]
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
 
