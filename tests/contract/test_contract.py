@@ -123,6 +123,9 @@ def test_env_example_names_every_variable_with_its_default() -> None:
     used |= dict.fromkeys(
         re.findall(r'"(STACK_\w+|JAVA_HOME)"', (PROJECT / "stack/servers.py").read_text()), ""
     )
+    kibana = (PROJECT / "kibana/server.py").read_text()
+    used |= dict.fromkeys(re.findall(r'"(KIBANA_\w+)"', kibana), "")
+    used |= dict(re.findall(r'"(KIBANA_\w+)"\) or "([^"]+)"', kibana))
     assert example == used
 
 
