@@ -11,11 +11,11 @@ What happens to a message:
                 +-- malformed -> dead letter: topic <topic>.dead-letter, with the original bytes,
                                  the reason, and the topic, partition and offset it came from
 
-A row's key is its sensor and its time, so a message that is read again changes nothing. Two readings
-of one sensor and one millisecond: the later in Kafka stays, also when both are read again, because
-a row's write time is its message's (milliseconds of Kafka's time stamp, then the offset modulo 1000).
-Offsets are committed, in order, only when everything before them is acknowledged by Cassandra or by
-the dead-letter topic. While one of them is away it waits, and reads no more than --window messages.
+A row's key is its sensor and its time, so a message that is read again changes nothing. Of two
+readings of one sensor and one millisecond the later in Kafka stays, also when both are read again:
+a row's write time is its message's (Kafka's time stamp in ms, then the offset modulo 1000). Offsets
+are committed only when all before them is acknowledged by Cassandra or by the dead-letter topic.
+While one of them is away the writer waits, and holds no more than --batch messages.
 
 A progress line, every 5 seconds (consumed is always the sum of the three that follow):
 
@@ -37,36 +37,27 @@ import json
 import logging
 import math
 import os
-import queue
 import random
 import re
 import signal
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import chain, count
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
-from cassandra import ConsistencyLevel, DriverException, InvalidRequest
-from cassandra.cluster import (
-    EXEC_PROFILE_DEFAULT,
-    Cluster,
-    ExecutionProfile,
-    NoHostAvailable,
-    Session,
-)
-from cassandra.policies import (
-    ConstantReconnectionPolicy,
-    DCAwareRoundRobinPolicy,
-    FallthroughRetryPolicy,
-    TokenAwarePolicy,
-)
-from cassandra.query import BoundStatement, PreparedStatement
+from cassandra import DriverException, InvalidRequest
+from cassandra import cluster as cassandra
+from cassandra.policies import ConstantReconnectionPolicy, FallthroughRetryPolicy
+from cassandra.query import PreparedStatement
 from cassandra.util import Date
 from dotenv import load_dotenv
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
@@ -85,15 +76,13 @@ INSERTS = (
     "INSERT INTO {keyspace}.sensor_data_by_day (sensor_id, day, timestamp, temperature, humidity) "
     "VALUES (:sensor_id, :day, :timestamp, :temperature, :humidity) USING TIMESTAMP :write_time",
 )
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MS_PER_DAY = 86_400_000
-REQUEST_TIMEOUT_S = 10.0  # Cassandra itself gives a write up after 2 s
+EPOCH, MS_PER_DAY = datetime(1970, 1, 1, tzinfo=UTC), 86_400_000
+REQUEST_TIMEOUT_S = 5.0  # Cassandra itself gives a write up after 2 s
 RETRY_BASE_S, RETRY_CAP_S = 0.2, 5.0
-COMMIT_S = 0.5  # between two commits
+STOP_GRACE_S = 5.0  # for what is in flight when told to stop
 SESSION_TIMEOUT_MS = 20_000  # a killed member's partitions are free after that
 DEAD_LETTER_BYTES = 100_000_000  # with its headers it is larger than what could be read
 KAFKA_TIMEOUT_MS = 5000
-STOP_GRACE_S = 10.0  # for what is in flight when told to stop
 PROGRESS_S = 5.0
 
 
@@ -107,7 +96,7 @@ class Config:
     hosts: str
     keyspace: str
     partitions: int
-    window: int
+    batch: int
     exit_when_idle_s: float
     wait_s: float
 
@@ -121,16 +110,12 @@ class InvalidReadingError(ValueError):
     """A message that is not a reading; the text says why."""
 
 
-class SetupError(Exception):
-    """What the user must change before the writer can run, in one line."""
+class StartError(Exception):
+    """What keeps the writer from starting, in one line, and the exit code for it."""
 
-
-class UnreachableError(Exception):
-    """A server that did not answer in time at the start, in one line."""
-
-
-class StoppedError(Exception):
-    """Told to stop before all servers answered."""
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 # What a message must be.
@@ -216,173 +201,37 @@ def row_of(message: Any) -> dict[str, Any]:
     }
 
 
-def one_line(exc: Exception) -> str:
+def one_line(exc: Exception | None) -> str:
     """Return an exception's message in one line, not too long."""
     text = " ".join(str(exc).split()) or type(exc).__name__
     return f"{text[:297]}..." if len(text) > 300 else text
 
 
-# The loop: poll, start deliveries, count acknowledgements, commit.
+# Where messages go.
+
+Delivery = Callable[[], Any]  # starts a row's or a dead letter's way; returns a future
 
 
 @dataclass
-class Entry:
-    """A message on its way.
+class Clients:
+    """Cassandra's session with its prepared inserts, and the producer of dead letters."""
 
-    Attributes:
-        outcome: what it will be counted as: "written" or "dead_lettered".
-        awaited: acknowledgements that are still missing.
-    """
+    session: cassandra.Session
+    inserts: Sequence[PreparedStatement]
+    producer: KafkaProducer
+    dead_letter_topic: str
 
-    offset: int
-    outcome: str
-    awaited: int
-
-
-class Delivery(NamedTuple):
-    """One thing to be acknowledged for an entry: a row in a table, or a dead letter.
-
-    Attributes:
-        start: begins it; returns a future with add_callback and add_errback.
-    """
-
-    entry: Entry
-    start: Callable[[], Any]
-
-
-class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
-    """The way of the messages through one process, and the accounts of what became of them.
-
-    Attributes:
-        entries: partition that is ours -> its entries that are not committed, oldest first.
-        next_offset: partition -> what should be read next, where that is known.
-        settled, committed: partition -> offset before which all is acknowledged, or committed.
-        unsettled: number of messages read whose outcome is not known yet.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        consumer: KafkaConsumer,
-        producer: KafkaProducer,
-        session: Session,
-        inserts: Sequence[PreparedStatement],
-    ) -> None:
-        self.config = config
-        self.consumer = consumer
-        self.producer = producer
-        self.session = session
-        self.inserts = inserts
-        self.entries: dict[TopicPartition, deque[Entry]] = {}
-        self.next_offset: dict[TopicPartition, int] = {}
-        self.settled: dict[TopicPartition, int] = {}
-        self.committed: dict[TopicPartition, int] = {}
-        self.revoked: deque[TopicPartition] = deque()
-        self.waiting: deque[Delivery] = deque()
-        # Filled by the clients' own threads: what became of a delivery, None when acknowledged.
-        self.answers: queue.SimpleQueue[tuple[Delivery, Exception | None]] = queue.SimpleQueue()
-        self.unsettled = self.attempt = 0
-        self.retry_at = -math.inf
-        self.totals: Counter[str] = Counter()
-        self.began = self.last_progress = self.last_commit = self.last_busy = time.monotonic()
-
-    def run(self, stop: threading.Event) -> None:
-        """Move messages until told to stop or idle for --exit-when-idle seconds."""
-        self.consumer.subscribe([self.config.topic], listener=self)
-        while not stop.is_set() and not self.is_idle():
-            polled = self.poll()
-            self.note_assignment()
-            self.take(polled)
-            self.deliver()
-            self.settle(0.0 if self.has_room else 0.2)
-            if time.monotonic() - self.last_commit >= COMMIT_S:
-                self.commit()
-            self.report()
-
-    @property
-    def has_room(self) -> bool:
-        """Whether it is worth reading more: a quarter of the window is free."""
-        return self.unsettled <= self.config.window * 3 // 4
-
-    def poll(self) -> Mapping[TopicPartition, Sequence[Any]]:
-        """Return new messages, none while the window is full; also keeps us in the group."""
-        try:
-            if not self.has_room:  # back-pressure
-                self.consumer.pause(*self.consumer.assignment())
-                self.consumer.poll(0)
-                return {}
-            self.consumer.resume(*self.consumer.paused())
-            room = self.config.window - self.unsettled
-            polled: Mapping[TopicPartition, Sequence[Any]]
-            polled = self.consumer.poll(0 if self.unsettled else 100, max_records=room)
-        except KafkaError as exc:
-            log.warning("Kafka: nothing can be read now (%s)", one_line(exc))
-            time.sleep(1)
-            return {}
-        return polled
-
-    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Note which partitions a rebalance takes from us: called during poll."""
-        self.revoked.extend(revoked)
-
-    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        """Do nothing: see note_assignment."""
-
-    def note_assignment(self) -> None:
-        """Forget the partitions that are ours no more, begin with those that are new.
-
-        What is in flight of the former is settled, but not committed: their next owner reads it
-        again, and the same rows are written.
-        """
-        assigned, before = set(self.consumer.assignment() or ()), set(self.entries)
-        for partition in {*self.revoked, *(before - assigned)}:
-            for known in (self.entries, self.next_offset, self.settled, self.committed):
-                known.pop(partition, None)  # type: ignore[attr-defined]
-        self.revoked.clear()
-        for partition in assigned - self.entries.keys():
-            self.entries[partition] = deque()
-            with suppress(KafkaError):  # then a gap before the first message is not noticed
-                offset = self.consumer.committed(partition, timeout_ms=KAFKA_TIMEOUT_MS)
-                if offset is not None:
-                    self.next_offset[partition] = offset
-        if assigned != before:
-            numbers = ",".join(str(p.partition) for p in sorted(assigned)) or "none"
-            log.info("assigned partitions=%s of topic=%s", numbers, self.config.topic)
-
-    def take(self, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
-        """Validate the polled messages and queue what is to be delivered of them."""
-        for partition, messages in polled.items():
-            if partition not in self.entries:
-                continue  # taken from us meanwhile: its next owner reads them
-            expected = self.next_offset.get(partition, messages[0].offset)
-            if messages[0].offset != expected:
-                log.error(
-                    "partition %d: offsets %d to %d are not there: deleted by the topic's retention "
-                    "before they were read, or the topic was made anew",
-                    partition.partition, expected, messages[0].offset - 1,
-                )  # fmt: skip
-            self.next_offset[partition] = messages[-1].offset + 1
-            for message in messages:
-                entry, starts = self.plan(message)
-                self.entries[partition].append(entry)
-                self.waiting.extend(Delivery(entry, start) for start in starts)
-            self.totals["consumed"] += len(messages)
-            self.unsettled += len(messages)
-
-    def plan(self, message: Any) -> tuple[Entry, list[Callable[[], Any]]]:
-        """Return the entry of a message, and what starts each of its deliveries."""
+    def plan(self, message: Any) -> tuple[str, list[Delivery]]:
+        """Return what a message will be counted as, and what must be acknowledged before."""
         try:
             row = row_of(message)
         except InvalidReadingError as exc:
-            reason = f"invalid: {one_line(exc)}"
-            return Entry(message.offset, "dead_lettered", 1), [lambda: self.bury(message, reason)]
-        statements = [self.bind(insert, row) for insert in self.inserts]
-        starts = [lambda s=s: self.session.execute_async(s) for s in statements]
-        return Entry(message.offset, "written", len(starts)), starts
-
-    def bind(self, insert: PreparedStatement, row: Mapping[str, Any]) -> BoundStatement:
-        """Return the insert of a row into one table."""
-        return insert.bind({column.name: row[column.name] for column in insert.column_metadata})
+            return "dead_lettered", [partial(self.bury, message, f"invalid: {one_line(exc)}")]
+        statements = [
+            insert.bind({column.name: row[column.name] for column in insert.column_metadata})
+            for insert in self.inserts
+        ]
+        return "written", [partial(self.session.execute_async, one) for one in statements]
 
     def bury(self, message: Any, reason: str) -> Any:
         """Send a message to the dead-letter topic: its key and bytes, why, where it came from."""
@@ -394,99 +243,199 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
             "source.timestamp": message.timestamp,  # epoch ms
         }
         return self.producer.send(
-            self.config.dead_letter_topic,
+            self.dead_letter_topic,
             key=message.key,
             value=message.value or b"",
             headers=[(name, str(value).encode()) for name, value in headers.items()],
         )
 
-    def deliver(self) -> None:
-        """Start the deliveries that wait, unless a failure says not yet."""
-        while self.waiting and time.monotonic() >= self.retry_at:
-            delivery = self.waiting.popleft()
-            try:
-                future = delivery.start()
-            except KafkaError as exc:  # the producer takes no more
-                self.waiting.appendleft(delivery)
-                self.back_off(exc)
-            else:
-                self.watch(delivery, future)
 
-    def watch(self, delivery: Delivery, future: Any) -> None:
-        """Have the future report to `answers`."""
-        future.add_callback(lambda _: self.answers.put((delivery, None)))
-        future.add_errback(lambda exc: self.answers.put((delivery, exc)))
+# The loop: poll a batch, have all of it acknowledged, commit.
 
-    def settle(self, wait_s: float) -> None:
-        """Count the answers that are there, waiting for some; what failed is delivered again.
 
-        A valid row cannot be refused for what it says: whatever the error, it is the server's, and
-        may pass.
+class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
+    """The way of the messages through one process, and the accounts of what became of them.
+
+    Attributes:
+        next_offset: partition -> what should be read next, where that is known.
+        uncommitted: partition -> offset before which all is acknowledged, to be committed.
+        revoked: partitions that a rebalance has taken from us since the last poll for messages.
+        in_flight: number of messages read that are not acknowledged yet.
+    """
+
+    def __init__(
+        self, config: Config, clients: Clients, consumer: KafkaConsumer, stop: threading.Event
+    ) -> None:
+        self.config = config
+        self.clients = clients
+        self.consumer = consumer
+        self.stop = stop
+        self.next_offset: dict[TopicPartition, int] = {}
+        self.uncommitted: dict[TopicPartition, int] = {}
+        self.revoked: set[TopicPartition] = set()
+        self.commit_refused = False
+        self.totals: Counter[str] = Counter()
+        self.in_flight = 0
+        self.give_up_at = math.inf
+        self.began = self.last_progress = self.last_busy = time.monotonic()
+
+    def run(self) -> None:
+        """Move messages until told to stop or idle for --exit-when-idle seconds."""
+        self.consumer.subscribe([self.config.topic], listener=self)
+        while not self.stop.is_set() and not self.is_idle():
+            polled = self.poll()
+            for partition in self.revoked:  # its next owner reads again what is not committed
+                self.uncommitted.pop(partition, None)
+                self.next_offset.pop(partition, None)
+            self.revoked.clear()
+            self.settle(polled)
+            self.commit()
+
+    def poll(self) -> Mapping[TopicPartition, Sequence[Any]]:
+        """Return the next messages, at most --batch."""
+        self.report()
+        try:
+            self.consumer.resume(*self.consumer.paused())
+            polled: Mapping[TopicPartition, Sequence[Any]]
+            polled = self.consumer.poll(100, max_records=self.config.batch)
+        except KafkaError as exc:
+            log.warning("Kafka: nothing can be read now (%s)", one_line(exc))
+            time.sleep(1)
+            return {}
+        for partition, messages in polled.items():
+            self.check_gap(partition, messages[0].offset)
+            self.next_offset[partition] = messages[-1].offset + 1
+        return polled
+
+    def stay_in_group(self) -> None:
+        """Poll, as every member of a group must, but take no message: back-pressure."""
+        self.report()
+        with suppress(KafkaError):
+            self.consumer.pause(*self.consumer.assignment())
+            for partition, messages in self.consumer.poll(0).items():  # assigned just now
+                self.consumer.seek(partition, messages[0].offset)
+
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """Note which partitions are taken from us: called during a poll."""
+        self.revoked.update(revoked)
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """Say which partitions come to us."""
+        if assigned:
+            numbers = ",".join(str(p.partition) for p in sorted(assigned))
+            log.info("assigned partitions=%s of topic=%s", numbers, self.config.topic)
+
+    def check_gap(self, partition: TopicPartition, first: int) -> None:
+        """Say so when messages are gone that we have not read."""
+        expected = self.next_offset.get(partition)
+        with suppress(KafkaError):  # then a gap before our first message is not noticed
+            if expected is None:
+                expected = self.consumer.committed(partition, timeout_ms=KAFKA_TIMEOUT_MS)
+        if expected is not None and expected != first:
+            log.warning(
+                "partition %d: no message from offset %d to %d: deleted before it was read, or "
+                "the marks of transactions", partition.partition, expected, first - 1,
+            )  # fmt: skip
+
+    def settle(self, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
+        """Have each message written or dead-lettered; note what may be committed then.
+
+        When told to stop it gives up after STOP_GRACE_S; what is open is then read again.
         """
-        deadline = time.monotonic() + wait_s
-        failure = None
-        while True:
-            left_s = deadline - time.monotonic() if not self.has_room else 0.0
-            try:
-                delivery, exc = self.answers.get(left_s > 0, max(left_s, 0.0))
-            except queue.Empty:
+        deliveries: list[Delivery] = []
+        outcomes: Counter[str] = Counter()
+        for message in chain.from_iterable(polled.values()):
+            outcome, planned = self.clients.plan(message)
+            outcomes[outcome] += 1
+            deliveries += planned
+        self.in_flight = outcomes.total()
+        self.totals["consumed"] += self.in_flight
+        for attempt in count(1):
+            deliveries, failure = self.deliver(deliveries)
+            if not deliveries:
                 break
-            if exc:
-                self.waiting.append(delivery)
-                failure = exc
-                continue
-            self.attempt = 0
-            delivery.entry.awaited -= 1
-            if not delivery.entry.awaited:
-                self.totals[delivery.entry.outcome] += 1
-                self.unsettled -= 1
-        if failure:
-            self.back_off(failure)
+            self.back_off(attempt, failure)
+            if self.is_giving_up():
+                return
+        self.totals += outcomes
+        self.in_flight = 0
+        for partition, messages in polled.items():
+            if partition not in self.revoked:
+                self.uncommitted[partition] = messages[-1].offset + 1
 
-    def back_off(self, exc: Exception) -> None:
-        """Deliver nothing for a while: longer at each failure in a row, up to a cap, at random."""
-        if time.monotonic() < self.retry_at:
-            return  # one that had started before the last failure
-        self.attempt += 1
-        delay_s = min(RETRY_CAP_S, RETRY_BASE_S * 2 ** min(self.attempt, 10)) * random.uniform(0.5, 1)
-        self.retry_at = time.monotonic() + delay_s
-        server = "Kafka" if isinstance(exc, KafkaError) else "Cassandra"
-        level = logging.WARNING if self.attempt <= 3 else logging.ERROR  # it lasts: louder
-        log.log(level, "%s: %d messages wait (%s: %s); next try in %.1f s",
-                server, self.unsettled, type(exc).__name__, one_line(exc), delay_s)  # fmt: skip
+    def deliver(self, deliveries: list[Delivery]) -> tuple[list[Delivery], Exception | None]:
+        """Start deliveries, wait for every answer; return those to start again, and why.
+
+        A valid row cannot be refused for what it says: whatever the error, it may pass.
+        """
+        answers: SimpleQueue[tuple[Delivery, Exception | None]] = SimpleQueue()
+        failed, failure = [], None
+        awaited = 0
+        for delivery in deliveries:
+            try:
+                future = delivery()
+            except KafkaError as exc:  # the producer takes no more
+                failed, failure = deliveries[awaited:], exc
+                break
+            awaited += 1
+            # Called by the clients' own threads.
+            future.add_callback(lambda _, done=delivery: answers.put((done, None)))
+            future.add_errback(lambda exc, done=delivery: answers.put((done, exc)))
+        while awaited:
+            try:
+                delivery, error = answers.get(timeout=0.2)
+            except Empty:
+                self.stay_in_group()
+                continue
+            awaited -= 1
+            if error:
+                failed.append(delivery)
+                failure = error
+        return failed, failure
+
+    def back_off(self, attempt: int, failure: Exception | None) -> None:
+        """Wait longer at each attempt, up to a cap, at random, staying in the group."""
+        delay_s = min(RETRY_CAP_S, RETRY_BASE_S * 2 ** min(attempt, 10)) * random.uniform(0.5, 1)
+        server = "Kafka" if isinstance(failure, KafkaError) else "Cassandra"
+        level = logging.WARNING if attempt <= 3 else logging.ERROR  # it lasts: louder
+        log.log(level, "%s: %d messages wait (%s: %s); next try in %.1f s", server,
+                self.in_flight, type(failure).__name__, one_line(failure), delay_s)  # fmt: skip
+        until = time.monotonic() + delay_s
+        while time.monotonic() < until and not self.is_giving_up():
+            self.stay_in_group()
+            time.sleep(0.1)
+
+    def is_giving_up(self) -> bool:
+        """Return whether we were told to stop STOP_GRACE_S ago."""
+        if self.stop.is_set() and self.give_up_at == math.inf:
+            self.give_up_at = time.monotonic() + STOP_GRACE_S
+        return time.monotonic() > self.give_up_at
 
     def commit(self) -> None:
-        """Commit, in each partition that is ours, the offset before which all is acknowledged."""
-        self.last_commit = time.monotonic()
-        for partition, entries in self.entries.items():
-            while entries and not entries[0].awaited:
-                self.settled[partition] = entries.popleft().offset + 1
-        offsets = self.uncommitted
+        """Commit the offsets of what is acknowledged."""
+        marks = {p: OffsetAndMetadata(offset, "", -1) for p, offset in self.uncommitted.items()}
         try:
-            if offsets:
-                marks = {p: OffsetAndMetadata(offset, "", -1) for p, offset in offsets.items()}
+            if marks:
                 self.consumer.commit(marks, timeout_ms=KAFKA_TIMEOUT_MS)
         except KafkaError as exc:  # a rebalance, or Kafka away: they go with the next commit
-            log.warning("offsets not committed yet (%s)", type(exc).__name__)
+            if not self.commit_refused:  # said once: it is tried ten times a second
+                log.warning("offsets not committed yet (%s)", type(exc).__name__)
+            self.commit_refused = True
             return
-        self.committed.update(offsets)
-
-    @property
-    def uncommitted(self) -> dict[TopicPartition, int]:
-        """The partitions that are ours and further settled than committed, with that offset."""
-        return {p: o for p, o in self.settled.items() if o != self.committed.get(p)}
+        self.uncommitted, self.commit_refused = {}, False
 
     def is_idle(self) -> bool:
         """Return whether nothing has come for --exit-when-idle seconds with partitions assigned."""
-        if self.unsettled or self.uncommitted or any(self.entries.values()) or not self.entries:
-            self.last_busy = time.monotonic()
+        consumed = self.totals["consumed"]
+        if consumed != self.totals["before"] or self.uncommitted or not self.consumer.assignment():
+            self.last_busy, self.totals["before"] = time.monotonic(), consumed
         return time.monotonic() - self.last_busy >= self.config.exit_when_idle_s
 
     def accounts(self) -> str:
         """Return consumed = written + dead_lettered + in_flight, as key=value pairs."""
         names = ("consumed", "written", "dead_lettered")
-        counts = {name: self.totals[name] for name in names} | {"in_flight": self.unsettled}
-        return " ".join(f"{name}={count}" for name, count in counts.items())
+        counts = {name: self.totals[name] for name in names} | {"in_flight": self.in_flight}
+        return " ".join(f"{name}={number}" for name, number in counts.items())
 
     def report(self) -> None:
         """Log the accounts every few seconds."""
@@ -497,99 +446,84 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
             self.last_progress, self.totals["reported"] = now, self.totals["consumed"]
 
     def finish(self) -> bool:
-        """Settle and commit what can be in bounded time; return whether nothing is left open.
-
-        What is left is not committed: it will be read again, and nothing of it is lost.
-        """
+        """Commit in bounded time what was acknowledged; return whether nothing is left open."""
         deadline = time.monotonic() + STOP_GRACE_S
-        while self.unsettled and time.monotonic() < deadline:
-            self.deliver()
-            self.settle(0.1)
-            time.sleep(0.01)
-        self.commit()
         while self.uncommitted and time.monotonic() < deadline:  # perhaps a rebalance: let it end
-            self.poll()  # what this brings is left to the next start
-            self.note_assignment()
+            self.stay_in_group()
+            self.uncommitted = {
+                p: offset for p, offset in self.uncommitted.items() if p not in self.revoked
+            }
             self.commit()
-        seconds = time.monotonic() - self.began
-        log.info("stopped %s seconds=%.1f", self.accounts(), seconds)
-        if self.unsettled:
-            log.error("not acknowledged, to be read again: %d messages", self.unsettled)
-        if self.uncommitted:
-            log.error("not committed, to be read again: partitions %s",
-                      ",".join(str(p.partition) for p in self.uncommitted))  # fmt: skip
-        return not (self.unsettled or self.uncommitted)
+        log.info("stopped %s seconds=%.1f", self.accounts(), time.monotonic() - self.began)
+        if self.in_flight or self.uncommitted:
+            log.error("not acknowledged: %d messages; not committed: %d partitions; all of that "
+                      "is read again", self.in_flight, len(self.uncommitted))  # fmt: skip
+        return not (self.in_flight or self.uncommitted)
 
 
 # Connecting, and what must be there before the first row.
 
 
-def patiently(
-    server: str, address: str, connect: Callable[[], T], config: Config, stop: threading.Event
-) -> T:
-    """Return what connect returns, tried again until --wait seconds are over.
+def patiently(where: str, connect: Callable[[], T], wait_s: float, stop: threading.Event) -> T:
+    """Return what connect returns, tried again until wait_s seconds are over.
 
     Raises:
-        UnreachableError: the server did not answer in time.
-        StoppedError: told to stop before that.
+        StartError: the server did not answer in time, or we were told to stop.
     """
-    deadline = time.monotonic() + config.wait_s
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             return connect()
-        except (NoHostAvailable, DriverException, KafkaError) as exc:
+        except (cassandra.NoHostAvailable, DriverException, KafkaError) as exc:
             why, left_s = one_line(exc), deadline - time.monotonic()
             if left_s <= 0:
-                raise UnreachableError(
-                    f"{server} does not answer at {address} ({why}): is it started? (see README)"
-                ) from exc
-            log.warning("waiting for %s at %s (%s), %.0f s left", server, address, why, left_s)
+                text = f"no answer from {where} ({why}): is it started? (see README)"
+                raise StartError(text, code=1) from exc
+        log.warning("waiting for %s (%s), %.0f s left", where, why, left_s)
         if stop.wait(min(2.0, left_s)):
-            raise StoppedError
+            raise StartError("stopped while waiting", code=0)
 
 
-def connect_to_cassandra(config: Config) -> tuple[Session, list[PreparedStatement]]:
+def connect_to_cassandra(config: Config) -> tuple[cassandra.Session, list[PreparedStatement]]:
     """Return a session and the prepared inserts.
 
     Raises:
-        SetupError: a table is missing or has other columns.
+        StartError: a table is missing or has other columns.
         NoHostAvailable, DriverException: Cassandra does not answer yet.
     """
-    profile = ExecutionProfile(
-        load_balancing_policy=TokenAwarePolicy(DCAwareRoundRobinPolicy()),
+    profile = cassandra.ExecutionProfile(
         retry_policy=FallthroughRetryPolicy(),  # the retries are ours: with back-off, without end
-        consistency_level=ConsistencyLevel.LOCAL_QUORUM,  # of one copy: that one
         request_timeout=REQUEST_TIMEOUT_S,
     )
     points = [host.rsplit(":", 1) for host in config.hosts.split(",")]
-    cluster = Cluster(
+    cluster = cassandra.Cluster(
         [(host, int(port)) for host, port in points],
-        execution_profiles={EXEC_PROFILE_DEFAULT: profile},
+        execution_profiles={cassandra.EXEC_PROFILE_DEFAULT: profile},
         reconnection_policy=ConstantReconnectionPolicy(1.0, max_attempts=None),
     )
     try:
         session = cluster.connect()
         return session, [session.prepare(i.format(keyspace=config.keyspace)) for i in INSERTS]
-    except InvalidRequest as exc:
-        cluster.shutdown()
-        raise SetupError(
-            f"Cassandra at {config.hosts}: {one_line(exc)}: apply the schema "
-            "(python pipelines/iot_cassandra/scripts/apply_schema.py)"
-        ) from exc
-    except BaseException:
+    except Exception as exc:
         cluster.shutdown()  # or its threads would go on trying
-        raise
+        if not isinstance(exc, InvalidRequest):
+            raise
+        apply = "python pipelines/iot_cassandra/scripts/apply_schema.py"
+        raise StartError(f"{one_line(exc)}: apply the schema ({apply})", code=2) from exc
 
 
 def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
-    """Return a consumer in the group and a producer for dead letters; make missing topics.
+    """Return a consumer in the group and a producer of dead letters; make the missing topics.
 
     Raises:
         KafkaError: no broker answers yet.
     """
-    servers = config.bootstrap_servers.split(",")
-    common = {"bootstrap_timeout_ms": 2000, "reconnect_backoff_max_ms": 5000}
-    with KafkaAdminClient(bootstrap_servers=servers, **common) as admin:
+    common = {
+        "bootstrap_servers": config.bootstrap_servers.split(","),
+        "bootstrap_timeout_ms": 2000,
+        "reconnect_backoff_max_ms": 5000,
+    }
+    with KafkaAdminClient(**common) as admin:
         topics = {
             config.topic: {"num_partitions": config.partitions},
             config.dead_letter_topic: {"configs": {"max.message.bytes": str(DEAD_LETTER_BYTES)}},
@@ -598,11 +532,10 @@ def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
             with suppress(TopicAlreadyExistsError):  # another was faster
                 admin.create_topics({name: topics[name]})
     producer = KafkaProducer(
-        bootstrap_servers=servers,
-        acks="all",
         # An idempotent producer never recovers from a message that the broker has refused. The
         # price: a dead letter may be there twice after an answer was lost, with the same origin.
         enable_idempotence=False,
+        acks="all",
         compression_type="gzip",
         max_request_size=DEAD_LETTER_BYTES,
         max_block_ms=KAFKA_TIMEOUT_MS,
@@ -611,7 +544,6 @@ def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
         **common,
     )
     consumer = KafkaConsumer(
-        bootstrap_servers=servers,
         group_id=config.group_id,
         auto_offset_reset="earliest",  # started after the simulator, it misses nothing
         enable_auto_commit=False,  # only what is acknowledged is committed
@@ -637,39 +569,27 @@ def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
 # The command.
 
 
-def address_list(text: str) -> str:
-    """Return a list of servers if each is HOST:PORT."""
-    if not re.fullmatch(r"([^:,\s]+:\d{1,5})(,[^:,\s]+:\d{1,5})*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT[,HOST:PORT...]")
-    return text
+def matching(pattern: str, shape: str) -> Callable[[str], str]:
+    """Return an argparse type for a text that matches a pattern, described by its shape."""
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {shape}")
+        return text
+
+    return parse
 
 
-def topic_name(text: str) -> str:
-    """Return a topic's name if Kafka allows it (and that of its dead letters)."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not 1 to 200 letters, digits or . _ -")
-    return text
+def at_least(minimum: float, kind: type[int] | type[float]) -> Callable[[str], float]:
+    """Return an argparse type for a finite number that is not below a minimum."""
 
+    def parse(text: str) -> float:
+        if not minimum <= (number := kind(text)) < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not at least {minimum:g}")
+        return number
 
-def keyspace_name(text: str) -> str:
-    """Return a keyspace's name if it needs no quotes."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,47}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not 1 to 48 of a-z, 0-9, _, a letter first")
-    return text
-
-
-def positive(text: str) -> int:
-    """Return a whole number above 0."""
-    if (number := int(text)) < 1:
-        raise ValueError(text)
-    return number
-
-
-def seconds(text: str) -> float:
-    """Return a number of seconds that is not negative."""
-    if not 0 <= (number := float(text)) < math.inf:
-        raise ValueError(text)
-    return number
+    parse.__name__ = "whole number" if kind is int else "number"
+    return parse
 
 
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
@@ -678,62 +598,61 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     parser = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    servers = matching(r"[^:,\s]+:\d{1,5}(,[^:,\s]+:\d{1,5})*", "HOST:PORT[,HOST:PORT...]")
+    name = matching(r"[A-Za-z0-9._-]{1,200}", "1 to 200 letters, digits or . _ -")
+    keyspace = matching(r"[a-z][a-z0-9_]{0,47}", "1 to 48 of a-z, 0-9 and _, a letter first")
     for flag, variable, default, kind in (
-        ("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", address_list),
-        ("--topic", "IOT_TOPIC", "iotdata", topic_name),
-        ("--group-id", "IOT_GROUP_ID", "iot-cassandra-writer", str),
-        ("--hosts", "CASSANDRA_HOSTS", "localhost:9042", address_list),
-        ("--keyspace", "CASSANDRA_KEYSPACE", "iot_keyspace", keyspace_name),
+        ("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", servers),
+        ("--topic", "IOT_TOPIC", "iotdata", name),
+        ("--group-id", "IOT_GROUP_ID", "iot-cassandra-writer", name),
+        ("--hosts", "CASSANDRA_HOSTS", "localhost:9042", servers),
+        ("--keyspace", "CASSANDRA_KEYSPACE", "iot_keyspace", keyspace),
     ):
-        parser.add_argument(flag, default=environ.get(variable) or default, type=kind,
-            metavar=variable.split("_")[-1], help=f"environment: {variable} (default: {default})")  # fmt: skip
-    parser.add_argument("--partitions", type=positive, default=1, metavar="N",
-        help="of the topic, when it is not there yet (default: 1)")  # fmt: skip
-    parser.add_argument("--window", type=positive, default=256, metavar="N",
-        help="messages that may wait for an acknowledgement (default: 256)")  # fmt: skip
-    parser.add_argument("--exit-when-idle", type=seconds, default=math.inf, metavar="SECONDS",
-        dest="exit_when_idle_s", help="stop when nothing has come for that long (default: never)")  # fmt: skip
-    parser.add_argument("--wait", type=seconds, default=60.0, metavar="SECONDS", dest="wait_s",
-        help="how long to wait for the servers at the start (default: 60)")  # fmt: skip
-    return Config(**vars(parser.parse_args(argv)))
-
-
-def configure_logging() -> None:
-    """Log to stderr, in UTC; what the clients meet in an outage is said by us, once."""
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
-    for client in ("cassandra", "kafka"):
-        logging.getLogger(client).setLevel(logging.CRITICAL)
+        text = f"environment: {variable} (default: {default})"
+        value = environ.get(variable) or default
+        parser.add_argument(flag, default=value, type=kind, metavar="NAME", help=text)
+    for flag, field, minimum, number, text in (
+        ("--partitions", 1, 1, int, "of the topic, when it is not there yet (default: 1)"),
+        ("--batch", 500, 1, int, "messages that are read and written together (default: 500)"),
+        ("--exit-when-idle", math.inf, 0, float, "stop when nothing came for so long (never)"),
+        ("--wait", 60.0, 0, float, "for the servers, at the start (default: 60)"),
+    ):
+        kind_of = at_least(minimum, number)
+        parser.add_argument(flag, default=field, type=kind_of, metavar="N", help=text)
+    options = vars(parser.parse_args(argv))
+    idle_s, wait_s = options.pop("exit_when_idle"), options.pop("wait")
+    return Config(**options, exit_when_idle_s=idle_s, wait_s=wait_s)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Move readings until stopped; return the exit code (see the module docstring)."""
     load_dotenv(PROJECT / ".env")  # the real environment wins over it
     config = load_config(argv, os.environ)
-    configure_logging()
+    logging.Formatter.converter = time.gmtime
+    line = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=line, datefmt="%Y-%m-%dT%H:%M:%S")
+    for client in ("cassandra", "kafka"):  # what they meet in an outage is said by us, once
+        logging.getLogger(client).setLevel(logging.CRITICAL)
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         # Not set in the handler itself: what it interrupts may hold the event's lock.
         signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
     try:
-        where = ("Cassandra", config.hosts)
-        session, inserts = patiently(*where, lambda: connect_to_cassandra(config), config, stop)
-        where = ("Kafka", config.bootstrap_servers)
-        consumer, producer = patiently(*where, lambda: connect_to_kafka(config), config, stop)
-    except StoppedError:
-        return 0
-    except (SetupError, UnreachableError) as exc:
-        log.error("%s", exc)
-        return 2 if isinstance(exc, SetupError) else 1
+        where = f"Cassandra at {config.hosts}"
+        session, inserts = patiently(
+            where, lambda: connect_to_cassandra(config), config.wait_s, stop
+        )
+        where = f"Kafka at {config.bootstrap_servers}"
+        consumer, producer = patiently(where, lambda: connect_to_kafka(config), config.wait_s, stop)
+    except StartError as exc:
+        log.log(logging.ERROR if exc.code else logging.INFO, "%s", exc)
+        return exc.code
     log.info("writing topic=%s group=%s into keyspace=%s at %s",
              config.topic, config.group_id, config.keyspace, config.hosts)  # fmt: skip
-    pipeline = Pipeline(config, consumer, producer, session, inserts)
+    clients = Clients(session, inserts, producer, config.dead_letter_topic)
+    pipeline = Pipeline(config, clients, consumer, stop)
     try:
-        pipeline.run(stop)
+        pipeline.run()
     finally:
         all_settled = pipeline.finish()
         with suppress(KafkaError):  # Kafka is away: what is left open is said by now
