@@ -144,9 +144,8 @@ def main() -> int:
     if code:
         say("\n✗ Ce qui a été envoyé n'est PAS exactement ce qui est stocké : voir ci-dessus.")
     else:
-        say(
-            f"\n✓ Ce qui a été envoyé est exactement ce qui est stocké ({time.monotonic() - began:.0f} s)."
-        )
+        seconds = time.monotonic() - began
+        say(f"\n✓ Ce qui a été envoyé est exactement ce qui est stocké ({seconds:.0f} s).")
     return code
 
 

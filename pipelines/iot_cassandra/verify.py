@@ -154,8 +154,7 @@ def read_rows(session: Session, keyspace: str, table: str) -> Iterator[tuple[Key
         f"FROM {keyspace}.{table}"
     )
     for sensor_id, time_ms, temperature, humidity, *bucket in session.execute(query, timeout=60):
-        right_day = (EPOCH + timedelta(milliseconds=time_ms)).date()
-        is_in_place = not bucket or bucket[0].date() == right_day
+        is_in_place = not bucket or bucket[0].days_from_epoch == time_ms // 86_400_000
         key = (sensor_id, time_ms if is_in_place else time_ms - 2**62)
         yield key, (struct.pack(">f", temperature), struct.pack(">f", humidity))
 

@@ -13,7 +13,7 @@ BUILDERS: dict[str, Callable[[Service, Site], Server]] = {
     "elasticsearch": elasticsearch.elasticsearch,
 }
 
-# What `python -m stack exec SERVICE` can run: image -> what makes a command line of tool and arguments.
+# What `python -m stack exec SERVICE` runs: image -> what makes the command line of a tool.
 TOOLS: dict[str, Callable[[Site, Service, str, list[str]], list[str]]] = {
     "cassandra": cassandra.console_tool,
     "cp-kafka": kafka.console_tool,

@@ -19,7 +19,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cassandra import DriverException
@@ -36,7 +36,7 @@ KEYSPACE = "iot_keyspace"  # as it is written in the schema
 def statements(text: str, keyspace: str) -> list[str]:
     """Return the statements of a CQL file for another keyspace.
 
-    >>> statements("-- why\\nCREATE KEYSPACE iot_keyspace;\\n\\nUSE iot_keyspace;\\n", "mine")
+    >>> statements("CREATE KEYSPACE iot_keyspace; USE iot_keyspace; -- and so on", "mine")
     ['CREATE KEYSPACE mine', 'USE mine']
     """
     code = re.sub(r"--.*", "", text).replace(KEYSPACE, keyspace)
@@ -69,18 +69,15 @@ def apply(hosts: str, keyspace: str, wait_s: float) -> int:
             return len(todo)
 
 
-def host_list(text: str) -> str:
-    """Return a list of hosts if each is HOST:PORT."""
-    if not re.fullmatch(r"([^:,\s]+:\d{1,5})(,[^:,\s]+:\d{1,5})*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT[,HOST:PORT...]")
-    return text
+def matching(pattern: str, shape: str) -> Callable[[str], str]:
+    """Return an argparse type for a text that matches a pattern, described by its shape."""
 
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {shape}")
+        return text
 
-def keyspace_name(text: str) -> str:
-    """Return a keyspace's name if it needs no quotes."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,47}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not 1 to 48 of a-z, 0-9, _, a letter first")
-    return text
+    return parse
 
 
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
@@ -89,9 +86,11 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argpa
     parser = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    hosts = matching(r"[^:,\s]+:\d{1,5}(,[^:,\s]+:\d{1,5})*", "HOST:PORT[,HOST:PORT...]")
+    keyspace = matching(r"[a-z][a-z0-9_]{0,47}", "1 to 48 of a-z, 0-9 and _, a letter first")
     for flag, variable, default, kind in (
-        ("--hosts", "CASSANDRA_HOSTS", "localhost:9042", host_list),
-        ("--keyspace", "CASSANDRA_KEYSPACE", KEYSPACE, keyspace_name),
+        ("--hosts", "CASSANDRA_HOSTS", "localhost:9042", hosts),
+        ("--keyspace", "CASSANDRA_KEYSPACE", KEYSPACE, keyspace),
     ):
         parser.add_argument(flag, default=environ.get(variable) or default, type=kind,
             help=f"environment: {variable} (default: {default})")  # fmt: skip

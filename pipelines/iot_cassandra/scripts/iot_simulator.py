@@ -7,7 +7,7 @@
 
 A reading, one JSON object; its key in Kafka is the sensor's id:
 
-    {"sensor_id": 1, "timestamp": "2026-01-15T06:00:00.000Z", "temperature": -4.31, "humidity": 81.2}
+    {"sensor_id": 1, "timestamp": "2026-01-15T06:00:00.000Z", "temperature": -4.3, "humidity": 81.2}
 
     sensor_id     integer  1, 2, 3...
     timestamp     text     ISO 8601 in UTC with milliseconds
@@ -39,7 +39,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -226,39 +226,27 @@ def parse_time(text: str) -> datetime:
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
-def positive(text: str) -> int:
-    """Return a whole number above 0."""
-    if (number := int(text)) < 1:
-        raise ValueError(text)
-    return number
+def matching(pattern: str, shape: str) -> Callable[[str], str]:
+    """Return an argparse type for a text that matches a pattern, described by its shape."""
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {shape}")
+        return text
+
+    return parse
 
 
-def rate(text: str) -> float:
-    """Return a number above 0 that is finite."""
-    if not 0 < (number := float(text)) < math.inf:
-        raise ValueError(text)
-    return number
+def at_least(minimum: float, kind: type[int] | type[float]) -> Callable[[str], float]:
+    """Return an argparse type for a finite number that is not below a minimum."""
 
+    def parse(text: str) -> float:
+        if not minimum <= (number := kind(text)) < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not at least {minimum:g}")
+        return number
 
-def share(text: str) -> float:
-    """Return a number from 0 to 1."""
-    if not 0 <= (number := float(text)) <= 1:
-        raise ValueError(text)
-    return number
-
-
-def address_list(text: str) -> str:
-    """Return a list of servers if each is HOST:PORT."""
-    if not re.fullmatch(r"([^:,\s]+:\d{1,5})(,[^:,\s]+:\d{1,5})*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT[,HOST:PORT...]")
-    return text
-
-
-def topic_name(text: str) -> str:
-    """Return a topic's name if Kafka allows it."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not 1 to 200 letters, digits or . _ -")
-    return text
+    parse.__name__ = "whole number" if kind is int else "number"
+    return parse
 
 
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: datetime) -> Config:
@@ -269,27 +257,32 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
     )
     add = parser.add_argument
     add("--console", action="store_true", help="print the readings instead of sending them")
-    add("--count", type=positive, metavar="N", help="stop after N messages")
+    add("--count", type=at_least(1, int), metavar="N", help="stop after N messages")
     add("--at-once", action="store_true", help="send --count messages as fast as possible, as if "
         "they had come at --rate until now")  # fmt: skip
-    add("--sensors", type=positive, default=10, metavar="N", help="(default: 10)")
-    add("--rate", type=rate, default=10.0, metavar="PER_SECOND", dest="rate_hz",
+    add("--sensors", type=at_least(1, int), default=10, metavar="N", help="(default: 10)")
+    add("--rate", type=at_least(0.001, float), default=10.0, metavar="PER_SECOND", dest="rate_hz",
         help="messages per second, all sensors together (default: 10)")  # fmt: skip
-    add("--bad", type=share, default=0.0, metavar="SHARE", dest="bad_share",
+    add("--bad", type=at_least(0, float), default=0.0, metavar="SHARE", dest="bad_share",
         help="share of spoiled messages, 0 to 1 (default: 0)")  # fmt: skip
     add("--seed", type=int, help="for the same readings again (default: a new one, shown)")
     add("--start", type=parse_time, metavar="TIME", help="time of the first reading (default: now)")
-    add("--partitions", type=positive, default=1, metavar="N",
+    add("--partitions", type=at_least(1, int), default=1, metavar="N",
         help="of the topic, when it is not there yet (default: 1)")  # fmt: skip
-    add("--wait", type=float, default=60.0, metavar="SECONDS", dest="wait_s",
+    add("--wait", type=at_least(0, float), default=60.0, metavar="SECONDS", dest="wait_s",
         help="how long to wait for Kafka at the start (default: 60)")  # fmt: skip
+    servers = matching(r"[^:,\s]+:\d{1,5}(,[^:,\s]+:\d{1,5})*", "HOST:PORT[,HOST:PORT...]")
+    name = matching(r"[A-Za-z0-9._-]{1,200}", "1 to 200 letters, digits or . _ -")
     for flag, variable, default, kind in (
-        ("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", address_list),
-        ("--topic", "IOT_TOPIC", "iotdata", topic_name),
+        ("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", servers),
+        ("--topic", "IOT_TOPIC", "iotdata", name),
     ):
-        add(flag, default=environ.get(variable) or default, type=kind,
-            metavar=variable.split("_")[-1], help=f"environment: {variable} (default: {default})")  # fmt: skip
+        text = f"environment: {variable} (default: {default})"
+        value = environ.get(variable) or default
+        add(flag, default=value, type=kind, metavar="NAME", help=text)
     options = vars(parser.parse_args(argv))
+    if options["bad_share"] > 1:
+        parser.error("--bad is a share, from 0 to 1")
     if options["at_once"] and not options["count"]:
         parser.error("--at-once needs --count")
     if options["rate_hz"] > 1000 * options["sensors"]:

@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 """Spark on Cassandra: aggregate the readings (batch), or bring them there from Kafka (stream).
 
-    spark-submit --properties-file pipelines/iot_cassandra/spark.conf \\
-        pipelines/iot_cassandra/scripts/spark_cassandra.py batch
-    spark-submit --properties-file pipelines/iot_cassandra/spark.conf \\
-        pipelines/iot_cassandra/scripts/spark_cassandra.py stream --checkpoint DIR [--once]
+    P=pipelines/iot_cassandra
+    spark-submit --properties-file $P/spark.conf $P/scripts/spark_cassandra.py batch
+    spark-submit --properties-file $P/spark.conf $P/scripts/spark_cassandra.py stream --checkpoint D
 
 batch    loads sensor_data, aggregates each sensor's hours and writes them to sensor_data_hourly:
 
@@ -12,7 +11,7 @@ batch    loads sensor_data, aggregates each sensor's hours and writes them to se
     hours=340 written to iot_keyspace.sensor_data_hourly
 
 stream   reads the topic from its beginning, or from where the checkpoint left it, and writes what
-         kafka_to_cassandra.py would: the same rows, with the same write times, into the same tables;
+         kafka_to_cassandra.py would: the same rows, with the same write times, into both tables;
          what is no reading goes to the same dead-letter topic. With --once it ends at the topic's
          end, else it runs until Ctrl-C. After a crash some messages come again: the rows stay the
          same, a dead letter may be there twice.
@@ -42,7 +41,7 @@ from py4j.protocol import Py4JError
 from pyspark import SparkConf
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as F  # noqa: N812  # as everywhere in Spark
+from pyspark.sql import functions as F  # as everywhere in Spark
 
 CASSANDRA = "org.apache.spark.sql.cassandra"
 FIELDS = "sensor_id BIGINT, timestamp STRING, temperature DOUBLE, humidity DOUBLE"
@@ -113,7 +112,10 @@ def reason(text: Column, found: Column, time: Column) -> Column:
         ("a field has a wrong type", reduce(or_, (field.isNull() for field in fields))),
         ("sensor_id is beyond 32 bits", ~sensor_id.between(-(2**31), 2**31 - 1)),
         ("timestamp is no ISO 8601 time with its offset", ~timestamp.rlike(ISO_TIME)),
-        ("timestamp is a date that does not exist", time.isNull()),
+        (
+            "timestamp is no date of the years 1 to 9999",
+            time.isNull() | ~F.year(time).between(1, 9999),
+        ),
         ("temperature is not between -40 and 80", ~temperature.between(-40, 80)),
         ("humidity is not between 0 and 100", ~humidity.between(0, 100)),
     ]
@@ -154,10 +156,9 @@ def run_batch(spark: SparkSession, config: argparse.Namespace) -> None:
     readings = spark.read.format(CASSANDRA).options(keyspace=keyspace, table="sensor_data").load()
     hours = hourly(readings).cache()  # computed once, written and counted
     write_rows(hours, keyspace, "sensor_data_hourly")
-    total = hours.agg(F.sum("readings"), F.count("*")).first()
-    assert total is not None  # an aggregate without groups has one row
-    sys.stdout.write(f"readings={total[0] or 0} loaded from {keyspace}.sensor_data\n")
-    sys.stdout.write(f"hours={total[1]} written to {keyspace}.sensor_data_hourly\n")
+    [(loaded, written)] = hours.agg(F.sum("readings"), F.count("*")).collect()
+    sys.stdout.write(f"readings={loaded or 0} loaded from {keyspace}.sensor_data\n")
+    sys.stdout.write(f"hours={written} written to {keyspace}.sensor_data_hourly\n")
 
 
 def run_stream(spark: SparkSession, config: argparse.Namespace) -> None:
@@ -241,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         spark.stop()
     except (PySparkException, Py4JError) as exc:
         lines = str(exc).strip().splitlines() or [type(exc).__name__]
-        sys.stderr.write(f"spark_cassandra: {lines[0][:500]}\n")
+        sys.stderr.write(f"spark_cassandra: {' '.join(lines[:2])[:500]}\n")  # what, and why
         return 1
     return 0
 
