@@ -6,8 +6,8 @@
     python -m stack down                  stop;  down -v deletes the data too
 
 The compose file (and the overlays given with -f) says which services, versions, ports and settings;
-what cannot be started natively (Kibana) is named. ZooKeeper, Kafka and Elasticsearch come through
-Maven, once, into a cache folder. Everything else lies under one state folder, `.stack/`.
+what cannot be started natively (Kibana) is named. The servers come through Maven, once, into a
+cache folder. Everything else lies under one state folder, `.stack/`.
 
 Environment: the variables of .env.example, and
     STACK_STATE   state folder: data, logs, process ids (default: .stack beside docker-compose.yml)
@@ -263,6 +263,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     }.items():
         command = commands.add_parser(name, help=text, description=text)
         if name == "exec":
+            command.add_argument("-T", action="store_true", help="as in Docker Compose; no effect")
             command.add_argument("service")
             command.add_argument("tool")
             command.add_argument("arguments", nargs=argparse.REMAINDER)
