@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # spark-submit knows only this folder
 
-from pipelines.iot_cassandra.scripts import spark_cassandra as job  # noqa: E402
+from pipelines.iot_cassandra.scripts import spark_cassandra as job
 
 
 def main() -> int:
