@@ -120,6 +120,7 @@ def options(file: Path, data: Path, jars: Path) -> list[str]:
     """Return the Java options that Cassandra needs on Java 17, and those that a lone node saves."""
     return [
         "-XX:+UseG1GC",
+        "-XX:+ExitOnOutOfMemoryError",  # rather than go on with what is left
         "-Djdk.attach.allowAttachSelf=true",
         *(f"--add-opens={m}/{p}=ALL-UNNAMED" for m, ps in OPENED.items() for p in ps.split()),
         *(f"--add-exports={m}/{p}=ALL-UNNAMED" for m, ps in EXPORTED.items() for p in ps.split()),

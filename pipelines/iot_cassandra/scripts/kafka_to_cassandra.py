@@ -285,10 +285,10 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         self.consumer.subscribe([self.config.topic], listener=self)
         while not self.stop.is_set() and not self.is_idle():
             polled = self.poll()
-            for partition in self.revoked:  # its next owner reads again what is not committed
+            revoked, self.revoked = self.revoked, set()
+            for partition in revoked:  # its next owner reads again what is not committed
                 self.uncommitted.pop(partition, None)
                 self.next_offset.pop(partition, None)
-            self.revoked.clear()
             self.settle(polled)
             self.commit()
 
@@ -334,8 +334,9 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
                 expected = self.consumer.committed(partition, timeout_ms=KAFKA_TIMEOUT_MS)
         if expected is not None and expected != first:
             log.warning(
-                "partition %d: no message from offset %d to %d: deleted before it was read, or "
-                "the marks of transactions", partition.partition, expected, first - 1,
+                "partition %d: offset %d follows where %d was expected: messages were deleted "
+                "before they were read, or the topic made anew (or the marks of transactions)",
+                partition.partition, first, expected,
             )  # fmt: skip
 
     def settle(self, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
