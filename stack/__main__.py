@@ -6,8 +6,8 @@
     python -m stack down                  stop;  down -v deletes the data too
 
 The compose file (and the overlays given with -f) says which services, versions, ports and settings;
-what cannot be started natively (Kibana) is named. ZooKeeper, Kafka and Elasticsearch come through
-Maven, once, into a cache folder. Everything else lies under one state folder, `.stack/`.
+what cannot be started natively (Kibana) is named. The servers come through Maven, once, into a
+cache folder. Everything else lies under one state folder, `.stack/`.
 
 Environment: the variables of .env.example, and
     STACK_STATE   state folder: data, logs, process ids (default: .stack beside docker-compose.yml)
@@ -34,8 +34,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from stack.compose import StackError, load_services
-from stack.images import BUILDERS
-from stack.images.kafka import console_tool
+from stack.images import BUILDERS, TOOLS
 from stack.servers import Server, Site, say, unprivileged_folder
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -163,6 +162,18 @@ class Stack:
         self._pid_file(name).unlink(missing_ok=True)
         return True
 
+    def tool(self, name: str, tool: str, arguments: list[str]) -> list[str]:
+        """Return the command line of a console tool of a service.
+
+        Raises:
+            StackError: the service is not known or has none, or not this one.
+        """
+        service = self.services.get(name)
+        if not service or service.image not in TOOLS:
+            known = [n for n, service in self.services.items() if service.image in TOOLS]
+            raise StackError(f"no tools of a service {name}: there is {', '.join(known)}")
+        return TOOLS[service.image](self.site, service, tool, arguments)
+
     def check(self) -> bool:
         """Print each server's state; return whether all run and answer."""
         all_ready = True
@@ -248,11 +259,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "ps": "show the servers",
         "check": "the same, and exit 1 unless all answer",
         "logs": "print the end of the logs",
-        "exec": "run one of Kafka's console tools",
+        "exec": "run a console tool of a service, such as kafka-topics",
     }.items():
         command = commands.add_parser(name, help=text, description=text)
         if name == "exec":
-            command.add_argument("service", choices=["kafka"])
+            command.add_argument("-T", action="store_true", help="as in Docker Compose; no effect")
+            command.add_argument("service")
             command.add_argument("tool")
             command.add_argument("arguments", nargs=argparse.REMAINDER)
         elif name != "check":
@@ -288,8 +300,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     else ""
                 )
         elif arguments.command == "exec":
-            command = console_tool(stack.site, arguments.tool, arguments.arguments)
-            os.execv(command[0], command)
+            command = stack.tool(arguments.service, arguments.tool, arguments.arguments)
+            os.execvp(command[0], command)
         else:
             return 0 if stack.check() or arguments.command == "ps" else 1
     except StackError as exc:

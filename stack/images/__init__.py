@@ -3,11 +3,18 @@
 from collections.abc import Callable
 
 from stack.compose import Service
-from stack.images import elasticsearch, kafka
+from stack.images import cassandra, elasticsearch, kafka
 from stack.servers import Server, Site
 
 BUILDERS: dict[str, Callable[[Service, Site], Server]] = {
+    "cassandra": cassandra.cassandra,
     "cp-zookeeper": kafka.zookeeper,
     "cp-kafka": kafka.kafka,
     "elasticsearch": elasticsearch.elasticsearch,
+}
+
+# What `python -m stack exec SERVICE` runs: image -> what makes the command line of a tool.
+TOOLS: dict[str, Callable[[Site, Service, str, list[str]], list[str]]] = {
+    "cassandra": cassandra.console_tool,
+    "cp-kafka": kafka.console_tool,
 }

@@ -111,7 +111,7 @@ def kafka(service: Service, site: Site) -> Server:
     )
 
 
-def console_tool(site: Site, tool: str, arguments: list[str]) -> list[str]:
+def console_tool(site: Site, service: Service, tool: str, arguments: list[str]) -> list[str]:
     """Return the command line of one of Kafka's console tools.
 
     Raises:
@@ -119,10 +119,9 @@ def console_tool(site: Site, tool: str, arguments: list[str]) -> list[str]:
     """
     if tool not in KAFKA_TOOLS:
         raise StackError(f"unknown tool {tool}: there is {', '.join(sorted(KAFKA_TOOLS))}")
-    kafka = next(s for s in site.services.values() if s.image == "cp-kafka")
     moved = [site.on_host(argument) for argument in arguments]
     options = ["-Xmx256m", "-Dstack.log.level=WARN"]
-    jars = fetch_jars(kafka_version(kafka), site)
+    jars = fetch_jars(kafka_version(service), site)
     return [*site.java(jars, options), KAFKA_TOOLS[tool], *moved]
 
 

@@ -25,6 +25,7 @@ PROPERTIES: dict[str, Any] = MAPPING["mappings"]["properties"]
 README = PROJECT / "README.md"
 COMPOSE = PROJECT / "docker-compose.yml"
 KRAFT = PROJECT / "docker-compose.kraft.yml"
+PIPELINES = sorted(PROJECT.glob("pipelines/*/compose.yml"))
 ELASTIC_TYPES = {str: {"keyword", "date"}, float: {"float"}, int: {"integer"}}
 
 
@@ -112,11 +113,14 @@ def variables(text: str) -> dict[str, str]:
 def test_env_example_names_every_variable_with_its_default() -> None:
     example = variables((PROJECT / ".env.example").read_text())
     used: dict[str, str] = {}
-    for file in (COMPOSE, KRAFT):
+    for file in (COMPOSE, KRAFT, *PIPELINES):
         used |= dict(re.findall(r"\$\{(\w+):-([^}]*)\}", file.read_text()))
-    for script in ("sensor_generator.py", "kafka_to_elasticsearch.py"):
-        source = (PROJECT / script).read_text()
-        used |= dict(re.findall(r'"(KAFKA_\w+|ELASTICSEARCH_\w+)", "([^"]+)"', source))
+    scripts = [PROJECT / "sensor_generator.py", PROJECT / "kafka_to_elasticsearch.py"]
+    scripts += [f for f in PROJECT.glob("pipelines/*/**/*.py") if "tests" not in f.parts]
+    for script in scripts:
+        found = dict(re.findall(r'"([A-Z]+_[A-Z_]+)", "([^"]+)"', script.read_text()))
+        assert {name: used.get(name, value) for name, value in found.items()} == found, script
+        used |= found
     used |= dict.fromkeys(
         re.findall(r'"(STACK_\w+|JAVA_HOME)"', (PROJECT / "stack/__main__.py").read_text()), ""
     )
@@ -160,7 +164,9 @@ def test_twins_in_the_two_scripts_are_equal() -> None:
 # Compose
 
 
-@pytest.mark.parametrize("file", [COMPOSE, KRAFT], ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", [COMPOSE, KRAFT, *PIPELINES], ids=lambda file: f"{file.parent.name}/{file.name}"
+)
 def test_compose_file_is_valid_by_the_schema(file: Path, tmp_path: Path) -> None:
     plain = tmp_path / file.name  # without the tags, which the schema does not know
     plain.write_text(re.sub(r"^.*!reset null.*\n", "", file.read_text(), flags=re.MULTILINE))
@@ -183,7 +189,7 @@ def resolved(*files: Path) -> dict[str, Any]:
     chosen = [part for file in files for part in ("-f", str(file))]
     if shutil.which("docker"):
         candidates.append(["docker", "compose", *chosen, "config"])
-    if shutil.which("docker-compose") and len(files) == 1:
+    if shutil.which("docker-compose") and not any("!reset" in f.read_text() for f in files):
         candidates.append(["docker-compose", *chosen, "config"])
     printed = ""
     for command in candidates:
@@ -203,7 +209,11 @@ def environment(service: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in pairs}
 
 
-@pytest.mark.parametrize("files", [(COMPOSE,), (COMPOSE, KRAFT)], ids=["zookeeper", "kraft"])
+@pytest.mark.parametrize(
+    "files",
+    [(COMPOSE,), (COMPOSE, KRAFT), *((COMPOSE, file) for file in PIPELINES)],
+    ids=["zookeeper", "kraft", *(file.parent.name for file in PIPELINES)],
+)
 def test_the_native_stack_reads_the_files_as_compose_does(files: tuple[Path, ...]) -> None:
     theirs = resolved(*files)["services"]
     ours = load_services(files, {})
@@ -217,9 +227,13 @@ def test_the_native_stack_reads_the_files_as_compose_does(files: tuple[Path, ...
 def test_every_image_is_pinned_and_every_port_is_on_loopback() -> None:
     services = yaml.safe_load(COMPOSE.read_text())["services"]
     assert set(services) == {"zookeeper", "kafka", "elasticsearch", "kibana"}
+    for file in PIPELINES:  # what an overlay only adds to a service of the root file has no image
+        added = yaml.safe_load(file.read_text())["services"].items()
+        services |= {f"{file.parent.name}/{n}": s for n, s in added if "image" in s}
     for name, service in services.items():
-        assert re.search(r":\$\{\w+_VERSION:-\d+\.\d+\.\d+\}$", service["image"]), name
-        assert all(port.startswith("127.0.0.1:") for port in service["ports"]), name
+        pinned = r":\$\{\w+_VERSION:-\d+\.\d+\.\d+\}(-[\w.-]+)?$"
+        assert re.search(pinned, service["image"]), name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         assert service["healthcheck"]["test"], name
         conditions = [need["condition"] for need in service.get("depends_on", {}).values()]
         assert set(conditions) <= {"service_healthy"}

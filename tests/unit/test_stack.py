@@ -11,10 +11,12 @@ import pytest
 from stack import prerequisites
 from stack.__main__ import Stack, main
 from stack.compose import Service, StackError, load_services
+from stack.images import cassandra
 from stack.servers import Site, java_home
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMPOSE = PROJECT / "docker-compose.yml"
+CASSANDRA = PROJECT / "pipelines/iot_cassandra/compose.yml"
 
 
 def services_of(tmp_path: Path, *texts: str) -> list[Service]:
@@ -133,6 +135,31 @@ def test_an_unknown_service_is_one_line(
         capsys.readouterr().err
         == "stack: no service kafkaa: there is zookeeper, kafka, elasticsearch\n"
     )
+
+
+def test_tools_are_those_of_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cqlsh").touch(mode=0o755)  # where the pipeline's own needs are not installed
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    ports = {"KAFKA_HOST_PORT": "19092", "CASSANDRA_HOST_PORT": "19042"}
+    stack = Stack([COMPOSE, CASSANDRA], {**os.environ, **ports, "STACK_STATE": str(tmp_path)})
+    command = stack.tool("cassandra", "cqlsh", ["-e", "SELECT"])
+    assert command[:3] == ["env", "CQLSH_HOST=127.0.0.1", "CQLSH_PORT=19042"]
+    assert command[-2:] == ["-e", "SELECT"]
+    with pytest.raises(StackError, match="unknown tool nodetool: there is cqlsh"):
+        stack.tool("cassandra", "nodetool", [])
+    with pytest.raises(StackError, match="no tools of a service zookeeper: there is kafka, cassan"):
+        stack.tool("zookeeper", "zkCli", [])
+
+
+def test_cassandra_reads_the_image_s_variables(tmp_path: Path) -> None:
+    services = load_services([COMPOSE, CASSANDRA], {"CASSANDRA_HEAP": "300M"})
+    service = services["cassandra"]
+    options = cassandra.jvm_options(service)
+    assert options == ["-Xms300M", "-Xmx300M"]
+    assert cassandra.settings_of(service, tmp_path, 1, 2)["cluster_name"] == "iot"
+    service.environment["CASSANDRA_SEEDS"] = "elsewhere"
+    with pytest.raises(StackError, match="cassandra: not understood natively: CASSANDRA_SEEDS"):
+        cassandra.cassandra(service, Site(services, tmp_path, tmp_path, {}))
 
 
 def test_check_says_what_does_not_run(

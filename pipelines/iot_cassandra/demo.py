@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""Show this pipeline at work, from nothing: `make demo-iot_cassandra` calls this.
+
+Starts Kafka and Cassandra (by Docker if an engine answers, natively otherwise), applies the schema,
+sends readings at once and live while the writer runs, lets Spark aggregate them, and compares all
+that was sent with all that is stored. The output is in French, like the README.
+
+Environment (or .env in the project's folder): as the scripts. Exit codes: those of verify.py.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from cassandra.cluster import Cluster
+from dotenv import load_dotenv
+
+PROJECT = Path(__file__).resolve().parents[2]
+HERE = "pipelines/iot_cassandra"
+FILES = ["-f", "docker-compose.yml", "-f", f"{HERE}/compose.yml"]
+BEFORE, LIVE = ("--count", "20000", "--at-once"), ("--count", "300", "--rate", "30")
+SPARK_JOB = ["--properties-file", f"{HERE}/spark.conf", f"{HERE}/scripts/spark_cassandra.py"]
+
+
+def say(line: str = "") -> None:
+    """Print a line at once, also into a pipe."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def succeeds(*command: str) -> bool:
+    """Run a command silently; return whether it exits with 0, False when it is not there."""
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def script(name: str, *arguments: str) -> list[str]:
+    """Return the command line of one of this folder's scripts."""
+    return [sys.executable, f"{HERE}/{name}", *arguments]
+
+
+def run(command: list[str]) -> None:
+    """Run a command to its end.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    subprocess.run(command, cwd=PROJECT, check=True)
+
+
+def start_servers(by_docker: bool) -> None:
+    """Start Kafka and Cassandra, and by Docker Spark's master and worker too."""
+    if by_docker:
+        services = ("kafka", "cassandra", "spark-worker")
+        run(["docker", "compose", *FILES, "up", "-d", "--wait", *services])
+    else:
+        run([sys.executable, "-m", "stack", *FILES, "up", "kafka", "cassandra"])
+
+
+def run_pipeline() -> None:
+    """Run the writer while one simulator sends readings of the last half hour and one live."""
+    simulators = [
+        subprocess.Popen(script("scripts/iot_simulator.py", *arguments), cwd=PROJECT)
+        for arguments in ((*BEFORE, "--bad", "0.005"), LIVE)
+    ]
+    writer = script("scripts/kafka_to_cassandra.py", "--exit-when-idle", "4")
+    codes = [subprocess.run(writer, cwd=PROJECT, check=False).returncode]
+    codes += [simulator.wait(timeout=120) for simulator in simulators]
+    if any(codes):
+        raise subprocess.CalledProcessError(max(codes), writer)
+
+
+def aggregate(by_docker: bool) -> None:
+    """Run the Spark batch; what Spark says besides is shown only if it fails."""
+    if by_docker:
+        command = [
+            "docker",
+            "compose",
+            *FILES,
+            "exec",
+            "spark-master",
+            "/opt/spark/bin/spark-submit",
+        ]
+        command += ["--master", "spark://spark-master:7077", "--conf", "spark.jars.ivy=/tmp/ivy"]
+    else:
+        command = ["spark-submit"]
+    # spark-submit takes the Python and the Spark that it finds first.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environ: Mapping[str, str] = {**os.environ, "PATH": path}
+    done = subprocess.run(
+        [*command, *SPARK_JOB, "batch"],
+        cwd=PROJECT, env=environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    sys.stdout.write(done.stdout)
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+        done.check_returncode()
+
+
+def print_hours() -> None:
+    """Print what Spark has written about the first sensor's last hours."""
+    host, _, port = (
+        (os.environ.get("CASSANDRA_HOSTS") or "localhost:9042").split(",")[0].rpartition(":")
+    )
+    keyspace = os.environ.get("CASSANDRA_KEYSPACE") or "iot_keyspace"
+    with Cluster([(host, int(port))]) as cluster:
+        rows = cluster.connect(keyspace).execute(
+            "SELECT hour, readings, temperature_avg, humidity_avg FROM sensor_data_hourly "
+            "WHERE sensor_id = 1 LIMIT 3"
+        )
+        say("\nCapteur 1, par heure (UTC)   Mesures   Température   Humidité")
+        for row in rows:
+            say(
+                f"{row.hour:%Y-%m-%d %H:%M}             {row.readings:>7}   "
+                f"{row.temperature_avg:>8.2f} °C   {row.humidity_avg:>6.1f} %"
+            )
+
+
+def main() -> int:
+    """Run the demonstration; return the exit code (see the module docstring)."""
+    load_dotenv(PROJECT / ".env")
+    by_docker = succeeds("docker", "info") and succeeds("docker", "compose", "version")
+    began = time.monotonic()
+    try:
+        say(f"── Les serveurs, {'par Docker' if by_docker else 'sans Docker'}\n")
+        start_servers(by_docker)
+        say("\n── Le schéma\n")
+        run(script("scripts/apply_schema.py"))
+        say("\n── 20 000 mesures d'un coup, dont 1 sur 200 abîmée exprès, et 10 s en direct\n")
+        run_pipeline()
+        say("\n── Spark lit Cassandra, agrège par capteur et par heure, et l'y récrit\n")
+        aggregate(by_docker)
+        print_hours()
+    except subprocess.CalledProcessError as exc:
+        sys.stderr.write(f"demo: {Path(exc.cmd[1]).name} ended with code {exc.returncode}\n")
+        return 1
+    say("\n── Vérification : chaque message du sujet est relu et cherché dans les deux tables\n")
+    code = subprocess.run(script("verify.py"), cwd=PROJECT, check=False).returncode
+    if code:
+        say("\n✗ Ce qui a été envoyé n'est PAS exactement ce qui est stocké : voir ci-dessus.")
+    else:
+        seconds = time.monotonic() - began
+        say(f"\n✓ Ce qui a été envoyé est exactement ce qui est stocké ({seconds:.0f} s).")
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,669 @@
+#!/usr/bin/env python3
+"""Write the readings of a Kafka topic into Cassandra: none lost, none twice, none hidden.
+
+    python pipelines/iot_cassandra/scripts/kafka_to_cassandra.py                      # until Ctrl-C
+    python pipelines/iot_cassandra/scripts/kafka_to_cassandra.py --exit-when-idle 5
+
+What happens to a message:
+
+    poll -> validate -> INSERT into each table -> all acknowledged -> commit its offset
+                |
+                +-- malformed -> dead letter: topic <topic>.dead-letter, with the original bytes,
+                                 the reason, and the topic, partition and offset it came from
+
+A row's key is its sensor and its time, so a message that is read again changes nothing. Of two
+readings of one sensor and one millisecond the later in Kafka stays, also when both are read again:
+a row's write time is its message's (Kafka's time stamp in ms, then the offset modulo 1000). Offsets
+are committed only when all before them is acknowledged by Cassandra or by the dead-letter topic.
+While one of them is away the writer waits, and holds no more than --batch messages.
+
+A progress line, every 5 seconds (consumed is always the sum of the three that follow):
+
+    progress consumed=5000 written=4996 dead_lettered=2 in_flight=2 rate_hz=1000
+
+Environment (or .env in the project's folder; a flag wins over both):
+    KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
+    IOT_TOPIC                 default iotdata
+    IOT_GROUP_ID              default iot-cassandra-writer
+    CASSANDRA_HOSTS           default localhost:9042
+    CASSANDRA_KEYSPACE        default iot_keyspace
+
+Exit codes: 0 done or stopped cleanly, 1 a server unreachable or a reading unaccounted for,
+2 wrong usage or configuration.
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import chain, count
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from cassandra import DriverException, InvalidRequest
+from cassandra import cluster as cassandra
+from cassandra.policies import ConstantReconnectionPolicy, FallthroughRetryPolicy
+from cassandra.query import PreparedStatement
+from cassandra.util import Date
+from dotenv import load_dotenv
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
+from kafka.structs import OffsetAndMetadata, TopicPartition
+from msgspec import Meta
+
+log = logging.getLogger("kafka_to_cassandra")
+T = TypeVar("T")
+
+PROJECT = Path(__file__).resolve().parents[3]
+INSERTS = (
+    "INSERT INTO {keyspace}.sensor_data (sensor_id, timestamp, temperature, humidity) "
+    "VALUES (:sensor_id, :timestamp, :temperature, :humidity) USING TIMESTAMP :write_time",
+    "INSERT INTO {keyspace}.sensor_data_by_day (sensor_id, day, timestamp, temperature, humidity) "
+    "VALUES (:sensor_id, :day, :timestamp, :temperature, :humidity) USING TIMESTAMP :write_time",
+)
+EPOCH, MS_PER_DAY = datetime(1970, 1, 1, tzinfo=UTC), 86_400_000
+REQUEST_TIMEOUT_S = 5.0  # Cassandra itself gives a write up after 2 s
+RETRY_BASE_S, RETRY_CAP_S = 0.2, 5.0
+STOP_GRACE_S = 5.0  # for what is in flight when told to stop
+SESSION_TIMEOUT_MS = 20_000  # a killed member's partitions are free after that
+DEAD_LETTER_BYTES = 100_000_000  # with its headers it is larger than what could be read
+KAFKA_TIMEOUT_MS = 5000
+PROGRESS_S = 5.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run of the writer, as asked for; defaults are written in `load_config` only."""
+
+    bootstrap_servers: str
+    topic: str
+    group_id: str
+    hosts: str
+    keyspace: str
+    partitions: int
+    batch: int
+    exit_when_idle_s: float
+    wait_s: float
+
+    @property
+    def dead_letter_topic(self) -> str:
+        """Topic for the messages that are no readings."""
+        return f"{self.topic}.dead-letter"
+
+
+class InvalidReadingError(ValueError):
+    """A message that is not a reading; the text says why."""
+
+
+class StartError(Exception):
+    """What keeps the writer from starting, in one line, and the exit code for it."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+# What a message must be.
+
+
+class Reading(msgspec.Struct, forbid_unknown_fields=True):
+    """The four fields: what fits the columns, and what a working sensor can measure."""
+
+    sensor_id: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]  # INT has 32 bits
+    timestamp: str  # see epoch_ms
+    temperature: Annotated[float, Meta(ge=-40, le=80)]  # degrees Celsius
+    humidity: Annotated[float, Meta(ge=0, le=100)]  # %
+
+
+DECODER = msgspec.json.Decoder(Reading)
+QUOTES = 10  # around four names and one text; a field given twice adds to them
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:[0-5]\d)", re.ASCII)
+
+
+def parse_reading(value: bytes | None) -> Reading:
+    """Return the reading in a message.
+
+    Raises:
+        InvalidReadingError: it is not a JSON object in UTF-8 with exactly the four fields, each
+            once, or a field has a wrong type or lies outside its range.
+    """
+    if not value:
+        raise InvalidReadingError("empty message")
+    try:
+        reading = DECODER.decode(value)
+    except UnicodeDecodeError as exc:
+        raise InvalidReadingError("not UTF-8") from exc
+    except msgspec.DecodeError as exc:
+        raise InvalidReadingError(no_number(value) or str(exc)) from exc
+    if value.count(b'"') != QUOTES:
+        raise InvalidReadingError("a field is given twice")
+    return reading
+
+
+def no_number(value: bytes) -> str:
+    """Return what many programs write and JSON does not have: NaN, Infinity; empty: not there.
+
+    >>> no_number(b'{"temperature": NaN}'), no_number(b'{"temperature": 1')
+    ('NaN is not a number', '')
+    """
+    found: list[str] = []
+    with suppress(ValueError, RecursionError):
+        json.loads(value, parse_constant=found.append)
+    return f"{found[0]} is not a number" if found else ""
+
+
+def epoch_ms(text: str) -> int:
+    """Return an ISO 8601 time with its offset as milliseconds since 1970, cut, not rounded.
+
+    Raises:
+        InvalidReadingError: it is not such a time, or lies outside the years 1 to 9999.
+
+    >>> epoch_ms("1970-01-01T01:00:00.0079+01:00"), epoch_ms("1969-12-31T23:59:59.999Z")
+    (7, -1)
+    """
+    if not TIMESTAMP.fullmatch(text):
+        raise InvalidReadingError("timestamp is not an ISO 8601 time with its offset")
+    try:
+        return (datetime.fromisoformat(text).astimezone(UTC) - EPOCH) // timedelta(milliseconds=1)
+    except (ValueError, OverflowError) as exc:
+        raise InvalidReadingError(f"timestamp: {exc}") from exc
+
+
+def row_of(message: Any) -> dict[str, Any]:
+    """Return the values of a message's row, for both tables.
+
+    Raises:
+        InvalidReadingError: the message is not a reading.
+    """
+    reading = parse_reading(message.value)
+    time_ms = epoch_ms(reading.timestamp)
+    return {
+        "sensor_id": reading.sensor_id,
+        "day": Date(time_ms // MS_PER_DAY),
+        "timestamp": time_ms,
+        "temperature": reading.temperature,
+        "humidity": reading.humidity,
+        "write_time": message.timestamp * 1000 + message.offset % 1000,  # microseconds
+    }
+
+
+def one_line(exc: Exception | None) -> str:
+    """Return an exception's message in one line, not too long."""
+    text = " ".join(str(exc).split()) or type(exc).__name__
+    return f"{text[:297]}..." if len(text) > 300 else text
+
+
+# Where messages go.
+
+Delivery = Callable[[], Any]  # starts a row's or a dead letter's way; returns a future
+
+
+@dataclass
+class Clients:
+    """Cassandra's session with its prepared inserts, and the producer of dead letters."""
+
+    session: cassandra.Session
+    inserts: Sequence[PreparedStatement]
+    producer: KafkaProducer
+    dead_letter_topic: str
+
+    def plan(self, message: Any) -> tuple[str, list[Delivery]]:
+        """Return what a message will be counted as, and what must be acknowledged before."""
+        try:
+            row = row_of(message)
+        except InvalidReadingError as exc:
+            return "dead_lettered", [partial(self.bury, message, f"invalid: {one_line(exc)}")]
+        statements = [
+            insert.bind({column.name: row[column.name] for column in insert.column_metadata})
+            for insert in self.inserts
+        ]
+        return "written", [partial(self.session.execute_async, one) for one in statements]
+
+    def bury(self, message: Any, reason: str) -> Any:
+        """Send a message to the dead-letter topic: its key and bytes, why, where it came from."""
+        headers = {
+            "reason": reason,
+            "source.topic": message.topic,
+            "source.partition": message.partition,
+            "source.offset": message.offset,
+            "source.timestamp": message.timestamp,  # epoch ms
+        }
+        return self.producer.send(
+            self.dead_letter_topic,
+            key=message.key,
+            value=message.value or b"",
+            headers=[(name, str(value).encode()) for name, value in headers.items()],
+        )
+
+
+# The loop: poll a batch, have all of it acknowledged, commit.
+
+
+class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
+    """The way of the messages through one process, and the accounts of what became of them.
+
+    Attributes:
+        next_offset: partition -> what should be read next, where that is known.
+        uncommitted: partition -> offset before which all is acknowledged, to be committed.
+        revoked: partitions that a rebalance has taken from us since the last poll for messages.
+        in_flight: number of messages read that are not acknowledged yet.
+    """
+
+    def __init__(
+        self, config: Config, clients: Clients, consumer: KafkaConsumer, stop: threading.Event
+    ) -> None:
+        self.config = config
+        self.clients = clients
+        self.consumer = consumer
+        self.stop = stop
+        self.next_offset: dict[TopicPartition, int] = {}
+        self.uncommitted: dict[TopicPartition, int] = {}
+        self.revoked: set[TopicPartition] = set()
+        self.commit_refused = False
+        self.totals: Counter[str] = Counter()
+        self.in_flight = 0
+        self.give_up_at = math.inf
+        self.began = self.last_progress = self.last_busy = time.monotonic()
+
+    def run(self) -> None:
+        """Move messages until told to stop or idle for --exit-when-idle seconds."""
+        self.consumer.subscribe([self.config.topic], listener=self)
+        while not self.stop.is_set() and not self.is_idle():
+            polled = self.poll()
+            revoked, self.revoked = self.revoked, set()
+            for partition in revoked:  # its next owner reads again what is not committed
+                self.uncommitted.pop(partition, None)
+                self.next_offset.pop(partition, None)
+            self.settle(polled)
+            self.commit()
+
+    def poll(self) -> Mapping[TopicPartition, Sequence[Any]]:
+        """Return the next messages, at most --batch."""
+        self.report()
+        try:
+            self.consumer.resume(*self.consumer.paused())
+            polled: Mapping[TopicPartition, Sequence[Any]]
+            polled = self.consumer.poll(100, max_records=self.config.batch)
+        except KafkaError as exc:
+            log.warning("Kafka: nothing can be read now (%s)", one_line(exc))
+            time.sleep(1)
+            return {}
+        for partition, messages in polled.items():
+            self.check_gap(partition, messages[0].offset)
+            self.next_offset[partition] = messages[-1].offset + 1
+        return polled
+
+    def stay_in_group(self) -> None:
+        """Poll, as every member of a group must, but take no message: back-pressure."""
+        self.report()
+        with suppress(KafkaError):
+            self.consumer.pause(*self.consumer.assignment())
+            for partition, messages in self.consumer.poll(0).items():  # assigned just now
+                self.consumer.seek(partition, messages[0].offset)
+
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """Note which partitions are taken from us: called during a poll."""
+        self.revoked.update(revoked)
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """Say which partitions come to us."""
+        if assigned:
+            numbers = ",".join(str(p.partition) for p in sorted(assigned))
+            log.info("assigned partitions=%s of topic=%s", numbers, self.config.topic)
+
+    def check_gap(self, partition: TopicPartition, first: int) -> None:
+        """Say so when messages are gone that we have not read."""
+        expected = self.next_offset.get(partition)
+        with suppress(KafkaError):  # then a gap before our first message is not noticed
+            if expected is None:
+                expected = self.consumer.committed(partition, timeout_ms=KAFKA_TIMEOUT_MS)
+        if expected is not None and expected != first:
+            log.warning(
+                "partition %d: offset %d follows where %d was expected: messages were deleted "
+                "before they were read, or the topic made anew (or the marks of transactions)",
+                partition.partition, first, expected,
+            )  # fmt: skip
+
+    def settle(self, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
+        """Have each message written or dead-lettered; note what may be committed then.
+
+        When told to stop it gives up after STOP_GRACE_S; what is open is then read again.
+        """
+        deliveries: list[Delivery] = []
+        outcomes: Counter[str] = Counter()
+        for message in chain.from_iterable(polled.values()):
+            outcome, planned = self.clients.plan(message)
+            outcomes[outcome] += 1
+            deliveries += planned
+        self.in_flight = outcomes.total()
+        self.totals["consumed"] += self.in_flight
+        for attempt in count(1):
+            deliveries, failure = self.deliver(deliveries)
+            if not deliveries:
+                break
+            self.back_off(attempt, failure)
+            if self.is_giving_up():
+                return
+        self.totals += outcomes
+        self.in_flight = 0
+        for partition, messages in polled.items():
+            if partition not in self.revoked:
+                self.uncommitted[partition] = messages[-1].offset + 1
+
+    def deliver(self, deliveries: list[Delivery]) -> tuple[list[Delivery], Exception | None]:
+        """Start deliveries, wait for every answer; return those to start again, and why.
+
+        A valid row cannot be refused for what it says: whatever the error, it may pass.
+        """
+        answers: SimpleQueue[tuple[Delivery, Exception | None]] = SimpleQueue()
+        failed, failure = [], None
+        awaited = 0
+        for delivery in deliveries:
+            try:
+                future = delivery()
+            except KafkaError as exc:  # the producer takes no more
+                failed, failure = deliveries[awaited:], exc
+                break
+            awaited += 1
+            # Called by the clients' own threads.
+            future.add_callback(lambda _, done=delivery: answers.put((done, None)))
+            future.add_errback(lambda exc, done=delivery: answers.put((done, exc)))
+        while awaited:
+            try:
+                delivery, error = answers.get(timeout=0.2)
+            except Empty:
+                self.stay_in_group()
+                continue
+            awaited -= 1
+            if error:
+                failed.append(delivery)
+                failure = error
+        return failed, failure
+
+    def back_off(self, attempt: int, failure: Exception | None) -> None:
+        """Wait longer at each attempt, up to a cap, at random, staying in the group."""
+        delay_s = min(RETRY_CAP_S, RETRY_BASE_S * 2 ** min(attempt, 10)) * random.uniform(0.5, 1)
+        server = "Kafka" if isinstance(failure, KafkaError) else "Cassandra"
+        level = logging.WARNING if attempt <= 3 else logging.ERROR  # it lasts: louder
+        log.log(level, "%s: %d messages wait (%s: %s); next try in %.1f s", server,
+                self.in_flight, type(failure).__name__, one_line(failure), delay_s)  # fmt: skip
+        until = time.monotonic() + delay_s
+        while time.monotonic() < until and not self.is_giving_up():
+            self.stay_in_group()
+            time.sleep(0.1)
+
+    def is_giving_up(self) -> bool:
+        """Return whether we were told to stop STOP_GRACE_S ago."""
+        if self.stop.is_set() and self.give_up_at == math.inf:
+            self.give_up_at = time.monotonic() + STOP_GRACE_S
+        return time.monotonic() > self.give_up_at
+
+    def commit(self) -> None:
+        """Commit the offsets of what is acknowledged."""
+        marks = {p: OffsetAndMetadata(offset, "", -1) for p, offset in self.uncommitted.items()}
+        try:
+            if marks:
+                self.consumer.commit(marks, timeout_ms=KAFKA_TIMEOUT_MS)
+        except KafkaError as exc:  # a rebalance, or Kafka away: they go with the next commit
+            if not self.commit_refused:  # said once: it is tried ten times a second
+                log.warning("offsets not committed yet (%s)", type(exc).__name__)
+            self.commit_refused = True
+            return
+        self.uncommitted, self.commit_refused = {}, False
+
+    def is_idle(self) -> bool:
+        """Return whether nothing has come for --exit-when-idle seconds with partitions assigned."""
+        consumed = self.totals["consumed"]
+        if consumed != self.totals["before"] or self.uncommitted or not self.consumer.assignment():
+            self.last_busy, self.totals["before"] = time.monotonic(), consumed
+        return time.monotonic() - self.last_busy >= self.config.exit_when_idle_s
+
+    def accounts(self) -> str:
+        """Return consumed = written + dead_lettered + in_flight, as key=value pairs."""
+        names = ("consumed", "written", "dead_lettered")
+        counts = {name: self.totals[name] for name in names} | {"in_flight": self.in_flight}
+        return " ".join(f"{name}={number}" for name, number in counts.items())
+
+    def report(self) -> None:
+        """Log the accounts every few seconds."""
+        now = time.monotonic()
+        if (seconds := now - self.last_progress) >= PROGRESS_S:
+            rate_hz = (self.totals["consumed"] - self.totals["reported"]) / seconds
+            log.info("progress %s rate_hz=%.0f", self.accounts(), rate_hz)
+            self.last_progress, self.totals["reported"] = now, self.totals["consumed"]
+
+    def finish(self) -> bool:
+        """Commit in bounded time what was acknowledged; return whether nothing is left open."""
+        deadline = time.monotonic() + STOP_GRACE_S
+        while self.uncommitted and time.monotonic() < deadline:  # perhaps a rebalance: let it end
+            self.stay_in_group()
+            self.uncommitted = {
+                p: offset for p, offset in self.uncommitted.items() if p not in self.revoked
+            }
+            self.commit()
+        log.info("stopped %s seconds=%.1f", self.accounts(), time.monotonic() - self.began)
+        if self.in_flight or self.uncommitted:
+            log.error("not acknowledged: %d messages; not committed: %d partitions; all of that "
+                      "is read again", self.in_flight, len(self.uncommitted))  # fmt: skip
+        return not (self.in_flight or self.uncommitted)
+
+
+# Connecting, and what must be there before the first row.
+
+
+def patiently(where: str, connect: Callable[[], T], wait_s: float, stop: threading.Event) -> T:
+    """Return what connect returns, tried again until wait_s seconds are over.
+
+    Raises:
+        StartError: the server did not answer in time, or we were told to stop.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return connect()
+        except (cassandra.NoHostAvailable, DriverException, KafkaError) as exc:
+            why, left_s = one_line(exc), deadline - time.monotonic()
+            if left_s <= 0:
+                text = f"no answer from {where} ({why}): is it started? (see README)"
+                raise StartError(text, code=1) from exc
+        log.warning("waiting for %s (%s), %.0f s left", where, why, left_s)
+        if stop.wait(min(2.0, left_s)):
+            raise StartError("stopped while waiting", code=0)
+
+
+def connect_to_cassandra(config: Config) -> tuple[cassandra.Session, list[PreparedStatement]]:
+    """Return a session and the prepared inserts.
+
+    Raises:
+        StartError: a table is missing or has other columns.
+        NoHostAvailable, DriverException: Cassandra does not answer yet.
+    """
+    profile = cassandra.ExecutionProfile(
+        retry_policy=FallthroughRetryPolicy(),  # the retries are ours: with back-off, without end
+        request_timeout=REQUEST_TIMEOUT_S,
+    )
+    points = [host.rsplit(":", 1) for host in config.hosts.split(",")]
+    cluster = cassandra.Cluster(
+        [(host, int(port)) for host, port in points],
+        execution_profiles={cassandra.EXEC_PROFILE_DEFAULT: profile},
+        reconnection_policy=ConstantReconnectionPolicy(1.0, max_attempts=None),
+    )
+    try:
+        session = cluster.connect()
+        return session, [session.prepare(i.format(keyspace=config.keyspace)) for i in INSERTS]
+    except Exception as exc:
+        cluster.shutdown()  # or its threads would go on trying
+        if not isinstance(exc, InvalidRequest):
+            raise
+        apply = "python pipelines/iot_cassandra/scripts/apply_schema.py"
+        raise StartError(f"{one_line(exc)}: apply the schema ({apply})", code=2) from exc
+
+
+def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
+    """Return a consumer in the group and a producer of dead letters; make the missing topics.
+
+    Raises:
+        KafkaError: no broker answers yet.
+    """
+    common = {
+        "bootstrap_servers": config.bootstrap_servers.split(","),
+        "bootstrap_timeout_ms": 2000,
+        "reconnect_backoff_max_ms": 5000,
+    }
+    with KafkaAdminClient(**common) as admin:
+        topics = {
+            config.topic: {"num_partitions": config.partitions},
+            config.dead_letter_topic: {"configs": {"max.message.bytes": str(DEAD_LETTER_BYTES)}},
+        }
+        for name in topics.keys() - set(admin.list_topics()):
+            with suppress(TopicAlreadyExistsError):  # another was faster
+                admin.create_topics({name: topics[name]})
+    producer = KafkaProducer(
+        # An idempotent producer never recovers from a message that the broker has refused. The
+        # price: a dead letter may be there twice after an answer was lost, with the same origin.
+        enable_idempotence=False,
+        acks="all",
+        compression_type="gzip",
+        max_request_size=DEAD_LETTER_BYTES,
+        max_block_ms=KAFKA_TIMEOUT_MS,
+        request_timeout_ms=KAFKA_TIMEOUT_MS,
+        delivery_timeout_ms=2 * KAFKA_TIMEOUT_MS,
+        **common,
+    )
+    consumer = KafkaConsumer(
+        group_id=config.group_id,
+        auto_offset_reset="earliest",  # started after the simulator, it misses nothing
+        enable_auto_commit=False,  # only what is acknowledged is committed
+        isolation_level="read_committed",  # not what a transaction has taken back
+        # When a member comes or goes, the others keep the partitions that do not move.
+        partition_assignment_strategy=(CooperativeStickyAssignor,),
+        session_timeout_ms=SESSION_TIMEOUT_MS,
+        metadata_max_age_ms=10_000,  # a partition that is added is read within that time
+        **common,
+    )
+    # Without the topic's metadata kafka-python can join with an empty assignment and stay there
+    # ("No partition metadata for topic"): ask for it before joining, which the first poll does.
+    if not consumer.partitions_for_topic(config.topic):
+        raise UnknownTopicOrPartitionError(f"topic {config.topic} does not exist")
+    # When a poll ends between the two answers of a join, kafka-python 3.0.12 may forget the join:
+    # it commits no more, for ever. Its own flag says that one is under way.
+    coordinator = consumer._coordinator
+    need_rejoin = coordinator.need_rejoin
+    coordinator.need_rejoin = lambda: coordinator.rejoining or need_rejoin()
+    return consumer, producer
+
+
+# The command.
+
+
+def matching(pattern: str, shape: str) -> Callable[[str], str]:
+    """Return an argparse type for a text that matches a pattern, described by its shape."""
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {shape}")
+        return text
+
+    return parse
+
+
+def at_least(minimum: float, kind: type[int] | type[float]) -> Callable[[str], float]:
+    """Return an argparse type for a finite number that is not below a minimum."""
+
+    def parse(text: str) -> float:
+        if not minimum <= (number := kind(text)) < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not at least {minimum:g}")
+        return number
+
+    parse.__name__ = "whole number" if kind is int else "number"
+    return parse
+
+
+def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
+    """Return the configuration: flag > environment > default. A bad value exits with code 2."""
+    description, _, epilog = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    servers = matching(r"[^:,\s]+:\d{1,5}(,[^:,\s]+:\d{1,5})*", "HOST:PORT[,HOST:PORT...]")
+    name = matching(r"[A-Za-z0-9._-]{1,200}", "1 to 200 letters, digits or . _ -")
+    keyspace = matching(r"[a-z][a-z0-9_]{0,47}", "1 to 48 of a-z, 0-9 and _, a letter first")
+    for flag, variable, default, kind in (
+        ("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", servers),
+        ("--topic", "IOT_TOPIC", "iotdata", name),
+        ("--group-id", "IOT_GROUP_ID", "iot-cassandra-writer", name),
+        ("--hosts", "CASSANDRA_HOSTS", "localhost:9042", servers),
+        ("--keyspace", "CASSANDRA_KEYSPACE", "iot_keyspace", keyspace),
+    ):
+        text = f"environment: {variable} (default: {default})"
+        value = environ.get(variable) or default
+        parser.add_argument(flag, default=value, type=kind, metavar="NAME", help=text)
+    for flag, field, minimum, number, text in (
+        ("--partitions", 1, 1, int, "of the topic, when it is not there yet (default: 1)"),
+        ("--batch", 500, 1, int, "messages that are read and written together (default: 500)"),
+        ("--exit-when-idle", math.inf, 0, float, "stop when nothing came for so long (never)"),
+        ("--wait", 60.0, 0, float, "for the servers, at the start (default: 60)"),
+    ):
+        kind_of = at_least(minimum, number)
+        parser.add_argument(flag, default=field, type=kind_of, metavar="N", help=text)
+    options = vars(parser.parse_args(argv))
+    idle_s, wait_s = options.pop("exit_when_idle"), options.pop("wait")
+    return Config(**options, exit_when_idle_s=idle_s, wait_s=wait_s)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Move readings until stopped; return the exit code (see the module docstring)."""
+    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    config = load_config(argv, os.environ)
+    logging.Formatter.converter = time.gmtime
+    line = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=line, datefmt="%Y-%m-%dT%H:%M:%S")
+    for client in ("cassandra", "kafka"):  # what they meet in an outage is said by us, once
+        logging.getLogger(client).setLevel(logging.CRITICAL)
+    stop = threading.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        # Not set in the handler itself: what it interrupts may hold the event's lock.
+        signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
+    try:
+        where = f"Cassandra at {config.hosts}"
+        session, inserts = patiently(
+            where, lambda: connect_to_cassandra(config), config.wait_s, stop
+        )
+        where = f"Kafka at {config.bootstrap_servers}"
+        consumer, producer = patiently(where, lambda: connect_to_kafka(config), config.wait_s, stop)
+    except StartError as exc:
+        log.log(logging.ERROR if exc.code else logging.INFO, "%s", exc)
+        return exc.code
+    log.info("writing topic=%s group=%s into keyspace=%s at %s",
+             config.topic, config.group_id, config.keyspace, config.hosts)  # fmt: skip
+    clients = Clients(session, inserts, producer, config.dead_letter_topic)
+    pipeline = Pipeline(config, clients, consumer, stop)
+    try:
+        pipeline.run()
+    finally:
+        all_settled = pipeline.finish()
+        with suppress(KafkaError):  # Kafka is away: what is left open is said by now
+            consumer.close(timeout_ms=KAFKA_TIMEOUT_MS)
+        with suppress(KafkaError):
+            producer.close(timeout=1)
+        session.cluster.shutdown()
+    return 0 if all_settled else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,204 @@
+"""Real Kafka and Cassandra for the session; fresh names and the scripts for each test."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from cassandra.cluster import Cluster, Session
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.structs import TopicPartition
+
+from pipelines.iot_cassandra.scripts.apply_schema import apply
+from pipelines.iot_cassandra.verify import Verdict, read_topic, verify
+from stack.__main__ import Stack
+from stack.servers import free_port
+
+PROJECT = Path(__file__).resolve().parents[3]
+HERE = PROJECT / "pipelines/iot_cassandra"
+COMPOSE = (PROJECT / "docker-compose.yml", HERE / "compose.yml")
+PORTS = ("ZOOKEEPER", "KAFKA", "ELASTICSEARCH", "CASSANDRA", "KIBANA", "SPARK", "SPARK_WORKER")
+
+# A developer's shell or .env must not change a result.
+for name in list(os.environ):
+    inherited = name.startswith(("KAFKA_", "IOT_", "CASSANDRA_", "SPARK_", "STACK_"))
+    if inherited and name != "STACK_CACHE":
+        del os.environ[name]
+os.environ["PYTHON_DOTENV_DISABLED"] = "1"
+
+# The writer itself, only quicker to give up on a dead member of its group.
+QUICKER = """
+from pipelines.iot_cassandra.scripts import kafka_to_cassandra as writer
+writer.SESSION_TIMEOUT_MS = 6000
+raise SystemExit(writer.main())
+"""
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
+    """Return the condition's first true value; fail, saying what was waited for, after a while."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(0.1)
+    return value
+
+
+@pytest.fixture(scope="session")
+def stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """Real ZooKeeper, Kafka and Cassandra, on free ports, for the whole session."""
+    ports = {f"{name}_HOST_PORT": str(free_port()) for name in PORTS}
+    state = tmp_path_factory.mktemp("stack")
+    servers = Stack(COMPOSE, {**os.environ, **ports, "STACK_STATE": str(state)})
+    try:
+        servers.up(["kafka", "cassandra"])
+        yield servers
+    finally:
+        if request.session.testsfailed:
+            for server in servers.servers.values():
+                if servers.log(server).exists():
+                    lines = servers.log(server).read_text(errors="replace").splitlines()[-20:]
+                    sys.stderr.write("\n".join([f"--- {server.name}", *lines, ""]))
+        servers.down(wipe=True)
+
+
+@dataclass
+class Scene:
+    """A topic, a group and a keyspace that no other test knows, and the scripts run on them."""
+
+    stack: Stack
+    name: str
+    session: Session
+    folder: Path
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def kafka(self) -> str:
+        return self.stack.servers["kafka"].address
+
+    @property
+    def cassandra(self) -> str:
+        return self.stack.servers["cassandra"].address
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "KAFKA_BOOTSTRAP_SERVERS": self.kafka,
+            "IOT_TOPIC": self.name,
+            "IOT_GROUP_ID": self.name,
+            "CASSANDRA_HOSTS": self.cassandra,
+            "CASSANDRA_KEYSPACE": self.name,
+        }
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """Start one of this folder's scripts, or Python code; its output goes to `logs`."""
+        if command[0].endswith(".py"):
+            command = (str(HERE / command[0]), *command[1:])
+        with (self.folder / f"{len(self.started):02d}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, *command], cwd=PROJECT, env=self.environ, stdout=log, stderr=log
+            )
+        self.started.append(process)
+        return process
+
+    def start_writer(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return self.start("-c", QUICKER, *arguments)
+
+    def run(self, *command: str, code: int = 0) -> str:
+        """Run a script to its end, check its exit code; return what it wrote."""
+        process = self.start(*command)
+        ended = process.wait(timeout=240)
+        written = self.log(process)
+        assert ended == code, written
+        assert "Traceback" not in written
+        return written
+
+    def simulate(self, *arguments: str) -> str:
+        return self.run("scripts/iot_simulator.py", "--seed", "1", *arguments)
+
+    def write(self, *arguments: str) -> str:
+        """Run the writer until nothing comes any more."""
+        return self.run("scripts/kafka_to_cassandra.py", "--exit-when-idle", "1", *arguments)
+
+    def submit(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run spark-submit on this folder's job, in a process with two threads."""
+        command = ["spark-submit", "--master", "local[2]", "--conf", "spark.ui.enabled=false"]
+        ended = subprocess.run(
+            [*command, *arguments], cwd=PROJECT, env=self.environ,
+            capture_output=True, text=True, timeout=280, check=False,
+        )  # fmt: skip
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        return ended
+
+    def log(self, process: subprocess.Popen[bytes]) -> str:
+        return (self.folder / f"{self.started.index(process):02d}.log").read_text()
+
+    def send(self, *values: bytes | None) -> None:
+        """Send raw messages to partition 0."""
+        with KafkaProducer(bootstrap_servers=self.kafka) as producer:
+            for future in [producer.send(self.name, v, b"key", partition=0) for v in values]:
+                future.get(timeout=30)
+
+    def create_topic(self, partitions: int = 1) -> None:
+        with KafkaAdminClient(bootstrap_servers=self.kafka) as admin:
+            admin.create_topics({self.name: {"num_partitions": partitions}}, wait_for_metadata=True)
+
+    def dead_letters(self) -> list[Any]:
+        return list(read_topic(self.kafka, f"{self.name}.dead-letter")[0])
+
+    def end(self) -> int:
+        """Return the number of messages in the topic."""
+        with KafkaConsumer(bootstrap_servers=self.kafka) as consumer:
+            numbers = consumer.partitions_for_topic(self.name)
+            partitions = [TopicPartition(self.name, number) for number in numbers]
+            return sum(consumer.end_offsets(partitions).values())
+
+    def committed(self) -> int:
+        """Return the sum of the group's committed offsets."""
+        with KafkaConsumer(bootstrap_servers=self.kafka, group_id=self.name) as consumer:
+            numbers = consumer.partitions_for_topic(self.name) or ()
+            return sum(consumer.committed(TopicPartition(self.name, n)) or 0 for n in numbers)
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Return what a query on this keyspace finds; it names tables after KS, as `KS.table`."""
+        return [tuple(row) for row in self.session.execute(query.replace("KS", self.name))]
+
+    def verify(self) -> Verdict:
+        """Return what the independent verifier says."""
+        with connected(self.stack) as session:  # anew: the server may have been away
+            return verify(self.kafka, self.name, session, self.name)
+
+
+@contextmanager
+def connected(stack: Stack) -> Iterator[Session]:
+    """A connection to Cassandra of our own."""
+    host, _, port = stack.servers["cassandra"].address.partition(":")
+    with Cluster([(host, int(port))]) as cluster:
+        yield cluster.connect()
+
+
+@pytest.fixture
+def scene(stack: Stack, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
+    stem = re.sub(r"[^a-z0-9]+", "_", request.node.name.lower())[:30]
+    with connected(stack) as session:
+        scene = Scene(stack, f"{stem}_{uuid4().hex[:8]}", session, tmp_path)
+        apply(scene.cassandra, scene.name, wait_s=60)
+        try:
+            yield scene
+        finally:
+            for process in scene.started:  # what a failed test has left running
+                process.kill()
+                process.wait()
+            stack.up(["cassandra"])  # whatever a failed test has left stopped

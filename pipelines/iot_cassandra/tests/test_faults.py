@@ -1,0 +1,80 @@
+"""Real faults under load; afterwards N messages are N rows, counted by the verifier."""
+
+import os
+import signal
+
+from pipelines.iot_cassandra.tests.conftest import Scene, wait_until
+
+READINGS = 8_000
+
+
+def drained(scene: Scene, count: int) -> None:
+    """Check that all that was sent is stored, once."""
+    assert scene.end() == count
+    wait_until(lambda: scene.committed() == count, f"{count} committed")
+    verdict = scene.verify()
+    assert verdict.holds, verdict
+    assert verdict.messages == count == verdict.readings + verdict.dead_lettered
+    assert set(verdict.rows.values()) == {verdict.readings}
+    for process in scene.started:
+        assert "Traceback" not in scene.log(process)
+
+
+def test_kill_9_of_the_writer(scene: Scene) -> None:
+    scene.simulate("--count", str(READINGS), "--at-once", "--bad", "0.01")
+    for part in (0.1, 0.4):
+        writer = scene.start_writer("--batch", "200")
+        wait_until(lambda p=part: scene.committed() > p * READINGS, "some committed")  # type: ignore[misc]
+        writer.kill()
+        writer.wait()
+        assert 0 < scene.committed() < READINGS
+    scene.start_writer()
+    drained(scene, READINGS)
+
+
+def test_kill_9_of_cassandra_and_its_restart(scene: Scene) -> None:
+    writer = scene.start_writer()
+    simulator = scene.start("scripts/iot_simulator.py", "--count", "4000", "--rate", "400")
+    wait_until(lambda: scene.committed() > 500, "some committed")
+    scene.stack.stop("cassandra", signal.SIGKILL)
+    wait_until(lambda: "Cassandra: " in scene.log(writer), "the writer notices")
+    before = scene.committed()
+    scene.stack.up(["cassandra"])
+    assert simulator.wait(timeout=120) == 0
+    assert before < 4000
+    drained(scene, 4000)
+    assert writer.poll() is None
+
+
+def test_pause_of_cassandra_beyond_the_client_s_time_out(scene: Scene) -> None:
+    scene.simulate("--count", str(READINGS), "--at-once", "--bad", "0.01")
+    writer = scene.start_writer()
+    wait_until(lambda: scene.committed() > 1000, "some committed")
+    cassandra = scene.stack.pid("cassandra")
+    assert cassandra
+    os.kill(cassandra, signal.SIGSTOP)
+    try:
+        wait_until(lambda: "OperationTimedOut" in scene.log(writer), "requests time out")
+        paused_at = scene.committed()
+        assert paused_at < READINGS
+        second = scene.start_writer()  # waits for Cassandra at its start
+        # Told to stop meanwhile, the writer ends in bounded time and says what is open.
+        writer.terminate()
+        assert writer.wait(timeout=60) == 1
+        assert "not acknowledged: " in scene.log(writer)
+        assert scene.committed() == paused_at
+    finally:
+        os.kill(cassandra, signal.SIGCONT)
+    drained(scene, READINGS)
+    assert second.poll() is None
+
+
+def test_writers_share_the_partitions_and_hand_them_over(scene: Scene) -> None:
+    scene.simulate("--count", str(READINGS), "--at-once", "--partitions", "3")
+    first = scene.start_writer("--batch", "100")
+    wait_until(lambda: scene.committed() > 500, "some committed")
+    second = scene.start_writer("--batch", "100")
+    wait_until(lambda: "assigned" in scene.log(second), "the second has a share")
+    first.terminate()
+    assert first.wait(timeout=60) == 0, scene.log(first)
+    drained(scene, READINGS)

@@ -1,0 +1,81 @@
+"""The simulator alone: what it makes, and what it refuses."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from pipelines.iot_cassandra.scripts import iot_simulator as simulator
+from pipelines.iot_cassandra.scripts.kafka_to_cassandra import InvalidReadingError, parse_reading
+from pipelines.iot_cassandra.verify import read
+
+WINTER = ("--start", "2026-01-15T00:00:00Z", "--rate", "0.01", "--seed", "1", "--console")
+
+
+def values(*arguments: str) -> list[bytes]:
+    """Return the messages of one run."""
+    config = simulator.load_config([*WINTER, *arguments], {}, datetime.now(UTC))
+    return [value for _, _, value in simulator.messages(config)]
+
+
+def test_same_seed_and_start_give_the_same_bytes() -> None:
+    assert values("--count", "50") == values("--count", "50")
+    assert values("--count", "50") != values("--count", "50", "--seed", "2")
+    assert values("--count", "50")[:10] == values("--count", "10")
+
+
+def test_readings_are_valid_unique_and_below_zero_in_winter() -> None:
+    made = values("--count", "2000")
+    readings = [parse_reading(value) for value in made]
+    assert len({(reading.sensor_id, reading.timestamp) for reading in readings}) == 2000
+    assert {reading.sensor_id for reading in readings} == set(range(1, 11))
+    assert min(reading.temperature for reading in readings) < -5
+    assert all(read(value) for value in made)  # the verifier agrees
+
+
+def test_spoiled_messages_are_no_readings_for_the_writer_and_the_verifier() -> None:
+    bad = 0
+    for value in values("--count", "2000", "--bad", "0.5"):
+        try:
+            parse_reading(value)
+        except InvalidReadingError:
+            bad += 1
+            assert read(value) is None
+        else:
+            assert read(value)
+    assert 900 < bad < 1100
+
+
+def test_at_once_ends_now() -> None:
+    now = datetime(2026, 6, 1, 12, tzinfo=UTC)
+    arguments = ["--at-once", "--count", "36000", "--rate", "10", "--seed", "1"]
+    config = simulator.load_config(arguments, {}, now)
+    first = json.loads(next(simulator.messages(config))[2])
+    assert first["timestamp"] == "2026-06-01T11:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--at-once"], "--at-once needs --count"),
+        (["--rate", "2000", "--sensors", "1"], "needs more --sensors"),
+        (["--rate", "0"], "0 is not at least 0.001"),
+        (["--bad", "1.5"], "--bad is a share, from 0 to 1"),
+        (["--bootstrap-servers", "kafka"], "'kafka' is not HOST:PORT"),
+        (["--topic", "a b"], "'a b' is not 1 to 200 letters"),
+        (["--start", "yesterday"], "invalid parse_time value: 'yesterday'"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        simulator.load_config(arguments, {}, datetime.now(UTC))
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_flag_wins_over_the_environment() -> None:
+    environ = {"IOT_TOPIC": "theirs", "KAFKA_BOOTSTRAP_SERVERS": ""}
+    config = simulator.load_config(["--topic", "mine"], environ, datetime.now(UTC))
+    assert (config.topic, config.bootstrap_servers) == ("mine", "localhost:9092")
+    assert simulator.load_config([], environ, datetime.now(UTC)).topic == "theirs"

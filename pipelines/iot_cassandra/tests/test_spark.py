@@ -1,0 +1,81 @@
+"""Spark's jobs by spark-submit on real servers, and the failure that the report ended with."""
+
+import subprocess
+from collections import defaultdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.iot_cassandra.tests.conftest import HERE, Scene
+from pipelines.iot_cassandra.tests.test_writer import INVALID, VALID
+
+CONF = ("--properties-file", str(HERE / "spark.conf"))
+JOB = str(HERE / "scripts/spark_cassandra.py")
+README = (HERE / "README.md").read_text()
+
+
+def hours_of(rows: list[tuple[Any, ...]]) -> dict[tuple[int, datetime], list[Any]]:
+    """Return what sensor_data_hourly must hold, by other means than Spark's."""
+    groups = defaultdict(list)
+    for sensor_id, timestamp, temperature, humidity in rows:
+        hour = timestamp.replace(minute=0, second=0, microsecond=0)
+        groups[sensor_id, hour].append((temperature, humidity))
+    hours: dict[tuple[int, datetime], list[Any]] = {}
+    for key, values in groups.items():
+        hours[key] = [len(values)]
+        for column in zip(*values, strict=True):
+            hours[key] += [min(column), pytest.approx(sum(column) / len(column)), max(column)]
+    return hours
+
+
+def test_stream_then_batch(scene: Scene, tmp_path: Path) -> None:
+    scene.create_topic()
+    scene.send(*VALID, *INVALID)
+    scene.simulate("--count", "2000", "--at-once", "--rate", "0.5", "--bad", "0.02")
+    job = (*CONF, JOB, "stream", "--once", "--checkpoint", str(tmp_path / "checkpoint"))
+    said = scene.submit(*job).stdout
+    verdict = scene.verify()
+    assert verdict.holds, verdict
+    assert f"written={verdict.readings} dead_lettered={verdict.dead_lettered}" in said
+    letters = {dict(letter.headers)["reason"].decode() for letter in scene.dead_letters()}
+    assert {"invalid: NaN is not a number", "invalid: sensor_id is beyond 32 bits"} <= letters
+    assert "None" not in letters
+
+    # The other writer of the same topic finds nothing to change: same rows, same write times.
+    times = "SELECT sensor_id, timestamp, WRITETIME(humidity) FROM KS.sensor_data"
+    before = sorted(scene.rows(times))
+    scene.write()
+    assert sorted(scene.rows(times)) == before
+    assert scene.verify().rows == verdict.rows
+
+    said = scene.submit(*CONF, JOB, "batch").stdout
+    expected = hours_of(
+        scene.rows("SELECT sensor_id, timestamp, temperature, humidity FROM KS.sensor_data")
+    )
+    assert f"readings={verdict.readings} loaded from" in said
+    assert f"hours={len(expected)} written to" in said
+    columns = ", ".join(
+        f"{n}_{f}" for n in ("temperature", "humidity") for f in ("min", "avg", "max")
+    )
+    query = f"SELECT sensor_id, hour, readings, {columns} FROM KS.sensor_data_hourly"  # noqa: S608
+    found = {(row[0], row[1]): list(row[2:]) for row in scene.rows(query)}
+    assert found == expected
+    assert len(found) > 20
+
+
+def test_thin_jars_copied_by_hand_fail_as_the_readme_says(scene: Scene, tmp_path: Path) -> None:
+    copy = ["mvn", "-B", "-q", "-f", str(HERE / "tests/thin_jars.pom.xml")]
+    copy += ["org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"]
+    copy += ["-DexcludeTransitive=true", f"-DoutputDirectory={tmp_path}"]
+    subprocess.run(copy, check=True, capture_output=True)
+    jars = sorted(str(jar) for jar in tmp_path.glob("*.jar"))
+    assert len(jars) == 4
+    failed = scene.submit("--jars", ",".join(jars), JOB, "batch", code=1)
+    message = (
+        "java.lang.NoClassDefFoundError: "
+        "com/datastax/oss/driver/shaded/guava/common/base/Preconditions"
+    )
+    assert message in failed.stdout  # spark-submit joins the two streams of a Python program
+    assert message in README

@@ -1,0 +1,227 @@
+"""The writer on real servers: which messages become which rows, and what becomes of the others."""
+
+import json
+import math
+import signal
+import struct
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from pipelines.iot_cassandra.tests.conftest import HERE, PROJECT, Scene
+from stack.servers import free_port
+
+
+def reading(**fields: Any) -> bytes:
+    """Return a message with some fields changed; None leaves one out."""
+    whole = {
+        "sensor_id": 7,
+        "timestamp": "2026-01-15T06:00:00.123Z",
+        "temperature": -4.25,
+        "humidity": 81.5,
+    }
+    return json.dumps({n: v for n, v in {**whole, **fields}.items() if v is not None}).encode()
+
+
+# Message -> the row it becomes: sensor, epoch ms, temperature, humidity.
+VALID: dict[bytes, tuple[int, int, float, float]] = {
+    reading(): (7, 1_768_456_800_123, -4.25, 81.5),
+    reading(sensor_id=-(2**31)): (-(2**31), 1_768_456_800_123, -4.25, 81.5),
+    reading(sensor_id=2**31 - 1): (2**31 - 1, 1_768_456_800_123, -4.25, 81.5),
+    reading(timestamp="2026-01-15T06:00:00.124Z"): (7, 1_768_456_800_124, -4.25, 81.5),
+    reading(timestamp="2026-01-15T06:00:00.1259Z"): (7, 1_768_456_800_125, -4.25, 81.5),
+    reading(timestamp="2026-01-15T07:00:00.126+01:00"): (7, 1_768_456_800_126, -4.25, 81.5),
+    reading(timestamp="2026-01-14T23:59:59.999-00:00"): (7, 1_768_435_199_999, -4.25, 81.5),
+    reading(timestamp="2026-01-15T00:00:00Z"): (7, 1_768_435_200_000, -4.25, 81.5),
+    reading(timestamp="1969-12-31T23:59:59.999Z"): (7, -1, -4.25, 81.5),
+    reading(timestamp="9999-12-31T23:59:59.999Z"): (7, 253_402_300_799_999, -4.25, 81.5),
+    reading(sensor_id=8, temperature=-40): (8, 1_768_456_800_123, -40.0, 81.5),
+    reading(sensor_id=9, temperature=-0.01): (9, 1_768_456_800_123, -0.01, 81.5),
+    reading(sensor_id=10, humidity=0): (10, 1_768_456_800_123, -4.25, 0.0),
+}
+# Message -> a part of the reason why it is refused.
+INVALID: dict[bytes | None, str] = {
+    reading(temperature=math.nan): "NaN is not a number",
+    reading(humidity=math.inf): "Infinity is not a number",
+    reading(temperature=-math.inf): "-Infinity is not a number",
+    reading(sensor_id=2**31): "Expected `int` <= 2147483647 - at `$.sensor_id`",
+    reading(sensor_id=-(2**31) - 1): "Expected `int` >= -2147483648 - at `$.sensor_id`",
+    reading(sensor_id=2**70): "$.sensor_id",
+    reading(sensor_id=1.5): "Expected `int`, got `float` - at `$.sensor_id`",
+    reading(sensor_id=True): "Expected `int`, got `bool` - at `$.sensor_id`",
+    reading(sensor_id="7"): "Expected `int`, got `str` - at `$.sensor_id`",
+    reading(temperature="21.5"): "Expected `float`, got `str` - at `$.temperature`",
+    reading(temperature=80.1): "Expected `float` <= 80.0 - at `$.temperature`",
+    reading(humidity=-0.1): "Expected `float` >= 0.0 - at `$.humidity`",
+    reading(humidity=None): "Object missing required field `humidity`",
+    reading(colour="red"): "Object contains unknown field `colour`",
+    reading(timestamp="2026-01-15T06:00:00"): "timestamp is not an ISO 8601 time with its offset",
+    reading(timestamp="2026-02-30T06:00:00Z"): "timestamp: day is out of range for month",
+    reading(timestamp="0001-01-01T00:00:00+01:00"): "timestamp: date value out of range",
+    reading(timestamp=1_768_456_800_123): "Expected `str`, got `int` - at `$.timestamp`",
+    reading()[:-1] + b', "humidity": 3}': "a field is given twice",
+    reading()[:40]: "Input data was truncated",
+    b"[1, 2]": "Expected `object`, got `array`",
+    b"21.5;80": "Expected `object`, got `float`",
+    b"[" * 100_000: "invalid: ",
+    b"\xff\xfe": "invalid: ",
+    b"": "empty message",
+    None: "empty message",
+}
+
+
+def stored(scene: Scene, table: str) -> set[tuple[int, int, float, float]]:
+    return {
+        tuple(row)
+        for row in scene.rows(
+            f"SELECT sensor_id, to_unix_timestamp(timestamp), temperature, humidity FROM KS.{table}"  # noqa: S608
+        )
+    }
+
+
+def as_float(number: float) -> float:
+    """Return the 32-bit float that is nearest."""
+    return float(struct.unpack(">f", struct.pack(">f", number))[0])
+
+
+def test_every_message_is_a_row_or_a_dead_letter_with_its_reason(scene: Scene) -> None:
+    scene.create_topic()
+    sent = [*VALID, *INVALID]
+    scene.send(*sent)
+    said = scene.write()
+    assert f"consumed={len(sent)} written={len(VALID)} dead_lettered={len(INVALID)} in_fl" in said
+    expected = {(*row[:2], as_float(row[2]), as_float(row[3])) for row in VALID.values()}
+    assert len(expected) == len(VALID)
+    assert stored(scene, "sensor_data") == stored(scene, "sensor_data_by_day") == expected
+    letters = scene.dead_letters()
+    for offset, letter in enumerate(letters, start=len(VALID)):
+        headers = {name: value.decode() for name, value in letter.headers}
+        assert letter.value == (sent[offset] or b"")
+        assert INVALID[sent[offset]] in headers["reason"]
+        assert headers["source.offset"] == str(offset)
+        assert (headers["source.topic"], headers["source.partition"]) == (scene.name, "0")
+    assert len(letters) == len(INVALID)
+    assert scene.committed() == len(sent)
+    verdict = scene.verify()
+    assert verdict.holds, verdict
+    assert (verdict.readings, verdict.dead_lettered) == (len(VALID), len(INVALID))
+
+
+def test_rows_lie_in_their_day_newest_first(scene: Scene) -> None:
+    scene.create_topic()
+    times = ("2026-01-14T23:59:59.999Z", "2026-01-15T00:00:00.000Z", "2026-01-15T12:00:00.000Z")
+    scene.send(*(reading(timestamp=time) for time in times))
+    scene.write()
+    found = scene.rows(
+        "SELECT to_unix_timestamp(timestamp) FROM KS.sensor_data_by_day "
+        "WHERE sensor_id = 7 AND day = '2026-01-15'"
+    )
+    assert found == [(1_768_478_400_000,), (1_768_435_200_000,)]
+    partitions = scene.rows("SELECT DISTINCT sensor_id, day FROM KS.sensor_data_by_day")
+    assert len(partitions) == 2
+    ttl = scene.rows("SELECT TTL(temperature) FROM KS.sensor_data_by_day LIMIT 1")[0][0]
+    assert 0 < ttl <= 90 * 86_400
+
+
+def test_a_later_value_stays_also_when_all_is_read_again(scene: Scene) -> None:
+    scene.create_topic()
+    scene.send(reading(temperature=1), reading(temperature=3))
+    scene.write()
+    scene.send(reading(temperature=2), reading(temperature=2))
+    scene.write()
+    again = ("--group-id", scene.name + "_again")
+    scene.write(*again)
+    assert [row[2] for row in stored(scene, "sensor_data")] == [2.0]
+    verdict = scene.verify()
+    assert verdict.holds, verdict
+    assert (verdict.readings, verdict.replaced, verdict.repeated) == (1, 2, 1)
+
+
+def test_many_readings_are_exactly_as_many_rows(scene: Scene) -> None:
+    scene.simulate("--count", "5000", "--at-once", "--bad", "0.02", "--partitions", "3")
+    scene.write("--batch", "128")
+    verdict = scene.verify()
+    assert verdict.holds, verdict
+    assert verdict.messages == 5000 == verdict.readings + verdict.dead_lettered
+    assert verdict.rows == {"sensor_data": verdict.readings, "sensor_data_by_day": verdict.readings}
+    assert 50 < verdict.dead_lettered < 200
+
+
+def test_the_schema_is_applied_twice_without_a_change(scene: Scene) -> None:
+    scene.create_topic()
+    scene.send(reading())
+    scene.write()
+    said = scene.run("scripts/apply_schema.py")
+    assert "4 statements of schema.cql applied" in said
+    assert len(stored(scene, "sensor_data")) == 1
+
+
+def test_sigterm_and_ctrl_c_stop_cleanly(scene: Scene) -> None:
+    scene.simulate("--count", "3", "--at-once")
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        writer = scene.start_writer()
+        while "assigned" not in scene.log(writer):
+            assert writer.poll() is None
+        writer.send_signal(signum)
+        assert writer.wait(timeout=60) == 0
+        assert "stopped consumed=" in scene.log(writer)
+        assert "Traceback" not in scene.log(writer)
+
+
+def test_the_verifier_finds_what_is_wrong(scene: Scene) -> None:
+    """A verifier that cannot fail proves nothing."""
+    scene.simulate("--count", "20", "--at-once")
+    scene.send(b"nonsense")
+    scene.write()
+    assert scene.verify().holds
+    assert "20" in scene.run("verify.py", "--expect", "21")
+    scene.run("verify.py", "--expect", "22", code=1)
+    one, other, third = scene.rows("SELECT sensor_id, timestamp FROM KS.sensor_data LIMIT 3")
+    where = f"{scene.name}.sensor_data WHERE sensor_id = %s AND timestamp = %s"
+    scene.session.execute(f"DELETE FROM {where}", one)  # noqa: S608
+    scene.session.execute(
+        f"UPDATE {scene.name}.sensor_data SET humidity = 1 "  # noqa: S608
+        "WHERE sensor_id = %s AND timestamp = %s", other,
+    )  # fmt: skip
+    columns = "(sensor_id, day, timestamp, temperature, humidity)"
+    scene.session.execute(
+        f"INSERT INTO {scene.name}.sensor_data_by_day {columns} "  # noqa: S608
+        "VALUES (%s, '2001-01-01', %s, 1, 1)", third,
+    )  # fmt: skip
+    scene.send(b"nonsense that nobody has read")
+    verdict = scene.verify()
+    assert not verdict.holds
+    assert [len(found) for found in (verdict.missing, verdict.differing)] == [1, 1]
+    assert [len(found) for found in (verdict.unexpected, verdict.hidden)] == [1, 1]
+    scene.run("verify.py", code=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--hosts", "nowhere"], 2, "'nowhere' is not HOST:PORT"),
+        (["--keyspace", "No;"], 2, "'No;' is not 1 to 48 of a-z"),
+        (["--batch", "0"], 2, "0 is not at least 1"),
+        (["--exit-when-idle", "soon"], 2, "invalid number value: 'soon'"),
+        (["--wait", "0", "--hosts", "127.0.0.1:{free}"], 1, "no answer from Cassandra at 127.0.0"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], code: int, said: str) -> None:
+    arguments = [argument.format(free=free_port()) for argument in arguments]
+    command = [sys.executable, str(HERE / "scripts/kafka_to_cassandra.py"), *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False)
+    assert ended.returncode == code
+    assert said in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
+def test_missing_tables_and_an_absent_kafka_are_one_line(scene: Scene) -> None:
+    writer = "scripts/kafka_to_cassandra.py"
+    said = scene.run(writer, "--keyspace", "not_there", code=2)
+    assert "apply the schema (python pipelines/iot_cassandra/scripts/apply_schema.py)" in said
+    said = scene.run(
+        writer, "--wait", "0", "--bootstrap-servers", f"127.0.0.1:{free_port()}", code=1
+    )
+    assert "no answer from Kafka at 127.0.0.1" in said.splitlines()[-1]

@@ -1,0 +1,260 @@
+#!/usr/bin/env python3
+"""Compare what was sent to Kafka with what is stored in Cassandra.
+
+    python pipelines/iot_cassandra/verify.py
+    python pipelines/iot_cassandra/verify.py --expect 20000   # so many messages were sent
+
+Every message of the topic is read again. One that is a reading must be a row in both tables, with
+the same values (as 32-bit floats) and the same millisecond; of two for one sensor and one
+millisecond, the one with the later write time must be there. Any other must be in the dead-letter
+topic, under its own partition and offset, and nothing else may be. No other row may be stored,
+unless the topic has already forgotten its first messages. No code is shared with the writer.
+
+Environment (or .env in the project's folder): as the writer, see scripts/kafka_to_cassandra.py.
+
+Exit codes: 0 they agree, 1 they do not, or a server is unreachable; 2 wrong usage.
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+import re
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cassandra import DriverException
+from cassandra.cluster import Cluster, NoHostAvailable, Session
+from dotenv import load_dotenv
+from kafka import KafkaConsumer
+from kafka.errors import KafkaError
+from kafka.structs import TopicPartition
+
+PROJECT = Path(__file__).resolve().parents[2]
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
+Key = tuple[int, int]  # sensor_id, epoch ms
+Values = tuple[bytes, bytes]  # temperature, humidity, as the four bytes of a FLOAT
+Where = tuple[int, int]  # partition, offset
+
+
+@dataclass
+class Verdict:
+    """What the comparison found; the lists name examples of what is wrong.
+
+    Attributes:
+        messages: number of messages in the topic.
+        readings: different readings among them: the rows that there should be.
+        repeated: messages whose reading had come before, with the same values.
+        replaced: messages whose reading has the key of another one with other values.
+        dead_lettered: messages in the dead-letter topic.
+        rows: by table, the rows that are there.
+        missing, differing, unexpected: rows that should be there, have other values, should not.
+        hidden: messages that are no readings, and not in the dead-letter topic.
+        misjudged: readings in the dead-letter topic.
+        forgotten: messages that the topic has deleted, so that their rows cannot be checked.
+    """
+
+    messages: int = 0
+    readings: int = 0
+    repeated: int = 0
+    replaced: int = 0
+    dead_lettered: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
+    missing: list[tuple[str, Key]] = field(default_factory=list)
+    differing: list[tuple[str, Key]] = field(default_factory=list)
+    unexpected: list[tuple[str, Key]] = field(default_factory=list)
+    hidden: list[Where] = field(default_factory=list)
+    misjudged: list[Where] = field(default_factory=list)
+    forgotten: int = 0
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is lost, changed or made up."""
+        wrong = self.missing or self.differing or self.hidden or self.misjudged
+        return not (wrong or (self.unexpected and not self.forgotten))
+
+
+def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], int]:
+    """Return the messages that the topic holds now, and the number that it has already deleted."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=servers.split(","),
+        isolation_level="read_committed",
+        bootstrap_timeout_ms=10_000,
+    )
+    partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
+    first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+
+    def messages() -> Iterator[Any]:
+        left = {p for p in partitions if first[p] < end[p]}
+        with consumer:
+            consumer.assign(sorted(left))
+            for partition in left:
+                consumer.seek(partition, first[partition])
+            while left:
+                for partition, polled in consumer.poll(1000, max_records=5000).items():
+                    yield from (message for message in polled if message.offset < end[partition])
+                left = {p for p in left if consumer.position(p) < end[p]}
+
+    return messages(), sum(first.values())
+
+
+def as_float(number: Any, low: float, high: float) -> bytes:
+    """Return a number as the four bytes of a FLOAT.
+
+    Raises:
+        ValueError: it is not a number from low to high.
+    """
+    if type(number) not in (int, float) or not low <= number <= high:  # NaN is in no range
+        raise ValueError(number)
+    return struct.pack(">f", number)
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a JSON object.
+
+    Raises:
+        ValueError: one is given twice.
+    """
+    if len(fields := dict(pairs)) != len(pairs):
+        raise ValueError(pairs)
+    return fields
+
+
+def read(value: bytes | None) -> tuple[Key, Values] | None:
+    """Return what a message says, None when it is not a reading."""
+    try:
+        reading = json.loads((value or b"").decode(), object_pairs_hook=unique)
+        if set(reading) != {"sensor_id", "timestamp", "temperature", "humidity"}:
+            return None
+        sensor_id = reading["sensor_id"]
+        if type(sensor_id) is not int or not -(2**31) <= sensor_id < 2**31:
+            return None
+        if not ISO_TIME.fullmatch(reading["timestamp"]):
+            return None
+        since_epoch = datetime.fromisoformat(reading["timestamp"]).astimezone(UTC) - EPOCH
+        values = as_float(reading["temperature"], -40, 80), as_float(reading["humidity"], 0, 100)
+        return (sensor_id, since_epoch // timedelta(milliseconds=1)), values
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def read_rows(session: Session, keyspace: str, table: str) -> Iterator[tuple[Key, Values]]:
+    """Yield the rows of a table; one in the wrong day gets a key that no reading has."""
+    day = ", day" if table == "sensor_data_by_day" else ""
+    query = (  # names of our own, not a user's text
+        f"SELECT sensor_id, to_unix_timestamp(timestamp), temperature, humidity{day} "  # noqa: S608
+        f"FROM {keyspace}.{table}"
+    )
+    for sensor_id, time_ms, temperature, humidity, *bucket in session.execute(query, timeout=60):
+        is_in_place = not bucket or bucket[0].days_from_epoch == time_ms // 86_400_000
+        key = (sensor_id, time_ms if is_in_place else time_ms - 2**62)
+        yield key, (struct.pack(">f", temperature), struct.pack(">f", humidity))
+
+
+def dead_letters(servers: str, topic: str) -> set[Where]:
+    """Return where the messages in the dead-letter topic came from."""
+    found: set[Where] = set()
+    for letter in read_topic(servers, f"{topic}.dead-letter")[0]:
+        headers = dict(letter.headers)
+        with suppress(KeyError, ValueError, TypeError):  # not the writer's
+            found.add((int(headers["source.partition"]), int(headers["source.offset"])))
+    return found
+
+
+def verify(servers: str, topic: str, session: Session, keyspace: str) -> Verdict:
+    """Compare topic, tables and dead letters.
+
+    Raises:
+        KafkaError, NoHostAvailable, DriverException: a server does not answer.
+    """
+    verdict = Verdict()
+    dead = dead_letters(servers, topic)
+    verdict.dead_lettered = len(dead)
+    expected: dict[Key, tuple[float, Values]] = {}
+    messages, verdict.forgotten = read_topic(servers, topic)
+    for message in messages:
+        verdict.messages += 1
+        where = (message.partition, message.offset)
+        if (found := read(message.value)) is None:
+            if where not in dead:
+                verdict.hidden.append(where)
+            continue
+        if where in dead:
+            verdict.misjudged.append(where)
+        key, values = found
+        write_time = message.timestamp * 1000 + message.offset % 1000
+        before, other = expected.get(key, (-math.inf, values))
+        verdict.repeated += key in expected and values == other
+        verdict.replaced += values != other
+        if write_time >= before:
+            expected[key] = write_time, values
+    verdict.readings = len(expected)
+    for table in ("sensor_data", "sensor_data_by_day"):
+        stored = dict(read_rows(session, keyspace, table))
+        verdict.rows[table] = len(stored)
+        for key, (_, values) in expected.items():
+            if (is_stored := stored.pop(key, None)) is None:
+                verdict.missing.append((table, key))
+            elif is_stored != values:
+                verdict.differing.append((table, key))
+        verdict.unexpected += [(table, key) for key in stored]
+    return verdict
+
+
+def print_verdict(verdict: Verdict, topic: str) -> None:
+    """Print one line per count, with the first few of what is wrong."""
+    lines = {
+        f"messages in {topic}": verdict.messages,
+        "different readings among them": verdict.readings,
+        "repeated (same reading, same values)": verdict.repeated,
+        "replaced (same key, other values)": verdict.replaced,
+        "dead-lettered": verdict.dead_lettered,
+    } | {f"rows in {table}": count for table, count in verdict.rows.items()}
+    for label, count in lines.items():
+        sys.stdout.write(f"{label:<40} {count:>9}\n")
+    for name in ("missing", "differing", "unexpected", "hidden", "misjudged"):
+        found = getattr(verdict, name)
+        examples = f"   for example {', '.join(map(str, found[:3]))}" if found else ""
+        sys.stdout.write(f"{name:<40} {len(found):>9}{examples}\n")
+    if verdict.forgotten:
+        sys.stdout.write(f"{'deleted by the topic, not checked':<40} {verdict.forgotten:>9}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the verdict; return the exit code (see the module docstring)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--expect", type=int, metavar="N", help="number of messages that were sent")
+    expect = parser.parse_args(argv).expect
+    load_dotenv(PROJECT / ".env")
+    for client in ("cassandra", "kafka"):
+        logging.getLogger(client).setLevel(logging.CRITICAL)
+    servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092"
+    topic = os.environ.get("IOT_TOPIC") or "iotdata"
+    hosts = (os.environ.get("CASSANDRA_HOSTS") or "localhost:9042").split(",")
+    keyspace = os.environ.get("CASSANDRA_KEYSPACE") or "iot_keyspace"
+    points = [(host, int(port)) for host, _, port in (h.rpartition(":") for h in hosts)]
+    try:
+        with Cluster(points) as cluster:
+            verdict = verify(servers, topic, cluster.connect(), keyspace)
+    except (KafkaError, NoHostAvailable, DriverException) as exc:
+        sys.stderr.write(f"verify: cannot compare: {' '.join(str(exc).split())[:300]}\n")
+        return 1
+    print_verdict(verdict, topic)
+    if expect is not None and verdict.messages + verdict.forgotten != expect:
+        sys.stdout.write(f"{'sent':<40} {expect:>9}   not as many as in the topic\n")
+        return 1
+    return 0 if verdict.holds else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,176 @@
+"""Cassandra and cqlsh: the server's jars from Maven Central, the shell from PyPI.
+
+The image takes CASSANDRA_... variables for settings of cassandra.yaml (docker-library/cassandra,
+docker-entrypoint.sh), and for the JVM those of Cassandra's own start script (cassandra-env.sh):
+MAX_HEAP_SIZE, HEAP_NEWSIZE, JVM_EXTRA_OPTS. The jars bring no configuration: what stands in the
+distribution's cassandra.yaml and jvm17-server.options is written here, as far as one node needs it.
+"""
+
+import json
+import shutil
+import socket
+import struct
+import sys
+from pathlib import Path
+
+from stack.compose import Service, StackError
+from stack.servers import IMAGES, Server, Site, refuse_unknown, write
+
+# Variable of the image -> setting of cassandra.yaml.
+SETTINGS = {
+    "CASSANDRA_CLUSTER_NAME": "cluster_name",
+    "CASSANDRA_ENDPOINT_SNITCH": "endpoint_snitch",
+    "CASSANDRA_NUM_TOKENS": "num_tokens",
+}
+# HEAP_NEWSIZE has no effect with the G1 collector, there as here.
+JVM_VARIABLES = {"MAX_HEAP_SIZE", "HEAP_NEWSIZE", "JVM_EXTRA_OPTS"}
+# What Java 17 hides and Cassandra uses: the list of its jvm17-server.options.
+OPENED = {
+    "java.base": "java.io java.lang java.lang.module java.lang.reflect java.nio java.util "
+    "java.util.concurrent java.util.concurrent.atomic jdk.internal.loader jdk.internal.math "
+    "jdk.internal.module jdk.internal.ref jdk.internal.reflect jdk.internal.util.jar sun.nio.ch",
+    "jdk.management": "com.sun.management.internal",
+}
+EXPORTED = {
+    "java.base": "java.lang.ref jdk.internal.misc jdk.internal.ref sun.nio.ch",
+    "java.management.rmi": "com.sun.jmx.remote.internal.rmi",
+    "java.rmi": "sun.rmi.registry sun.rmi.server",
+    "java.sql": "java.sql",
+    "jdk.unsupported": "sun.misc",
+}
+
+
+def cassandra(service: Service, site: Site) -> Server:
+    """Return the server of a cassandra service."""
+    refuse_unknown(service, set(service.environment) - set(SETTINGS) - JVM_VARIABLES)
+    port = site.host_port(service.name, 9042)
+    data = site.volume(service, "/var/lib/cassandra")
+    file = site.config_file(service, "yaml")
+    jars = site.cached("cassandra", service.tag)
+
+    def prepare() -> None:
+        fetch_jars(service, site)
+        storage_port = site.host_port(service.name, 7000)
+        settings = settings_of(service, data, port, storage_port)
+        write(file, json.dumps(settings, indent=1))  # JSON is YAML
+
+    return Server(
+        name=service.name,
+        depends_on=service.depends_on,
+        address=f"127.0.0.1:{port}",
+        marker=f"file://{file}",
+        command=[
+            *site.java(jars, [*jvm_options(service), *options(file, data, jars)]),
+            "org.apache.cassandra.service.CassandraDaemon",
+        ],
+        is_ready=lambda: cassandra_is_ready(port),
+        prepare=prepare,
+    )
+
+
+def settings_of(service: Service, data: Path, port: int, storage_port: int) -> dict[str, object]:
+    """Return cassandra.yaml: one node on loopback, its caches sized for a laptop."""
+    seeds = {"seeds": f"127.0.0.1:{storage_port}"}
+    return {
+        "cluster_name": "Test Cluster",  # these three as in the image
+        "endpoint_snitch": "SimpleSnitch",
+        "num_tokens": 16,
+        "partitioner": "org.apache.cassandra.dht.Murmur3Partitioner",
+        "data_file_directories": [str(data / "data")],
+        "commitlog_directory": str(data / "commitlog"),
+        "saved_caches_directory": str(data / "saved_caches"),
+        "hints_directory": str(data / "hints"),
+        "cdc_raw_directory": str(data / "cdc_raw"),
+        # As in the image: a write is acknowledged once the log is in the system's memory, so that
+        # it outlives the process; the disk has it after 10 s at most.
+        "commitlog_sync": "periodic",
+        "commitlog_sync_period": "10000ms",
+        "commitlog_segment_size": "8MiB",
+        "seed_provider": [
+            {
+                "class_name": "org.apache.cassandra.locator.SimpleSeedProvider",
+                "parameters": [seeds],
+            }
+        ],
+        "listen_address": "127.0.0.1",
+        "storage_port": storage_port,
+        "rpc_address": "127.0.0.1",
+        "native_transport_port": port,
+        "memtable_heap_space": "64MiB",
+        "memtable_offheap_space": "64MiB",
+        "file_cache_size": "32MiB",
+        "networking_cache_size": "16MiB",
+        "key_cache_size": "8MiB",
+        "auto_snapshot": False,  # a table that is dropped or emptied leaves no copy on the disk
+    } | {
+        setting: service.environment[name]
+        for name, setting in SETTINGS.items()
+        if name in service.environment
+    }
+
+
+def jvm_options(service: Service) -> list[str]:
+    """Return the Java options that the image makes of its environment."""
+    given = service.environment
+    heap = given.get("MAX_HEAP_SIZE", "512M")
+    return [f"-Xms{heap}", f"-Xmx{heap}", *given.get("JVM_EXTRA_OPTS", "").split()]
+
+
+def options(file: Path, data: Path, jars: Path) -> list[str]:
+    """Return the Java options that Cassandra needs on Java 17, and those that a lone node saves."""
+    return [
+        "-XX:+UseG1GC",
+        "-XX:+ExitOnOutOfMemoryError",  # rather than go on with what is left
+        "-Djdk.attach.allowAttachSelf=true",
+        *(f"--add-opens={m}/{p}=ALL-UNNAMED" for m, ps in OPENED.items() for p in ps.split()),
+        *(f"--add-exports={m}/{p}=ALL-UNNAMED" for m, ps in EXPORTED.items() for p in ps.split()),
+        f"-javaagent:{jars / 'jamm-0.4.0.jar'}",
+        f"-Dcassandra.config=file://{file}",
+        f"-Dcassandra.storagedir={data}",
+        f"-Dlogback.configurationFile={IMAGES / 'logback.xml'}",
+        "-Dcassandra-foreground=yes",
+        "-Djava.awt.headless=true",
+        # There are no others to wait for.
+        "-Dcassandra.ring_delay_ms=100",
+        "-Dcassandra.skip_wait_for_gossip_to_settle=0",
+        "-Dcassandra.superuser_setup_delay_ms=0",
+    ]
+
+
+def fetch_jars(service: Service, site: Site) -> Path:
+    """Return the folder with the jars, filled the first time."""
+    version = f"-Dcassandra.version={service.tag}"
+    return site.from_maven("cassandra", service.tag, "copy-dependencies", version)
+
+
+def console_tool(site: Site, service: Service, tool: str, arguments: list[str]) -> list[str]:
+    """Return the command line of cqlsh, which goes to the service unless told otherwise.
+
+    Raises:
+        StackError: the tool is another one, or is not installed.
+    """
+    if tool != "cqlsh":
+        raise StackError(f"unknown tool {tool}: there is cqlsh")
+    program = Path(sys.executable).with_name("cqlsh")
+    if not program.exists():
+        found = shutil.which("cqlsh")
+        if not found:
+            raise StackError("cqlsh is not installed: pip install cqlsh")
+        program = Path(found)
+    port = site.host_port(service.name, 9042)
+    moved = [site.on_host(argument) for argument in arguments]
+    return ["env", "CQLSH_HOST=127.0.0.1", f"CQLSH_PORT={port}", str(program), *moved]
+
+
+def cassandra_is_ready(port: int) -> bool:
+    """Ask Cassandra which protocol options it knows: the OPTIONS frame of native protocol 4.
+
+    It is answered with SUPPORTED (opcode 6) before a client has said who it is (the protocol's
+    specification, native_protocol_v4.spec, 4.1.3 and 4.2.4).
+    """
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(struct.pack(">BBhBi", 4, 0, 0, 5, 0))
+            return connection.makefile("rb").read(5)[4:] == b"\x06"
+    except OSError:
+        return False
