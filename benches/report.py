@@ -134,7 +134,7 @@ def throughput_table(result: Result) -> str:
     parameters = result["parameters"]
     notes = [
         f"{number(parameters['readings'])} mesures, {parameters['partitions']} partition, "
-        f"{parameters['runs']} passages chacun, en alternance ; µs de processeur par document."
+        f"passages en alternance : {parameters['runs']} ; µs de processeur par document."
     ]
     fewer = {
         LABELS[n]: r["readings"] for n, r in found.items() if r["readings"] < parameters["readings"]
