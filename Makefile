@@ -6,7 +6,7 @@ PIPELINES := $(notdir $(patsubst %/,%,$(dir $(wildcard pipelines/*/requirements.
 DOCKER_ANSWERS = docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
 setup: .venv/done ## virtual environment with what everything here needs
 
@@ -59,14 +59,33 @@ soak: setup ## an hour (SOAK_HOURS) of random faults under load, verified again 
 	@$(PYTHON) -m stack.prerequisites java maven
 	$(BIN)/python -m pytest -s -m soak
 
-bench: setup ## measure the consumer beside the limit and other ways (15 minutes, a quiet machine)
+# Measurements, on a quiet machine; what only they need is installed on demand. rsyslog is a peer:
+# where it cannot be installed, the bench goes on and says so.
+
+.venv/benches.done: benches/requirements.txt .venv/done
+	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench: .venv/benches.done ## measure the consumer beside the limit and its peers (15 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl
-	@$(BIN)/python benches/bench.py
+	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
+	@$(BIN)/python benches/throughput.py $(BENCH_OPTIONS)
+
+bench-latency bench-growth bench-generator: bench-%: .venv/benches.done
+	@$(PYTHON) -m stack.prerequisites java maven
+	@$(BIN)/python benches/$*.py $(BENCH_OPTIONS)
+
+bench-latency: ## measure the time from a reading's send until a search finds it (3 minutes)
+bench-growth: ## measure the rate by backlog, partitions, consumers, message size (15 minutes)
+bench-generator: ## measure the generator: rates held, fastest, beside other producers (10 minutes)
+
+bench-all: bench bench-latency bench-growth bench-generator ## all four, one after the other
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-.PHONY: help setup up down wipe demo verify test test-all soak bench lint \
+.PHONY: help setup up down wipe demo verify test test-all soak lint \
+	bench bench-latency bench-growth bench-generator bench-all \
 	$(PIPELINES:%=demo-%) $(PIPELINES:%=test-%)

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 
 def has_java() -> bool:
@@ -40,6 +41,11 @@ def has_venv() -> bool:
     return importlib.util.find_spec("ensurepip") is not None
 
 
+def has_rsyslog(plugin: str) -> bool:
+    """Return whether rsyslog is installed with a plug-in; each comes as a package of its own."""
+    return any(Path("/usr/lib").glob(f"**/rsyslog/{plugin}.so"))
+
+
 # Need -> how it is recognised, and the Debian packages that bring it, the preferred one first.
 NEEDS: dict[str, tuple[Callable[[], bool], tuple[str, ...]]] = {
     "venv": (has_venv, ("python3-venv",)),
@@ -47,6 +53,9 @@ NEEDS: dict[str, tuple[Callable[[], bool], tuple[str, ...]]] = {
     "maven": (lambda: shutil.which("mvn") is not None, ("maven",)),
     "curl": (lambda: shutil.which("curl") is not None, ("curl",)),
     "compose": (has_compose, ("docker-compose",)),
+    # A peer of the benches, in two packages; each brings rsyslog itself.
+    "rsyslog-kafka": (lambda: has_rsyslog("imkafka"), ("rsyslog-kafka",)),
+    "rsyslog-elasticsearch": (lambda: has_rsyslog("omelasticsearch"), ("rsyslog-elasticsearch",)),
 }
 
 

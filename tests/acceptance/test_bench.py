@@ -1,64 +1,168 @@
-"""The bench works, and gives no figure for a wrong result. Nothing is said of the figures."""
+"""The benches work, and give no figure for a wrong result. Nothing is said of the figures."""
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benches import bench
+from benches import generator, growth, latency, report, scene, throughput
+from benches.scene import BenchError, Scene
 from stack.__main__ import Stack
 
 
-def test_each_contestant_indexes_the_whole_topic(
-    stack: Stack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def bench(stack: Stack, tmp_path: Path) -> Iterator[Scene]:
+    """The tests' own servers, as a bench sees them."""
+    with scene.scene_on(stack, tmp_path) as opened:
+        yield opened
+
+
+def written(bench: Scene, name: str, parameters: dict[str, Any], found: Any, **more: Any) -> str:
+    """Write a result as a bench does; return its table, renewed in a text, and see its chart."""
+    output = bench.folder / "results"
+    file = scene.write_result(bench, name, parameters, found, output, **more)
+    result = json.loads(file.read_text())
+    assert result["found"] == json.loads(json.dumps(found))
+    assert file.with_suffix(".png").stat().st_size > 1000
+    text = bench.folder / "text.md"
+    text.write_text(f"before\n<!-- bench {name} -->\nold\n<!-- /bench -->\nafter\n")
+    report.renew(text, output)
+    renewed = text.read_text()
+    assert "old" not in renewed
+    assert renewed.startswith("before\n")
+    assert renewed.endswith(f"results/{file.stem}.png)\n<!-- /bench -->\nafter\n")
+    return renewed
+
+
+@pytest.mark.parametrize("name", throughput.CONTESTANTS)
+def test_a_contestant_indexes_the_whole_topic(bench: Scene, name: str) -> None:
+    if why := throughput.CONTESTANTS[name].missing(bench):
+        pytest.skip(f"{name}: {why}")
+    # More than one batch of each, or all arrives at once.
+    found, left_out, failed = throughput.measure(bench, [name], readings=15_000, turns=1)
+    assert not left_out
+    assert not failed
+    row = found[name]
+    assert row["readings"] == (throughput.CONTESTANTS[name].readings or 15_000)
+    assert row["docs_per_s"][0] > 0
+    assert row["client_cpu_s"][0] > 0
+    assert row["elasticsearch_cpu_s"][0] > 0
+    parameters = {"readings": 15_000, "runs": 1, "partitions": 1}
+    assert report.LABELS[name] in written(bench, "throughput", parameters, found)
+
+
+def test_the_wait_for_a_search_is_measured(bench: Scene) -> None:
+    found = latency.measure(bench, rate=200, duration_s=2)
+    own, short, _ = found
+    assert (own, short) == ("1s", "50ms")
+    assert found[own]["readings"] == found[short]["readings"] == pytest.approx(400, abs=10)
+    assert found[own]["p50_s"] <= found[own]["p99_s"] <= found[own]["max_s"]
+    assert found["consumer"]["memory_mb"] > 1
+    parameters = {"rate_hz": 200, "duration_s": 2, "partitions": 3}
+    assert "`refresh_interval` 1s" in written(bench, "latency", parameters, found)
+
+
+def test_growth_is_measured_along_each_series(
+    bench: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = bench.measure(stack, tmp_path, list(bench.CONTESTANTS), readings=4000, turns=1)
-    assert set(runs) == set(bench.CONTESTANTS)
-    for (one,) in runs.values():
-        assert one.docs_per_s > 0
-        assert one.seconds > 0
-        assert one.client_cpu_s > 0
-        assert one.server_cpu_s > 0
-    assert runs["ours"][0].memory_mb > 1
-    found = bench.summary(runs)
-    bench.print_table(found)
-    printed = capsys.readouterr().out
-    assert all(f"\n{name} " in printed for name in bench.CONTESTANTS)
-    result = {
-        "found": found,
-        "machine": bench.machine(),
-        "parameters": {"readings": 4000},
+    # A point beside the first in each; all of them take minutes.
+    for points in ("PARTITIONS", "CONSUMERS", "TIMES_LONGER"):
+        monkeypatch.setattr(growth, points, (1, 3))
+    cases = growth.make_cases(bench, backlogs=[500, 1000], readings=500, group_readings=1000)
+    found = growth.measure(bench, cases, turns=1)
+    assert {series: list(points) for series, points in found.items()} == {
+        "backlog": ["500", "1000"],
+        "partitions": ["1", "3"],
+        "consumers": ["1", "3"],
+        "size": ["x1", "x3", "long ids"],
     }
-    json.dumps(result)
-    bench.draw(result, tmp_path / "chart.png")
-    assert (tmp_path / "chart.png").stat().st_size > 1000
+    size = {name: row["message_bytes"] for name, row in found["size"].items()}
+    assert size["x3"] == pytest.approx(3 * size["x1"], abs=2)
+    assert size["long ids"] == size["x1"] + growth.LONGEST_ID - len("sensor_001")
+    assert all(row["docs_per_s"][0] > 0 for points in found.values() for row in points.values())
+    parameters = {"readings": 500, "runs": 1}
+    assert "sensor_id de 128 c." in written(bench, "growth", parameters, found)
 
 
+def test_the_generator_is_measured_beside_other_producers(bench: Scene) -> None:
+    found, left_out = generator.measure(
+        bench, rates_hz=[500], duration_s=2, readings=30_000, turns=1
+    )
+    assert found["paced"]["500"]["rate_hz"][0] > 0
+    measured = {"generator", "kafka-producer-perf-test"} | ({"confluent-kafka"} - set(left_out))
+    assert set(found["at_once"]) == measured
+    assert all(row["messages_per_s"][0] > 0 for row in found["at_once"].values())
+    parameters = {"readings": 30_000, "runs": 1, "duration_s": 2}
+    text = written(bench, "generator", parameters, found, left_out=left_out)
+    assert "kafka-producer-perf-test" in text
+    assert all(f"confluent-kafka : pas mesuré ({why})" in text for why in left_out.values())
+
+
+INDEX_500 = """
+import os, sys, elasticsearch
+client = elasticsearch.Elasticsearch(os.environ["ELASTICSEARCH_URL"])
+for n in range(500):
+    reading = {"sensor_id": "x", "timestamp": "2026-01-01T00:00:00.000Z"}
+    client.index(index=os.environ["ELASTICSEARCH_INDEX"], id=str(n), document=reading)
+"""
+
+
+@pytest.mark.parametrize("by_id", [True, False], ids=["ids", "fields"])
 @pytest.mark.parametrize(
-    ("way", "words"),
+    ("program", "words"),
     [
-        ("import sys", "0 of 500 readings indexed, then nothing more"),
-        (
-            "import os, elasticsearch as e; c = e.Elasticsearch(os.environ['ELASTICSEARCH_URL'])\n"
-            "for n in range(500): c.index(index=os.environ['ELASTICSEARCH_INDEX'],"
-            " id=str(n), document={'sensor_id': 'x'})",
-            "500 documents, 500 ids missing, 500 that nobody sent",
-        ),
+        ("import sys; sys.exit('no such thing')", r"0 of 500 .* it said: no such thing"),
+        (INDEX_500, "500 documents for 500 readings, 500 ids missing, {unknown} that nobody sent"),
     ],
     ids=["nothing", "something else"],
 )
 def test_a_wrong_result_is_no_result(
-    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, words: str
+    bench: Scene, monkeypatch: pytest.MonkeyPatch, program: str, words: str, by_id: bool
 ) -> None:
-    command = [sys.executable, "-c", way]
-    monkeypatch.setitem(bench.CONTESTANTS, "wrong", lambda _, __: command)
-    with pytest.raises(bench.BenchError, match=words):
-        bench.measure(stack, tmp_path, ["wrong"], readings=500, turns=1)
+    command = [sys.executable, "-c", program]
+    wrong = throughput.Contestant(lambda _, __: command, by_id=by_id)
+    monkeypatch.setitem(throughput.CONTESTANTS, "wrong", wrong)
+    monkeypatch.setitem(report.LABELS, "wrong", "wrong")
+    found, _, failed = throughput.measure(bench, ["wrong"], readings=500, turns=1)
+    assert not found
+    with pytest.raises(AssertionError, match=words.format(unknown=500 if by_id else 1)):
+        raise AssertionError(failed["wrong"])
+    parameters = {"readings": 500, "runs": 1, "partitions": 1}
+    assert "wrong : résultat refusé" in written(
+        bench, "throughput", parameters, found, failed=failed
+    )
+
+
+def test_a_reading_that_is_twice_in_the_topic_is_refused(bench: Scene) -> None:
+    topic = bench.filled_topic(10)
+    with pytest.raises(BenchError, match="holds 10 readings, not 11"):
+        bench.read_topic(topic.name, 11)
+    twice = b'{"sensor_id": "a", "timestamp": "b"}'
+    with pytest.raises(BenchError, match="holds 10 readings, 1 different"):
+        bench.copied_topic(topic, lambda _: twice)
+
+
+def test_who_is_not_installed_is_named(bench: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = throughput.Contestant(lambda _, __: [], missing=lambda _: "no package")
+    monkeypatch.setitem(throughput.CONTESTANTS, "rsyslog", absent)
+    found, left_out, failed = throughput.measure(bench, ["rsyslog"], readings=10, turns=1)
+    assert (found, failed) == ({}, {})
+    parameters = {"readings": 10, "runs": 1, "partitions": 1}
+    text = written(bench, "throughput", parameters, found, left_out=left_out)
+    assert "rsyslog : pas mesuré (no package)" in text
 
 
 def test_wrong_usage_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        bench.main(["--only", "ours,theirs"])
-    assert ended.value.code == 2
-    assert "--only: there is no theirs" in capsys.readouterr().err
+    for module, wrong in (
+        (throughput, ["--only", "ours,theirs"]),
+        (latency, ["--rate", "0"]),
+        (growth, ["--runs", "none"]),
+        (generator, ["--rates", "fast"]),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            module.main(wrong)
+        assert ended.value.code == 2
+        assert wrong[0] in capsys.readouterr().err

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The scripts that everybody writes first, to be measured beside ours: no validation, no accounts.
 
-    python benches/peers.py naive|streaming_bulk|bulk|parallel_bulk
+    python benches/peers/scripts.py naive|streaming_bulk|bulk|parallel_bulk
 
 Each reads the topic from its beginning and indexes what it finds, under the same ids as our
 consumer, until READINGS messages are read.

@@ -1,0 +1,356 @@
+#!/usr/bin/env python3
+"""Make charts and tables of the benches' results, so that no figure is typed by hand.
+
+    python benches/report.py        # all charts anew, and the tables in the project's texts
+
+Each results/DATE-NAME.json gets a chart, DATE-NAME.png. In benches/README.md, README.md and
+RAPPORT.md, what stands between <!-- bench NAME --> and <!-- /bench --> is replaced by the table and
+the chart of the newest result of that name. The benches call this; labels are in French, like the
+texts.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("agg")  # a file, no window
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+PROJECT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results"
+TEXTS = ("benches/README.md", "README.md", "RAPPORT.md")
+BLOCK = re.compile(r"(<!-- bench ([a-z]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+# Okabe and Ito: told apart also by the colour-blind; hatched too, for a print without colours.
+ORANGE, BLUE, GREY = "#D55E00", "#0072B2", "#999999"
+LOOKS = {"limit": (GREY, "//"), "ours": (ORANGE, ""), "generator": (ORANGE, "")}
+OTHER_LOOK = (BLUE, "..")
+LABELS = {
+    "limit": "la limite (bulks tout prêts, curl)",
+    "ours": "kafka_to_elasticsearch.py",
+    "rsyslog": "rsyslog",
+    "connect": "Kafka Connect + Camel",
+    "parallel_bulk": "helpers.parallel_bulk",
+    "bulk": "helpers.bulk",
+    "streaming_bulk": "helpers.streaming_bulk",
+    "naive": "un index() par message",
+    "generator": "sensor_generator.py",
+    "kafka-producer-perf-test": "kafka-producer-perf-test",
+    "confluent-kafka": "confluent-kafka",
+}
+SERIES = {
+    "backlog": "mesures en attente",
+    "partitions": "partitions",
+    "consumers": "consommateurs (6 partitions)",
+    "size": "longueur des messages",
+}
+POINTS = {"long ids": "sensor_id de 128 c."}
+
+Result = Mapping[str, Any]
+
+
+def number(value: float | None, decimals: int = 0) -> str:
+    r"""Return a number as French texts write it.
+
+    >>> number(1234567.0), number(0.25, 2), number(None)
+    ('1\u202f234\u202f567', '0,25', '–')
+    """
+    if value is None:
+        return "–"
+    return f"{value:,.{decimals}f}".replace(",", "\u202f").replace(".", ",")
+
+
+def spread(values: Sequence[float] | None, decimals: int = 0) -> list[str]:
+    """Return the cells "median" and "min – max" of a figure."""
+    if values is None:
+        return ["–", "–"]
+    low, middle, high = (number(value, decimals) for value in values)
+    return [f"**{middle}**", f"{low} – {high}"]
+
+
+def median(values: Sequence[float] | None) -> float | None:
+    """Return the median of what is written down as minimum, median and maximum."""
+    return values[1] if values else None
+
+
+def rows(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; all columns but the first to the right."""
+    marks = ["---", *["--:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, marks, *lines))
+
+
+def origin(result: Result) -> str:
+    """Return the line that says when, what and where."""
+    machine, versions = result["machine"], result["versions"]
+    names = ", ".join(f"{name} {value}" for name, value in versions.items())
+    return (
+        f"{result['date'][:10]}, révision `{result['commit'] or '?'}`, {machine['cores']} cœurs "
+        f"({machine['processor']}) partagés avec les serveurs. {names}."
+    )
+
+
+def table(result: Result) -> str:
+    """Return a result as Markdown."""
+    return f"{TABLES[result['bench']](result)}\n\n{origin(result)}"
+
+
+def without_figure(result: Result) -> list[str]:
+    """Return a line for each that was not measured, and why."""
+    lines = []
+    for kind, text in (("left_out", "pas mesuré"), ("failed", "résultat refusé")):
+        for name, why in result.get(kind, {}).items():
+            lines.append(f"{LABELS.get(name, name)} : {text} ({why})")
+    return lines
+
+
+def with_notes(table: str, result: Result, *notes: str) -> str:
+    """Return a table with sentences under it."""
+    return "\n\n".join([table, *(note for note in (*notes, *without_figure(result)) if note)])
+
+
+def throughput_table(result: Result) -> str:
+    """Return the rates, each also as a share of the limit, and what a document costs."""
+    found = result["found"]
+    best = median(found.get("limit", {}).get("docs_per_s"))
+    lines = []
+    for name, row in found.items():
+        middle = median(row["docs_per_s"])
+        share = number(middle / best, 2) if best and middle else "–"
+        costs = [
+            number(1e6 * row[f"{who}_cpu_s"][1] / row["readings"], 1)
+            for who in ("client", "elasticsearch", "kafka")
+        ]
+        label = f"**{LABELS[name]}**" if name == "ours" else LABELS[name]
+        memory = number(median(row["memory_mb"]))
+        lines.append([label, *spread(row["docs_per_s"]), share, *costs, memory])
+    head = ["", "documents/s", "min – max", "part de la limite", "client µs/doc"]
+    head += ["Elasticsearch µs/doc", "Kafka µs/doc", "mémoire Mo"]
+    parameters = result["parameters"]
+    notes = [
+        f"{number(parameters['readings'])} mesures, {parameters['partitions']} partition, "
+        f"passages en alternance : {parameters['runs']} ; µs de processeur par document."
+    ]
+    fewer = {
+        LABELS[n]: r["readings"] for n, r in found.items() if r["readings"] < parameters["readings"]
+    }
+    notes += [f"{name} : sur {number(count)} mesures seulement." for name, count in fewer.items()]
+    return with_notes(rows(head, lines), result, *notes)
+
+
+def latency_table(result: Result) -> str:
+    """Return the percentiles with each refresh interval, and what lies between."""
+    phases = {name: row for name, row in result["found"].items() if name != "consumer"}
+    lines = [
+        [f"`refresh_interval` {name}", number(row["readings"]), number(row["rate_hz"], 1),
+         *(number(row[f"{p}_s"], 3) for p in ("p50", "p99", "max"))]
+        for name, row in phases.items()
+    ]  # fmt: skip
+    head = ["", "mesures", "mesures/s", "p50 s", "p99 s", "max s"]
+    (own, slow), (short, fast) = phases.items()
+    consumer = result["found"]["consumer"]
+    note = (
+        f"De l'envoi à la recherche. Part de l'attente du rafraîchissement (de {own} à {short}) : "
+        + ", ".join(
+            f"{number(100 * (1 - fast[f'{p}_s'] / slow[f'{p}_s']))} % de {p}"
+            for p in ("p50", "p99")
+        )
+        + f". Mémoire du consommateur : {number(consumer['memory_mb'])} Mo au plus."
+    )
+    return with_notes(rows(head, lines), result, note)
+
+
+def growth_table(result: Result) -> str:
+    """Return the rate at every point of every series."""
+    lines = []
+    for series, points in result["found"].items():
+        for name, row in points.items():
+            lines.append(
+                [f"{SERIES[series]} : {point_label(series, name)}", *spread(row["docs_per_s"]),
+                 number(median(row["mb_per_s"]), 1), number(row["message_bytes"]),
+                 number(row["readings"]), str(row["runs"]), number(median(row["memory_mb"]))]
+            )  # fmt: skip
+    head = ["", "documents/s", "min – max", "Mo/s", "octets/message", "mesures", "passages"]
+    return with_notes(rows([*head, "mémoire Mo"], lines), result)
+
+
+def generator_table(result: Result) -> str:
+    """Return the rates held, and the fastest."""
+    held = [
+        [f"{number(float(asked))} /s", *spread(row["rate_hz"], 2),
+         *(f"{sign}{number(abs(100 * (row['rate_hz'][i] / float(asked) - 1)), 3)} %"
+           for i in (0, 2)
+           for sign in ["−" if row["rate_hz"][i] < float(asked) else "+"]),
+         f"{number(median(row['slowest_hz']))} – {number(median(row['fastest_hz']))}"]
+        for asked, row in result["found"]["paced"].items()
+    ]  # fmt: skip
+    at_once = [
+        [LABELS[name], *spread(row["messages_per_s"]), *spread(row["seconds"], 1),
+         number(median(row["client_cpu_s"]), 1), number(median(row["kafka_cpu_s"]), 1)]
+        for name, row in result["found"]["at_once"].items()
+    ]  # fmt: skip
+    parameters = result["parameters"]
+    first = rows(
+        ["demandé", "obtenu /s", "min – max", "écart min", "écart max", "secondes extrêmes /s"],
+        held,
+    )
+    second = rows(
+        ["d'un coup", "messages/s", "min – max", "s en tout", "min – max", "client s", "Kafka s"],
+        at_once,
+    )
+    note = (
+        f"{number(parameters['readings'])} mesures d'un coup ; seul sensor_generator.py "
+        "les simule, les autres envoient des lignes toutes prêtes. Secondes de processeur."
+    )
+    return with_notes(f"{first}\n\n{second}", result, note)
+
+
+TABLES: dict[str, Callable[[Result], str]] = {
+    "throughput": throughput_table,
+    "latency": latency_table,
+    "growth": growth_table,
+    "generator": generator_table,
+}
+
+
+# Charts.
+
+
+def bars(axes: Axes, found: Mapping[str, Any], figure: str, unit: str) -> None:
+    """Draw medians as bars with their ranges, the first on top."""
+    for name, row in reversed(list(found.items())):
+        low, middle, high = row[figure]
+        colour, hatch = LOOKS.get(name, OTHER_LOOK)
+        axes.barh(
+            LABELS[name], middle, color=colour, hatch=hatch, edgecolor="white",
+            xerr=[[middle - low], [high - middle]], ecolor="#333333", capsize=3,
+        )  # fmt: skip
+        axes.annotate(f"  {number(middle)}", (high, LABELS[name]), va="center")
+    axes.set_xlabel(f"{unit} (médiane, minimum, maximum)")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axes.margins(x=0.14)
+
+
+def throughput_chart(result: Result) -> None:
+    """Draw the contestants side by side."""
+    found = result["found"]
+    _, axes = pyplot.subplots(figsize=(10, 1.4 + 0.5 * len(found)), layout="constrained")
+    bars(axes, found, "docs_per_s", "documents par seconde")
+    axes.set_title(
+        f"De Kafka à Elasticsearch : {number(result['parameters']['readings'])} mesures, "
+        f"{result['machine']['cores']} cœurs partagés avec les serveurs"
+    )
+
+
+def latency_chart(result: Result) -> None:
+    """Draw which share of the readings is found after how long."""
+    _, axes = pyplot.subplots(figsize=(10, 4.5), layout="constrained")
+    phases = {name: row for name, row in result["found"].items() if name != "consumer"}
+    styles = ((ORANGE, "-"), (BLUE, "--"))
+    for (name, row), (colour, style) in zip(phases.items(), styles, strict=True):
+        label = f"refresh_interval {name} : p99 {number(row['p99_s'], 2)} s"
+        axes.plot(row["percentiles_s"], range(1, 100), style, color=colour, lw=2, label=label)
+    axes.set(xlabel="secondes de l'envoi à la recherche", ylabel="% des mesures", ylim=(0, 100))
+    axes.set_xlim(left=0)
+    axes.set_title(f"Délai à {number(result['parameters']['rate_hz'])} mesures par seconde")
+    axes.legend(loc="lower right", frameon=False)
+    axes.grid(visible=True, color="#dddddd")
+
+
+def point_label(series: str, name: str) -> str:
+    """Return how a point of a series is written."""
+    if series == "size":
+        return POINTS.get(name, name.replace("x", "× "))
+    return number(float(name))
+
+
+def growth_chart(result: Result) -> None:
+    """Draw the rate along each series, all on the same scale."""
+    found = result["found"]
+    _, panels = pyplot.subplots(2, 2, figsize=(10, 7), sharey=True, layout="constrained")
+    for axes, (series, points) in zip(panels.flat, found.items(), strict=True):
+        labels = [point_label(series, name) for name in points]
+        low, middle, high = zip(*(row["docs_per_s"] for row in points.values()), strict=True)
+        below = [m - value for m, value in zip(middle, low, strict=True)]
+        above = [value - m for m, value in zip(middle, high, strict=True)]
+        axes.bar(labels, middle, yerr=[below, above], color=ORANGE, ecolor="#333333", capsize=4)
+        for place, value in enumerate(middle):
+            axes.text(place, value / 2, number(value), ha="center", color="white", weight="bold")
+        axes.set_xlabel(SERIES[series])
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    for axes in panels[:, 0]:
+        axes.set_ylabel("documents par seconde")
+
+
+def generator_chart(result: Result) -> None:
+    """Draw the fastest sending beside other producers."""
+    found = result["found"]["at_once"]
+    _, axes = pyplot.subplots(figsize=(10, 1.4 + 0.6 * len(found)), layout="constrained")
+    bars(axes, found, "messages_per_s", "messages par seconde")
+    axes.set_title(f"Vers Kafka : {number(result['parameters']['readings'])} mesures d'un coup")
+
+
+CHARTS: dict[str, Callable[[Result], None]] = {
+    "throughput": throughput_chart,
+    "latency": latency_chart,
+    "growth": growth_chart,
+    "generator": generator_chart,
+}
+
+
+def draw(file: Path) -> None:
+    """Draw the chart of a result beside it."""
+    result = json.loads(file.read_text(encoding="utf-8"))
+    with pyplot.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
+        CHARTS[result["bench"]](result)
+        pyplot.savefig(file.with_suffix(".png"), dpi=120)
+        pyplot.close()
+
+
+# The tables in the project's texts.
+
+
+def newest(name: str, results: Path = RESULTS) -> Path | None:
+    """Return the newest result of a bench."""
+    return max(results.glob(f"*-{name}.json"), default=None)
+
+
+def renew(text: Path, results: Path = RESULTS) -> None:
+    """Replace each bench's block of a text by its newest result; leave those without one."""
+
+    def block(match: re.Match[str]) -> str:
+        file = newest(match[2], results)
+        if not file:
+            return match[0]
+        picture = os.path.relpath(file.with_suffix(".png"), text.parent)
+        result = json.loads(file.read_text(encoding="utf-8"))
+        return f"{match[1]}{table(result)}\n\n![{match[2]}]({picture})\n{match[3]}"
+
+    before = text.read_text(encoding="utf-8")
+    after = BLOCK.sub(block, before)
+    if after != before:
+        text.write_text(after, encoding="utf-8")
+
+
+def renew_texts() -> None:
+    """Renew all the texts that there are."""
+    for name in TEXTS:
+        if (PROJECT / name).exists():
+            renew(PROJECT / name)
+
+
+def main() -> int:
+    """Draw all charts, renew all texts; return the exit code."""
+    for file in sorted(RESULTS.glob("*.json")):
+        draw(file)
+    renew_texts()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
