@@ -43,7 +43,9 @@ def has_venv() -> bool:
 
 def has_postgresql() -> bool:
     """Return whether a PostgreSQL server is here; Debian keeps it off the PATH."""
-    return bool(shutil.which("postgres") or list(Path("/usr/lib/postgresql").glob("*/bin/postgres")))
+    return bool(
+        shutil.which("postgres") or list(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    )
 
 
 # Need -> how it is recognised, and the Debian packages that bring it, the preferred one first.

@@ -7,8 +7,9 @@
 Writes the three tables, each as Excel and as CSV: the same seed gives the same tables. The sites,
 programs and values are made up. The traps are those of the real files: a site is a text such as
 `040576`, one site belongs to two programs, `NA` is sodium, method periods overlap, one program has
-no methods, LAKE_RET is empty; and in the CSV `;`, CRLF, a byte-order mark, dates as
-`11/06/2020 00:00:00`, thousands as `1 528`, decimal commas, descriptions of several lines.
+no methods, LAKE_RET is empty, some dates have a time of day; and in the CSV `;`, CRLF, a byte-order
+mark, dates as `11/06/2020 00:00:00`, thousands as `1 528`, decimal commas, descriptions of several
+lines.
 
 Exit codes: 0 done, 2 wrong usage.
 """
@@ -19,7 +20,7 @@ import math
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from pipelines.acid_waters.tables import (  # noqa: E402  # works from any folde
 
 FOLDER = Path(__file__).resolve().parent / "sample"
 Cells = list[Any]
-# Site, program, name, state, ecoregion: level I and III names and codes, lake or stream, typical ANC.
+# Site, program, name, state, ecoregion, lake or stream, typical ANC in ueq/l.
 PLACES = (
     ("040576", "DEMO_LAKES", "Heron Pond", "New York", "N", "Lake", 12),
     ("040577", "DEMO_LAKES", "Upper Slate Lake", "New York", "N", "Lake", -8),
@@ -74,7 +75,7 @@ def methods(rng: random.Random) -> Iterator[Cells]:
             if parameter == "SECCHI" and program == "DEMO_STREAMS":
                 continue
             old, new = (f"DEMO {rng.randrange(100, 400)}.{rng.randrange(1, 9)}" for _ in range(2))
-            described = f'Described for the sample.\nSecond line, with "quotes"; and more. '
+            described = 'Described for the sample.\nSecond line, with "quotes"; and more. '
             yield [program, parameter, 1979, 2009, old, described]
             if program == "DEMO_LAKES":
                 short = "Unknown" if parameter == "DOC" else new
@@ -103,16 +104,19 @@ def sites(rng: random.Random) -> Iterator[Cells]:
 
 def samples(rng: random.Random, rows: int) -> Iterator[Cells]:
     """Return samples, the newest first, as in the release; chemistry in rough proportion to ANC."""
-    days = sorted((rng.randrange(DAYS) for _ in range(rows)))
+    days = sorted(rng.randrange(DAYS) for _ in range(rows))
     for number, back in enumerate(days):
         site, program, _, _, _, kind, typical = PLACES[number % len(PLACES)]
         day = LAST_DAY - timedelta(days=back)
         depth = rng.choice([0, 0.5, 1]) if kind == "Lake" else None
         hour = rng.choice([None, "1130", "09:05", "1415", "07:52"])
+        clock = (
+            time(rng.randrange(7, 18), rng.choice([0, 15, 30])) if rng.random() < 0.2 else time()
+        )
         where = "Stream" if kind == "Stream" else rng.choice(["EPI", "EPI", "OUT"])
         recovery = (20_000 - back) / 20_000  # the waters get less acid with the years
         yield [
-            site, program, datetime.combine(day, datetime.min.time()), where,
+            site, program, datetime.combine(day, clock), where,
             "Annual" if number % 97 == 0 else "Regular", kind, depth, hour,
             *chemistry(rng, typical, recovery, kind == "Lake"),
         ]  # fmt: skip
@@ -135,10 +139,20 @@ def chemistry(rng: random.Random, typical: float, recovery: float, lake: bool) -
         "WTEMP_DEG_C": round(rng.uniform(-1, 24), 1),
     }  # fmt: skip
     if rng.random() < 0.4:
-        values |= {"F_UEQ_L": round(rng.uniform(0, 4), 2), "PH_EQ": ph, "PH_FLD": round(ph + 0.1, 2)}
+        values |= {
+            "F_UEQ_L": round(rng.uniform(0, 4), 2),
+            "PH_EQ": ph,
+            "PH_FLD": round(ph + 0.1, 2),
+        }
     if lake and rng.random() < 0.3:
-        values |= {"CHL_A_UG_L": round(rng.uniform(0, 6), 2), "SECCHI_M": round(rng.uniform(1, 9), 1)}
-        values |= {"P_TL_UEQ_L": round(rng.uniform(0, 1), 3), "N_TD_UEQ_L": float(rng.randrange(300))}
+        values |= {
+            "CHL_A_UG_L": round(rng.uniform(0, 6), 2),
+            "SECCHI_M": round(rng.uniform(1, 9), 1),
+        }
+        values |= {
+            "P_TL_UEQ_L": round(rng.uniform(0, 1), 3),
+            "N_TD_UEQ_L": float(rng.randrange(300)),
+        }
     if rng.random() < 0.05:
         values["PH_STVL"] = ph
     return [values[name] if rng.random() > 0.03 and name in values else None for name in MEASURES]

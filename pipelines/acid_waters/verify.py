@@ -237,21 +237,21 @@ def texts_table(db: Any, name: str, columns: Sequence[str], rows: Sequence[Any],
     )
 
 
-def stored_rows(db: Any, files: Sequence[str]) -> Counter[Any]:
-    """Return the rows of Parquet files, typed."""
+def stored_rows(db: Any, files: Sequence[str], lots: Sequence[int]) -> Counter[Any]:
+    """Return the rows of some lots in Parquet files, typed."""
     if not files:
         return Counter()
-    columns = ", ".join(SAMPLES.columns)
-    return Counter(
-        db.execute(f"SELECT {columns} FROM read_parquet(?)", [list(files)]).fetchall()  # noqa: S608
+    query = (
+        f"SELECT {', '.join(SAMPLES.columns)} FROM read_parquet(?) WHERE list_contains(?, lot_id)"  # noqa: S608
     )
+    return Counter(db.execute(query, [list(files), list(lots)]).fetchall())
 
 
 def sent_rows(db: Any) -> Counter[Any]:
     """Return the rows of the table samples, typed."""
     columns = ", ".join(
         f"{name}::decimal(24, 12)" if name in SAMPLES.numbers
-        else f"{name}::date" if name in SAMPLES.dates else name
+        else f"{name}::timestamp" if name in SAMPLES.dates else name
         for name in SAMPLES.columns
     )  # fmt: skip
     return Counter(db.execute(f"SELECT {columns} FROM samples").fetchall())  # noqa: S608
@@ -292,9 +292,9 @@ def compare_data(
 ) -> None:
     """Compare a version's rows and metrics with what the messages of its lots hold."""
     lots = conn.execute(
-        """SELECT partition, "offset", data_path FROM lots_at(%s)""", [verdict.version]
+        """SELECT partition, "offset", data_path, lot_id FROM lots_at(%s)""", [verdict.version]
     ).fetchall()
-    places = [(partition, offset) for partition, offset, _ in lots]
+    places = [(partition, offset) for partition, offset, *_ in lots]
     lines = [
         line for place in places if place in messages for line in messages[place].value.splitlines()
     ]
@@ -303,7 +303,8 @@ def compare_data(
         rows = [tuple(json.loads(line)[name] for name in SAMPLES.columns) for line in lines]
         texts_table(db, "samples", SAMPLES.columns, rows, to)
         sent = sent_rows(db)
-        stored = stored_rows(db, hdfs.download([path for _, _, path in lots], to))
+        files = hdfs.download(sorted({lot.data_path for lot in lots}), to)
+        stored = stored_rows(db, files, [lot.lot_id for lot in lots])
         verdict.rows = stored.total()
         verdict.missing_rows = list((sent - stored).elements())
         verdict.unexpected_rows = list((stored - sent).elements())

@@ -8,7 +8,7 @@ WITH long AS (
 )
 SELECT l.SITE_ID AS site_id, l.PROGRAM_ID AS program_id, s.STATE AS state,
     s.ECONAME_I AS ecoregion_i, s.ECONAME_III AS ecoregion_iii,
-    l.WATERBODY_TYPE AS waterbody_type, year(l.DATE_SMP::date) AS year,
+    l.WATERBODY_TYPE AS waterbody_type, year(l.DATE_SMP::timestamp) AS year,
     regexp_replace(measure, '_(UEQ_L|UG_L|UM_CM|MG_L|DEG_C|M)$', '') AS parameter,
     CASE WHEN measure LIKE 'PH_%' THEN ''
         ELSE regexp_extract(measure, '_(UEQ_L|UG_L|UM_CM|MG_L|DEG_C|M)$', 1) END AS unit,
@@ -17,7 +17,7 @@ FROM long l
 JOIN sites s ON s.SITE_ID = l.SITE_ID AND s.PROGRAM_ID = l.PROGRAM_ID
 LEFT JOIN methods m ON m.PROGRAM_ID = l.PROGRAM_ID
     AND m.PARAMETER = regexp_replace(measure, '_(UEQ_L|UG_L|UM_CM|MG_L|DEG_C|M)$', '')
-    AND year(l.DATE_SMP::date) BETWEEN m.START_YEAR::int AND coalesce(m.END_YEAR::int, 9999)
+    AND year(l.DATE_SMP::timestamp) BETWEEN m.START_YEAR::int AND coalesce(m.END_YEAR::int, 9999)
 QUALIFY row_number() OVER (PARTITION BY l.id, measure ORDER BY m.START_YEAR::int DESC,
     coalesce(m.END_YEAR::int, 9999) DESC, m.METHOD, m.METHOD_DESCRIPTION) = 1;
 

@@ -72,7 +72,7 @@ def settings(service: Service, site: Site, prefix: str) -> dict[str, str]:
 
 
 def as_xml(properties: dict[str, str]) -> str:
-    """Return properties as a Hadoop configuration file.
+    r"""Return properties as a Hadoop configuration file.
 
     >>> as_xml({"a.b": "<1>"})
     '<configuration>\\n<property><name>a.b</name><value>&lt;1&gt;</value></property>\\n</configuration>\\n'
@@ -98,7 +98,9 @@ def beans(web_port: int, query: str) -> list[dict[str, object]]:
 
 def namenode_is_ready(web_port: int) -> bool:
     """Ask the NameNode for its state."""
-    return any(bean.get("State") == "active" for bean in beans(web_port, "NameNode,name=NameNodeStatus"))
+    return any(
+        bean.get("State") == "active" for bean in beans(web_port, "NameNode,name=NameNodeStatus")
+    )
 
 
 def datanode_is_ready(web_port: int) -> bool:

@@ -12,7 +12,7 @@ and the rows compared with the files, one by one.
 The consumer reads them when it starts: after a change, load them again and start it again.
 
 Environment (or .env at the project's root; a flag wins over both):
-    LTM_DATA   default the folder sample/ of this pipeline
+    LTM_DATA   folder with the three files (default: the sample of this pipeline)
     HDFS_URL   default hdfs://localhost:8020/acid-waters
 
 Exit codes: 0 loaded and read back the same, 1 HDFS unreachable or not the same, 2 wrong usage or
@@ -130,7 +130,9 @@ def read_files(folder: Path) -> dict[str, list[Row]]:
     }
     keys = Counter((row["SITE_ID"], row["PROGRAM_ID"]) for row in rows["sites"])
     if twice := [key for key, number in keys.items() if number > 1]:
-        raise TableError(f"{find_file(folder, SITES)}: twice the same SITE_ID and PROGRAM_ID: {twice}")
+        raise TableError(
+            f"{find_file(folder, SITES)}: twice the same SITE_ID and PROGRAM_ID: {twice}"
+        )
     return rows
 
 
@@ -156,7 +158,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, rows in files.items():
             wrong = load(spark, options.hdfs_url, name, rows)
             differing += wrong.total()
-            sys.stdout.write(f"{name:<10} rows={len(rows):<6} {options.hdfs_url}/reference/{name}\n")
+            sys.stdout.write(
+                f"{name:<10} rows={len(rows):<6} {options.hdfs_url}/reference/{name}\n"
+            )
             for row in list(wrong)[:3]:
                 log.error("%s: not the same in the file and in HDFS: %s", name, row)
     except TableError as exc:

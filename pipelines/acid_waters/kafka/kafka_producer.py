@@ -14,7 +14,7 @@ The rows come from LTM_Data… (Excel, else CSV) of the data folder, in the file
               sequence     2                         1, 2, 3… in the file
               checksum     9c0e…                     SHA-256 of the value, in hexadecimal
               source_file  LTM_Data_sample.xlsx
-    value     a row per line, as JSON: {"SITE_ID": "A-017", …, "PH_LAB": "6.42", …, "SECCHI_M": null}
+    value     a row per line, as JSON: {"SITE_ID": "040576", …, "PH_LAB": "6.42", "PH_STVL": null}
 
 A lot is one message, so nobody can ever read half of one. The same file gives the same lots, byte
 for byte, with the same ids: what was sent twice is recognised.
@@ -32,7 +32,7 @@ for byte, with the same ids: what was sent twice is recognised.
     json              not JSON
 
 Environment (or .env at the project's root; a flag wins over both):
-    LTM_DATA                  default the folder sample/ of this pipeline
+    LTM_DATA                  folder with the three files (default: the sample of this pipeline)
     KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
     WATER_TOPIC               default water-quality
 

@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS lots (
     checksum      text NOT NULL,         -- SHA-256 of the message's value, as received
     sent_at       timestamptz NOT NULL,  -- Kafka's time of the message
     raw_path      text NOT NULL,         -- folder in HDFS with the message, byte for byte
-    data_path     text,                  -- folder in HDFS with its rows; null: never integrated
+    data_path     text,                  -- folder in HDFS with its rows and others'; null: never integrated
     UNIQUE (topic, partition, "offset", attempt)
 );
 

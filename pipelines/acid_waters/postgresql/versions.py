@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The versions of the data set: list them, show one, isolate a lot, restore a version.
+r"""The versions of the data set: list them, show one, isolate a lot, restore a version.
 
     python pipelines/acid_waters/postgresql/versions.py list
     python pipelines/acid_waters/postgresql/versions.py show 3
@@ -25,7 +25,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 from dotenv import load_dotenv
@@ -36,7 +36,7 @@ SCHEMA = Path(__file__).with_name("schema.sql")
 DEFAULT_URL = "postgresql://water@localhost:5433/water"
 SCHEMA_LOCK = 20_220_801  # any number, the same for everybody
 
-Connection = psycopg.Connection[Any]
+Connection: TypeAlias = "psycopg.Connection[Any]"
 
 
 class VersionError(Exception):
@@ -74,7 +74,7 @@ def connect(url: str) -> Connection:
     )  # fmt: skip
     with conn.transaction():  # one at a time: two CREATE IF NOT EXISTS can collide
         conn.execute("SELECT pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
-        if conn.execute("SELECT to_regclass('water.fact_sample') IS NULL").fetchone()[0]:  # type: ignore[index, unused-ignore]
+        if conn.execute("SELECT to_regclass('water.fact_sample') IS NULL").fetchone()[0]:
             conn.execute(SCHEMA.read_text(encoding="utf-8"))
     return conn
 
@@ -113,7 +113,7 @@ def receive_one(cursor: psycopg.Cursor[Any], lot: Mapping[str, Any]) -> int:
         RETURNING lot_id""",
         lot,
     )
-    lot_id: int = cursor.fetchone()[0]  # type: ignore[index, unused-ignore]
+    lot_id: int = cursor.fetchone()[0]
     cursor.execute(
         """INSERT INTO versions (lot_id, batch_id, size, checksum, state)
         VALUES (%s, %s, %s, %s, 'received') ON CONFLICT DO NOTHING""",
@@ -128,6 +128,7 @@ def publish(
     """Settle received lots, in order, in one transaction: each good one makes a version.
 
     Args:
+        conn: see connect.
         verdicts: in the order of their versions.
         facts: table -> rows in the table's order, the lot_id first; of refused lots too.
 
@@ -164,7 +165,9 @@ def settle(conn: Connection, verdict: Verdict) -> Any:
     reason = verdict.reason or duplicate(conn, lot)
     if reason:
         return add_event(conn, lot, "quarantined", reason)
-    conn.execute("UPDATE lots SET data_path = %s WHERE lot_id = %s", [verdict.data_path, lot.lot_id])
+    conn.execute(
+        "UPDATE lots SET data_path = %s WHERE lot_id = %s", [verdict.data_path, lot.lot_id]
+    )
     again = f"reprocessed, attempt {lot.attempt}" if lot.attempt else None
     event = add_event(conn, lot, "integrated", again, new_version=True)
     if lot.attempt:  # it takes the place of what was made of it before
@@ -176,8 +179,8 @@ def settle(conn: Connection, verdict: Verdict) -> Any:
 def duplicate(conn: Connection, lot: Any) -> str | None:
     """Return why a lot from Kafka may not be integrated although it is good, None when it may.
 
-    Its id may be in the data set once; and what was integrated once and then taken out, by isolating
-    it or by restoring an earlier version, does not come back because it was sent again.
+    Its id may be in the data set once; and what was integrated once and then taken out, by
+    isolating it or by restoring an earlier version, does not come back because it is sent again.
     """
     if lot.attempt:
         return None
@@ -224,6 +227,7 @@ def archived_lot(conn: Connection, batch_id: str | None) -> Any:
     """Return the lot to process again, with its next_attempt.
 
     Args:
+        conn: see connect.
         batch_id: of this id, the one in the data set, else the last that ever was, else the last
             received; None: of all, the one that was integrated last and is in the data set.
 
@@ -253,6 +257,7 @@ def dimension_keys(
     """Return the keys of sites, parameters and methods, in their order; new ones are added.
 
     Args:
+        conn: see connect.
         sites: rows of Site_Information, columns by name.
         parameters: (parameter, unit).
         methods: rows of Methods, in its columns' order.
@@ -315,7 +320,7 @@ def restore(conn: Connection, version: int) -> Any:
     """
     with conn.transaction():
         lock(conn)
-        last = conn.execute("SELECT current_version()").fetchone()[0]  # type: ignore[index, unused-ignore]
+        last = conn.execute("SELECT current_version()").fetchone()[0]
         if not 1 <= version <= last:
             raise VersionError(f"there is no version {version}: 1 to {last}")
         event = conn.execute(
@@ -333,9 +338,10 @@ def list_events(conn: Connection, everything: bool) -> list[Any]:
     """Return the versions table, oldest first, with the rows of the data set after each version.
 
     Args:
+        conn: see connect.
         everything: also when the lots that are settled by now were received.
     """
-    return conn.execute(
+    events: list[Any] = conn.execute(
         """SELECT version, date_trunc('second', at) AS at, state, batch_id, size,
             left(checksum, 12) AS checksum,
             CASE WHEN version IS NOT NULL
@@ -346,6 +352,7 @@ def list_events(conn: Connection, everything: bool) -> list[Any]:
         ORDER BY event_id""",
         [everything],
     ).fetchall()
+    return events
 
 
 def changes(conn: Connection, version: int) -> list[Any]:
@@ -356,7 +363,7 @@ def changes(conn: Connection, version: int) -> list[Any]:
     """
     if not conn.execute("SELECT 1 FROM versions WHERE version = %s", [version]).fetchone():
         raise VersionError(f"there is no version {version} (see: versions.py list)")
-    return conn.execute(
+    lots: list[Any] = conn.execute(
         """SELECT CASE WHEN since = %(v)s THEN 'added' ELSE 'taken out' END AS change, batch_id,
             size, left(checksum, 12) AS checksum,
             (SELECT sum(count) FROM fact_measure f WHERE f.lot_id = l.lot_id) AS measures,
@@ -367,6 +374,7 @@ def changes(conn: Connection, version: int) -> list[Any]:
         WHERE since = %(v)s OR until = %(v)s ORDER BY change, l.lot_id""",
         {"v": version},
     ).fetchall()
+    return lots
 
 
 def as_table(rows: Sequence[Any]) -> str:

@@ -6,7 +6,7 @@ The columns (lot) that name a lot are `partition` and `offset`, its place in the
 from datetime import date
 
 from pyspark.sql import Column, DataFrame
-from pyspark.sql import functions as F  # noqa: N812  # its usual name
+from pyspark.sql import functions as F
 from pyspark.sql.types import DecimalType
 from pyspark.sql.window import Window
 
@@ -14,7 +14,8 @@ from pipelines.acid_waters.tables import DECIMALS, MEASURES, SAMPLES, parameter_
 
 LOT = ["partition", "offset"]
 NUMBER = DecimalType(24, DECIMALS)  # its sums are exact, whatever their order
-FIRST_DATE = "1970-01-01"  # long before the first method in the release, 1979
+MOMENT = "^[0-9]{4}-[0-9]{2}-[0-9]{2}( [0-9]{2}:[0-9]{2}:[0-9]{2})?$"
+FIRST_DATE = date(1970, 1, 1)  # long before the first method in the release, 1979
 TIME_OF_DAY = "^([01][0-9]|2[0-3]):?[0-5][0-9]$"  # the release has 1130 and 11:49
 ID = "^[A-Za-z0-9][A-Za-z0-9 ._-]{0,199}$"  # of batches and files
 REASON_CHARACTERS = 500
@@ -89,17 +90,21 @@ def row_problems(known_site: Column, today: date) -> Column:
 
     names = F.array_sort(F.map_keys("fields"))
     has_columns = names == F.array(*[F.lit(name) for name in sorted(SAMPLES.columns)])
-    day = F.when(text("DATE_SMP").rlike("^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), text("DATE_SMP"))
-    possible = day.cast("date").between(F.lit(FIRST_DATE).cast("date"), F.lit(today))
+    moment = F.when(text("DATE_SMP").rlike(MOMENT), text("DATE_SMP"))
+    possible = moment.cast("timestamp_ntz").cast("date").between(F.lit(FIRST_DATE), F.lit(today))
     problems = [
         F.when(F.coalesce(text(name), F.lit("")) == "", F.lit(f"{name} is empty"))
         for name in ("SAMPLE_LOCATION", "SAMPLE_TYPE", "WATERBODY_TYPE")
     ]
     problems += [
-        F.when(~known_site, F.concat(F.lit("unknown site: "), quoted("SITE_ID"), quoted("PROGRAM_ID"))),
+        F.when(
+            ~known_site,
+            F.concat(F.lit("unknown site: "), quoted("SITE_ID"), quoted("PROGRAM_ID")),
+        ),
         F.when(~F.coalesce(possible, F.lit(False)), F.concat(
             F.coalesce(quoted("DATE_SMP"), F.lit("DATE_SMP ")), F.lit("is not a possible date"))),
-        F.when(~text("TIME_SMP").rlike(TIME_OF_DAY), F.concat(quoted("TIME_SMP"), F.lit("is not a time"))),
+        F.when(~text("TIME_SMP").rlike(TIME_OF_DAY),
+               F.concat(quoted("TIME_SMP"), F.lit("is not a time"))),
     ]  # fmt: skip
     for name in sorted(SAMPLES.numbers):
         number = text(name).cast(NUMBER)
@@ -137,18 +142,22 @@ def check(lots: DataFrame, samples: DataFrame, sites: DataFrame, today: date) ->
     known_site = F.coalesce("known", F.lit(False))
     found = joined.select(*LOT, "row", F.explode(row_problems(known_site, today)).alias("problem"))
     told = F.concat(F.lit("row "), F.col("row").cast("string"), F.lit(": "), F.col("problem"))
-    first = F.slice(F.array_sort(F.collect_list(F.struct("row", told.alias("told")))), 1, REASON_ROWS)
+    first = F.slice(
+        F.array_sort(F.collect_list(F.struct("row", told.alias("told")))), 1, REASON_ROWS
+    )
     by_lot = found.groupBy(*LOT).agg(first["told"].alias("told"), F.count("*").alias("problems"))
     size = F.size("lines")
+    sizes = F.format_string("%d rows, %d declared", size, "declared_size")
     reasons = [
         F.when(F.col("batch_id").isNull(), F.lit("header batch_id is missing or unusable")),
         F.when(F.col("sequence").isNull(), F.lit("header sequence is missing or no number")),
         F.when(F.col("source_file").isNull(), F.lit("header source_file is missing or unusable")),
         F.when(F.col("declared_size").isNull(), F.lit("header size is missing or no number")),
-        F.when(size < F.col("declared_size"), F.format_string("short: %d rows, %d declared", size, "declared_size")),
-        F.when(size > F.col("declared_size"), F.format_string("long: %d rows, %d declared", size, "declared_size")),
+        F.when(size < F.col("declared_size"), F.concat(F.lit("short: "), sizes)),
+        F.when(size > F.col("declared_size"), F.concat(F.lit("long: "), sizes)),
         F.when(size == 0, F.lit("empty")),
-        F.when(~F.col("declared_checksum").eqNullSafe(F.col("checksum")), F.lit("checksum is not that of the content")),
+        F.when(~F.col("declared_checksum").eqNullSafe(F.col("checksum")),
+               F.lit("checksum is not that of the content")),
         F.array_join("told", "; "),
         F.when(F.col("problems") > REASON_ROWS, F.format_string("%d problems in all", "problems")),
     ]  # fmt: skip
@@ -162,7 +171,7 @@ def check(lots: DataFrame, samples: DataFrame, sites: DataFrame, today: date) ->
 
 def typed(samples: DataFrame) -> DataFrame:
     """Return rows that have passed check with a typed column each, in place of fields."""
-    types = {**dict.fromkeys(SAMPLES.numbers, NUMBER), "DATE_SMP": "date"}
+    types = {**dict.fromkeys(SAMPLES.numbers, NUMBER), "DATE_SMP": "timestamp_ntz"}
     fields = F.col("fields")
     columns = [fields[name].cast(types.get(name, "string")).alias(name) for name in SAMPLES.columns]
     return samples.select(*[name for name in samples.columns if name != "fields"], *columns)
@@ -171,10 +180,10 @@ def typed(samples: DataFrame) -> DataFrame:
 def choose_methods(methods: DataFrame, last_year: int) -> DataFrame:
     """Return the one method of each program, parameter and year.
 
-    Periods overlap (LTM_ALTM has both 2010-2014 and 2010-2017). The rule: the latest start, then the
-    latest end, for that is the later entry, and it holds all that the other one does; where the two
-    differ (DOC), it names a method that the other calls unknown. Were there still two, the first in
-    alphabetical order of METHOD and description.
+    Periods overlap (LTM_ALTM has both 2010-2014 and 2010-2017). The rule: the latest start,
+    then the latest end, for that is the later entry, and it holds all that the other one does; where
+    the two differ (DOC), it names a method that the other calls unknown. Were there still two, the
+    first in alphabetical order of METHOD and description.
 
     Args:
         methods: method_key, PROGRAM_ID, PARAMETER, START_YEAR, END_YEAR (null: still in use),
@@ -189,7 +198,9 @@ def choose_methods(methods: DataFrame, last_year: int) -> DataFrame:
     order = [
         F.desc("START_YEAR"), F.desc_nulls_first("END_YEAR"), "METHOD", "METHOD_DESCRIPTION",
     ]  # fmt: skip
-    rank = F.row_number().over(Window.partitionBy("PROGRAM_ID", "PARAMETER", "year").orderBy(*order))
+    rank = F.row_number().over(
+        Window.partitionBy("PROGRAM_ID", "PARAMETER", "year").orderBy(*order)
+    )
     chosen = yearly.withColumn("rank", rank).where("rank = 1")
     return chosen.select("PROGRAM_ID", "PARAMETER", "year", "method_key")
 
@@ -197,7 +208,7 @@ def choose_methods(methods: DataFrame, last_year: int) -> DataFrame:
 def measures(
     samples: DataFrame, sites: DataFrame, parameters: DataFrame, chosen: DataFrame
 ) -> DataFrame:
-    """Return a row per value: lot_id, site_key, parameter_key, method_key, year, waterbody_type, value.
+    """Return a row per value.
 
     Args:
         samples: lot_id and the typed columns.
@@ -205,6 +216,9 @@ def measures(
             to two programs.
         parameters: parameter_key, measure (column of samples), PARAMETER.
         chosen: see choose_methods; a value without a method has the method_key 0.
+
+    Returns:
+        DataFrame: lot_id, site_key, parameter_key, method_key, year, waterbody_type, value.
     """
     values = F.array(
         *[F.struct(F.lit(name).alias("measure"), F.col(name).alias("value")) for name in MEASURES]
@@ -217,10 +231,10 @@ def measures(
     long = long.join(F.broadcast(sites), ["SITE_ID", "PROGRAM_ID"], "inner")
     long = long.join(F.broadcast(parameters), "measure", "inner")
     long = long.join(F.broadcast(chosen), ["PROGRAM_ID", "PARAMETER", "year"], "left")
+    method_key = F.coalesce("method_key", F.lit(0)).alias("method_key")
     return long.select(
-        "lot_id", "site_key", "parameter_key", F.coalesce("method_key", F.lit(0)).alias("method_key"),
-        "year", "waterbody_type", "value",
-    )  # fmt: skip
+        "lot_id", "site_key", "parameter_key", method_key, "year", "waterbody_type", "value"
+    )
 
 
 def measure_facts(values: DataFrame) -> DataFrame:

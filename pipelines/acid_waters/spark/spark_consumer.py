@@ -5,20 +5,21 @@
     python pipelines/acid_waters/spark/spark_consumer.py --once       # what is there now
     python pipelines/acid_waters/spark/spark_consumer.py --reprocess last     # or a batch id
 
-    2026-06-01T12:00:00.170Z INFO spark_consumer: published integrated=8 quarantined=2 rows=760 version=8
-    2026-06-01T12:00:00.170Z WARNING spark_consumer: quarantined batch_id=LTM_Data_sample-000003 ...
+    WARNING spark_consumer: quarantined batch_id=LTM_Data_sample-000002 reason=short: 99 rows, ...
+    INFO spark_consumer: published integrated=6 quarantined=2 rows=560 version=6
 
 What is done with the lots of a Spark micro-batch, in this order:
 
     1. archived in HDFS, byte for byte     /acid-waters/raw/<attempt>
     2. checked                             spark/lots.py: size, checksum, schema, ranges, known site
     3. received                            PostgreSQL, a transaction
-    4. rows of the good ones, in HDFS      /acid-waters/dataset/<attempt>/lot_id=<n>
+    4. rows of the good ones, in HDFS      /acid-waters/dataset/<attempt>
     5. joined and aggregated               site, method, year, water-body type
     6. published                           PostgreSQL, one transaction: versions, members, metrics
 
-A version is there when 6 has committed, and whole. Before that, files are written under a name of
-their own that no version knows: killed at any moment, nothing is half there. Where to go on in the
+A version's rows are those of its lots (lot_id) in the files of 4. It is there when 6
+has committed, and whole. Before that, files are written under a name of their own that no version
+knows: killed at any moment, nothing is half there. Where to go on in the
 topic is read from PostgreSQL, where 6 has written it: nothing is lost, nothing twice. A server that
 is away is waited for, and everything begins again at 1.
 
@@ -75,6 +76,7 @@ AWAY = (
     versions.SettledError,
 )  # fmt: skip
 LONGEST_PAUSE_S = 10.0
+REFUSED_SHOWN = 10  # of one micro-batch, in the log
 RAW_COLUMNS = ("topic", "partition", "offset", "timestamp", "key", "value", "headers")
 
 
@@ -159,7 +161,7 @@ class Integration:
         folder = f"dataset/{new_name()}"
         facts = self.store(samples, good, folder) if good else {}
         verdicts = [
-            versions.Verdict(lot_id, row.reason, f"{folder}/lot_id={lot_id}")
+            versions.Verdict(lot_id, row.reason, folder)
             for lot_id, row in zip(ids, found, strict=True)
         ]
         return versions.publish(self.conn, verdicts, facts)
@@ -167,13 +169,13 @@ class Integration:
     def store(
         self, samples: DataFrame, good: Mapping[int, tuple[int, int]], folder: str
     ) -> dict[str, list[Any]]:
-        """Write the rows of good lots into HDFS, one folder per lot; return the facts of the files."""
+        """Write the rows of good lots into a file in HDFS; return the facts of what is in it."""
         ids = [(lot_id, *place) for lot_id, place in good.items()]
         named = self.spark.createDataFrame(ids, "lot_id long, partition int, offset long")
         rows = transform.typed(samples.join(named, transform.LOT)).drop(*transform.LOT)
-        rows = rows.repartition("lot_id").sortWithinPartitions("lot_id", "row")
+        rows = rows.coalesce(1).sortWithinPartitions("lot_id", "row")
         path = f"{self.hdfs_url}/{folder}"
-        rows.write.partitionBy("lot_id").parquet(path)
+        rows.write.parquet(path)
         stored = self.spark.read.schema(rows.schema).parquet(path).cache()
         values = transform.measures(stored, self.sites, self.parameters, self.methods)
         try:
@@ -297,8 +299,10 @@ def report(events: Sequence[Any]) -> None:
     """Log what was published."""
     integrated = [event for event in events if event.state == "integrated"]
     refused = [event for event in events if event.state == "quarantined"]
-    for event in refused:
+    for event in refused[:REFUSED_SHOWN]:
         log.warning("quarantined batch_id=%s reason=%s", event.batch_id, event.reason)
+    if len(refused) > REFUSED_SHOWN:
+        log.warning("and %d more: versions.py list", len(refused) - REFUSED_SHOWN)
     log.info(
         "published integrated=%d quarantined=%d rows=%d version=%s",
         len(integrated), len(refused), sum(event.size for event in integrated),
@@ -312,6 +316,8 @@ def patiently(
     """Do work again and again while servers are away; return its exit code, 1 when given up.
 
     Args:
+        config: how long to be patient at the start.
+        stop: ends the patience.
         work: calls its argument once all servers have answered. Until then patience ends after
             config.wait_s seconds; afterwards never.
     """
@@ -371,7 +377,11 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
         add(flag, default=environ.get(name) or default, metavar=name.split("_")[-1],
             help=f"environment: {name} (default: {default})")  # fmt: skip
     add("--once", action="store_true", help="integrate what is there now, and end")
-    add("--reprocess", metavar="BATCH_ID", help='process an archived lot again; "last": the last good')
+    add(
+        "--reprocess",
+        metavar="BATCH_ID",
+        help='process an archived lot again; "last": the last good',
+    )
     add("--lots-per-batch", type=positive, default=100, metavar="N",
         help="at most so many lots in a micro-batch (default: 100)")  # fmt: skip
     add("--accept-loss", action="store_true", help="go on where Kafka has deleted unread lots")
