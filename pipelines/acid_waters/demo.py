@@ -3,12 +3,13 @@
 
     make demo-acid_waters
 
-Starts the servers (Docker if an engine answers, natively otherwise), sends the samples at full speed
-with three faulty lots among them, integrates, repairs, isolates, restores and reprocesses, and ends
+Starts the servers (Docker if an engine answers, natively otherwise), sends the samples at full
+speed with three faulty lots among them, integrates, repairs, restores and reprocesses, and ends
 with verify.py. The output is in French, like the README. It can be run again: lots that are there
 already are isolated as duplicates.
 
-Environment (or .env at the project's root): as the scripts. Exit codes: 0 all agrees, 1 it does not.
+Environment (or .env at the project's root): as the scripts.
+Exit codes: 0 all agrees, 1 it does not.
 """
 
 import shutil
@@ -116,9 +117,8 @@ def main() -> int:
     except FailedError as exc:
         say(f"\n✗ Arrêt : {exc}")
         return 1
-    say(
-        f"\n✓ Ce qui a été envoyé est exactement ce qui est stocké ({time.monotonic() - began:.0f} s)."
-    )
+    seconds = time.monotonic() - began
+    say(f"\n✓ Ce qui a été envoyé est exactement ce qui est stocké ({seconds:.0f} s).")
     say("\nEt maintenant :")
     say("  .venv/bin/python pipelines/acid_waters/postgresql/versions.py list")
     say(f"  .venv/bin/python -m stack {' '.join(FILES)} down    arrêter les serveurs (sans Docker)")

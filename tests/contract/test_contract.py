@@ -25,6 +25,14 @@ PROPERTIES: dict[str, Any] = MAPPING["mappings"]["properties"]
 README = PROJECT / "README.md"
 COMPOSE = PROJECT / "docker-compose.yml"
 KRAFT = PROJECT / "docker-compose.kraft.yml"
+OVERLAYS = sorted(PROJECT.glob("pipelines/*/compose.yml"))
+
+
+def in_project(file: Path) -> str:
+    """Return a file's name below the project's folder, to name a test."""
+    return str(file.relative_to(PROJECT))
+
+
 ELASTIC_TYPES = {str: {"keyword", "date"}, float: {"float"}, int: {"integer"}}
 
 
@@ -112,11 +120,16 @@ def variables(text: str) -> dict[str, str]:
 def test_env_example_names_every_variable_with_its_default() -> None:
     example = variables((PROJECT / ".env.example").read_text())
     used: dict[str, str] = {}
-    for file in (COMPOSE, KRAFT):
+    for file in (COMPOSE, KRAFT, *OVERLAYS):
         used |= dict(re.findall(r"\$\{(\w+):-([^}]*)\}", file.read_text()))
     for script in ("sensor_generator.py", "kafka_to_elasticsearch.py"):
         source = (PROJECT / script).read_text()
         used |= dict(re.findall(r'"(KAFKA_\w+|ELASTICSEARCH_\w+)", "([^"]+)"', source))
+    for script in PROJECT.glob("pipelines/*/**/*.py"):  # what each says of itself
+        documented = (script.read_text().split('"""') + [""])[1]
+        used |= dict(re.findall(r"^    ([A-Z_]+) +default (\S+)$", documented, re.MULTILINE))
+        optional = re.findall(r"^    ([A-Z_]+) +\S.*\(default: ", documented, re.MULTILINE)
+        used |= dict.fromkeys(optional, "")
     used |= dict.fromkeys(
         re.findall(r'"(STACK_\w+|JAVA_HOME)"', (PROJECT / "stack/__main__.py").read_text()), ""
     )
@@ -157,7 +170,7 @@ def test_twins_in_the_two_scripts_are_equal() -> None:
 # Compose
 
 
-@pytest.mark.parametrize("file", [COMPOSE, KRAFT], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [COMPOSE, KRAFT, *OVERLAYS], ids=in_project)
 def test_compose_file_is_valid_by_the_schema(file: Path, tmp_path: Path) -> None:
     plain = tmp_path / file.name  # without the tags, which the schema does not know
     plain.write_text(re.sub(r"^.*!reset null.*\n", "", file.read_text(), flags=re.MULTILINE))
@@ -200,7 +213,11 @@ def environment(service: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in pairs}
 
 
-@pytest.mark.parametrize("files", [(COMPOSE,), (COMPOSE, KRAFT)], ids=["zookeeper", "kraft"])
+@pytest.mark.parametrize(
+    "files",
+    [(COMPOSE,), *((COMPOSE, overlay) for overlay in (KRAFT, *OVERLAYS))],
+    ids=lambda files: in_project(files[-1]),
+)
 def test_the_native_stack_reads_the_files_as_compose_does(files: tuple[Path, ...]) -> None:
     theirs = resolved(*files)["services"]
     ours = load_services(files, {})
@@ -211,11 +228,16 @@ def test_the_native_stack_reads_the_files_as_compose_does(files: tuple[Path, ...
         assert set(service.depends_on) == set(theirs[name].get("depends_on", {}))
 
 
-def test_every_image_is_pinned_and_every_port_is_on_loopback() -> None:
+def test_the_services_are_those_that_the_readme_names() -> None:
     services = yaml.safe_load(COMPOSE.read_text())["services"]
     assert set(services) == {"zookeeper", "kafka", "elasticsearch", "kibana"}
+
+
+@pytest.mark.parametrize("file", [COMPOSE, *OVERLAYS], ids=in_project)
+def test_every_image_is_pinned_and_every_port_is_on_loopback(file: Path) -> None:
+    services = yaml.safe_load(file.read_text())["services"]
     for name, service in services.items():
-        assert re.search(r":\$\{\w+_VERSION:-\d+\.\d+\.\d+\}$", service["image"]), name
+        assert re.search(r":\$\{\w+_VERSION:-\d+(\.\d+)+\}$", service["image"]), name
         assert all(port.startswith("127.0.0.1:") for port in service["ports"]), name
         assert service["healthcheck"]["test"], name
         conditions = [need["condition"] for need in service.get("depends_on", {}).values()]

@@ -86,7 +86,8 @@ def row_problems(known_site: Column, today: date) -> Column:
         return F.col("fields")[name]
 
     def quoted(name: str) -> Column:
-        return F.concat(F.lit(f"{name} '"), F.substring(text(name), 1, 40), F.lit("' "))
+        shown = F.substring(F.coalesce(text(name), F.lit("")), 1, 40)  # null would hide the problem
+        return F.concat(F.lit(f"{name} '"), shown, F.lit("' "))
 
     names = F.array_sort(F.map_keys("fields"))
     has_columns = names == F.array(*[F.lit(name) for name in sorted(SAMPLES.columns)])
@@ -101,8 +102,8 @@ def row_problems(known_site: Column, today: date) -> Column:
             ~known_site,
             F.concat(F.lit("unknown site: "), quoted("SITE_ID"), quoted("PROGRAM_ID")),
         ),
-        F.when(~F.coalesce(possible, F.lit(False)), F.concat(
-            F.coalesce(quoted("DATE_SMP"), F.lit("DATE_SMP ")), F.lit("is not a possible date"))),
+        F.when(~F.coalesce(possible, F.lit(False)),
+               F.concat(quoted("DATE_SMP"), F.lit("is not a possible date"))),
         F.when(~text("TIME_SMP").rlike(TIME_OF_DAY),
                F.concat(quoted("TIME_SMP"), F.lit("is not a time"))),
     ]  # fmt: skip
@@ -181,8 +182,8 @@ def choose_methods(methods: DataFrame, last_year: int) -> DataFrame:
     """Return the one method of each program, parameter and year.
 
     Periods overlap (LTM_ALTM has both 2010-2014 and 2010-2017). The rule: the latest start,
-    then the latest end, for that is the later entry, and it holds all that the other one does; where
-    the two differ (DOC), it names a method that the other calls unknown. Were there still two, the
+    then the latest end. That is the later entry, and it holds all that the other one does; where
+    they differ (DOC), it names a method that the other calls unknown. Were there still two, the
     first in alphabetical order of METHOD and description.
 
     Args:

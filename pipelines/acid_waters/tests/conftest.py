@@ -93,7 +93,7 @@ class Scene:
     def send_raw(self, *messages: tuple[bytes | None, list[tuple[str, bytes]]]) -> None:
         with KafkaProducer(bootstrap_servers=self.environ["KAFKA_BOOTSTRAP_SERVERS"]) as producer:
             for value, headers in messages:
-                producer.send(self.topic, value, headers=headers, partition=0).get(timeout=30)
+                producer.send(self.topic, value, b"any", headers, partition=0).get(timeout=30)
 
     def load_reference(self, data: Path = SAMPLE) -> None:
         for name, rows in load_reference.read_files(data).items():
