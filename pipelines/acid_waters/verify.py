@@ -5,11 +5,11 @@
     python pipelines/acid_waters/verify.py --version 3
     python pipelines/acid_waters/verify.py --data FOLDER    # and the data set with LTM_Data…
 
-Every message of the topic is read again and must be settled exactly once: integrated or
-quarantined. The members of every version are derived anew from the versions table, event by event.
-The rows that the members' messages hold must be those of the Parquet files in HDFS, each one, and
-the metrics that DuckDB computes from them (verify.sql) those of PostgreSQL, row for row, to the
-last digit. No code is shared with the consumer.
+Every message of the topic is read again and must be settled exactly once, integrated or
+quarantined, and be in the archive in HDFS, byte for byte. The members of every version are derived
+anew from the versions table, event by event. The rows that the members' messages hold must be those
+of the Parquet files in HDFS, each one, and the metrics that DuckDB computes from them (verify.sql)
+those of PostgreSQL, row for row, to the last digit. No code is shared with the consumer.
 
 Environment (or .env at the project's root; a flag wins over both): as the consumer, and
     HDFS_WEB_URL   default http://localhost:9870
@@ -80,6 +80,7 @@ class Verdict:
         metrics: rows of metrics compared.
         unsettled: messages that are not settled.
         unexpected_lots: settled, but the topic does not hold them (and has deleted nothing).
+        wrongly_archived: the archive does not hold the message's bytes.
         wrongly_integrated: size or checksum is not what the message declares.
         wrong_versions: their members, or their number, do not follow from the events.
         missing_rows: sent and not in HDFS, as often as they are missing.
@@ -98,6 +99,7 @@ class Verdict:
     metrics: int = 0
     unsettled: list[Place] = field(default_factory=list)
     unexpected_lots: list[Place] = field(default_factory=list)
+    wrongly_archived: list[Place] = field(default_factory=list)
     wrongly_integrated: list[Place] = field(default_factory=list)
     wrong_versions: list[int] = field(default_factory=list)
     missing_rows: list[Any] = field(default_factory=list)
@@ -158,9 +160,7 @@ def compare_lots(verdict: Verdict, conn: Any, topic: str, messages: Mapping[Plac
         if place in messages:
             if state == "integrated" and not is_as_declared(messages[place]):
                 verdict.wrongly_integrated.append(place)
-        elif verdict.forgotten:
-            continue
-        else:
+        elif not verdict.forgotten:
             verdict.unexpected_lots.append(place)
 
 
@@ -287,20 +287,31 @@ def compare_metrics(verdict: Verdict, db: Any, conn: Any) -> None:
         verdict.differing_metrics += [(name, *row) for row in differing]
 
 
+def read_archive(conn: Any, db: Any, hdfs: WebHdfs, to: Path) -> dict[tuple[Any, ...], bytes]:
+    """Return the archived messages of all lots: (topic, partition, offset) -> value."""
+    folders = [path for (path,) in conn.execute("SELECT DISTINCT raw_path FROM lots")]
+    if not folders:
+        return {}
+    query = 'SELECT topic, partition, "offset", value FROM read_parquet(?)'
+    rows = db.execute(query, [hdfs.download(folders, to)]).fetchall()
+    return {tuple(place): value for *place, value in rows}
+
+
 def compare_data(
     verdict: Verdict, conn: Any, hdfs: WebHdfs, messages: Mapping[Place, Any], data: Path | None
 ) -> None:
-    """Compare a version's rows and metrics with what the messages of its lots hold."""
-    lots = conn.execute(
-        """SELECT partition, "offset", data_path, lot_id FROM lots_at(%s)""", [verdict.version]
-    ).fetchall()
-    places = [(partition, offset) for partition, offset, *_ in lots]
-    lines = [
-        line for place in places if place in messages for line in messages[place].value.splitlines()
-    ]
+    """Compare the archive with the messages, and a version's rows and metrics with the archive."""
+    lots = conn.execute("SELECT * FROM lots_at(%s)", [verdict.version]).fetchall()
     with tempfile.TemporaryDirectory() as folder, duckdb.connect() as db:
         to = Path(folder)
-        rows = [tuple(json.loads(line)[name] for name in SAMPLES.columns) for line in lines]
+        archive = read_archive(conn, db, hdfs, to)
+        verdict.wrongly_archived = [
+            place for place, message in messages.items()
+            if archive.get((message.topic, *place), b"?") != message.value
+        ]  # fmt: skip
+        values = [archive[lot.topic, lot.partition, lot.offset] for lot in lots]
+        lines = [json.loads(line) for value in values for line in value.splitlines()]
+        rows = [tuple(line[name] for name in SAMPLES.columns) for line in lines]
         texts_table(db, "samples", SAMPLES.columns, rows, to)
         sent = sent_rows(db)
         files = hdfs.download(sorted({lot.data_path for lot in lots}), to)

@@ -31,7 +31,7 @@ from typing import Any
 
 from dotenv import load_dotenv
 from py4j.protocol import Py4JJavaError
-from pyspark.errors import PySparkException
+from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import (
     DecimalType,
@@ -94,10 +94,20 @@ REFERENCE = {"methods": (METHODS, METHODS_SCHEMA), "sites": (SITES, SITES_SCHEMA
 
 
 def read_reference(spark: SparkSession, hdfs_url: str, name: str) -> DataFrame:
-    """Return "methods" or "sites" as HDFS has it; a value of another type is an error."""
+    """Return "methods" or "sites" as HDFS has it; a value of another type is an error.
+
+    Raises:
+        SparkError: HDFS does not have it.
+    """
     _, schema = REFERENCE[name]
-    options = {**CSV, "mode": "FAILFAST"}
-    return spark.read.options(**options).schema(schema).csv(f"{hdfs_url}/reference/{name}")
+    reader = spark.read.options(**CSV, mode="FAILFAST").schema(schema)
+    try:
+        return reader.csv(f"{hdfs_url}/reference/{name}")
+    except AnalysisException as exc:
+        if exc.getErrorClass() == "PATH_NOT_FOUND":
+            missing = f"{hdfs_url}/reference/{name} is not there: run hdfs/load_reference.py first"
+            raise SparkError(missing) from exc
+        raise
 
 
 def load(spark: SparkSession, hdfs_url: str, name: str, rows: Sequence[Row]) -> Counter[Any]:
