@@ -33,7 +33,7 @@ Environment (or .env at the project's root; a flag wins over both):
     POSTGRESQL_URL            default postgresql://water@localhost:5433/water
 
 Exit codes: 0 done or stopped cleanly, 1 a server unreachable at the start, messages lost by Kafka,
-or a lot refused by --reprocess; 2 wrong usage.
+a lot refused by --reprocess, or Spark's Java process killed; 2 wrong usage.
 """
 
 import argparse
@@ -56,7 +56,7 @@ from dotenv import load_dotenv
 from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
-from py4j.protocol import Py4JJavaError
+from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
@@ -433,6 +433,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = patiently(config, stop, lambda answered: work_once(config, spark, stop, answered))
     except (SparkError, LossError, versions.VersionError, psycopg.Error) as exc:
         log.error("%s", one_line(exc))
+        return 1
+    except (Py4JError, ConnectionError) as exc:  # those of AWAY are dealt with
+        log.error("Spark's Java process has ended, start again: %s", one_line(exc))
         return 1
     spark.stop()
     log.info("stopped")

@@ -5,13 +5,17 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
+from pipelines.acid_waters.spark.spark_consumer import LossError
 from pipelines.acid_waters.tests.conftest import SAMPLE, Scene, wait_until
-from stack.__main__ import Stack
+from stack.__main__ import Stack, command_line
 
+pytestmark = pytest.mark.timeout(900)  # on a busy machine
 SLOW = ("--lots-per-batch", "2")  # four micro-batches instead of one
 
 
@@ -19,6 +23,12 @@ def kill_9(process: subprocess.Popen[str]) -> None:
     """Kill the consumer and its Java, neither of which can do anything more."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
+
+
+def java_of(process: subprocess.Popen[str]) -> int:
+    """Return the process id of the consumer's Java."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return next(int(pid) for pid in children if "java" in command_line(int(pid)))
 
 
 class Watch:
@@ -75,10 +85,14 @@ def test_killed_at_any_moment_nothing_is_half_there(scene: Scene) -> None:
             wait_until(lambda: conn.execute(waiting).fetchone()[0], "the consumer waits")
             kill_9(process)
         assert scene.current() == after_first_kill
-        # Just after a version.
+        # Just after a version, and Java alone.
         process = scene.start_consumer(*SLOW)
         wait_until(lambda: scene.current() > after_first_kill, "a version")
-        kill_9(process)
+        os.kill(java_of(process), signal.SIGKILL)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1, err
+        assert "Spark's Java process has ended, start again" in err
+        assert "Traceback" not in err
         scene.consume(*SLOW, "--once")
     assert watch.wrong == []
     assert {0, 8} <= watch.seen
@@ -128,7 +142,5 @@ def test_what_kafka_no_longer_has_is_said(scene: Scene) -> None:
     scene.consume()
     with scene.connect() as conn:
         conn.execute('UPDATE lots SET "offset" = "offset" + 100')
-    consumed = scene.run("spark/spark_consumer.py", "--once")
-    assert consumed.returncode == 1
-    assert "was made anew" in consumed.stderr
-    assert "Traceback" not in consumed.stderr
+    with pytest.raises(LossError, match="was made anew: partition"):
+        scene.consume()
