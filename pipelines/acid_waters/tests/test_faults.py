@@ -42,15 +42,16 @@ class Watch:
         self._thread = threading.Thread(target=self._look)
 
     def _look(self) -> None:
-        query = """SELECT current_version(), (SELECT coalesce(sum(size), 0) FROM lots_at()),
+        query = """SELECT current_version(),
+            (SELECT coalesce(sum(size), 0) FROM lots_at()) AS rows,
             (SELECT coalesce(sum(samples), 0) FROM samples_by_category
-             WHERE category = 'waterbody_type'),
+             WHERE category = 'waterbody_type') AS samples,
             (SELECT count(*) FROM lots_at() l WHERE NOT EXISTS
-             (SELECT FROM fact_measure f WHERE f.lot_id = l.lot_id))"""
+             (SELECT FROM fact_measure f WHERE f.lot_id = l.lot_id)) AS without"""
         while not self._end.wait(0.05):
             try:
                 ((version, rows, samples, without),) = self.scene.query(query)
-            except psycopg.Error:
+            except psycopg.OperationalError:
                 continue  # PostgreSQL is away
             self.seen.add(version)
             if rows != samples or without:
