@@ -47,12 +47,14 @@ test-all: setup ## the same and the long ones (under 45 minutes)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+demo-acid_waters test-acid_waters: SERVERS = postgresql
+
 $(PIPELINES:%=demo-%): demo-%: .venv/%.done
-	@$(PYTHON) -m stack.prerequisites java maven
+	@$(PYTHON) -m stack.prerequisites java maven $(SERVERS)
 	@$(BIN)/python pipelines/$*/demo.py
 
 $(PIPELINES:%=test-%): test-%: .venv/%.done
-	@$(PYTHON) -m stack.prerequisites java maven
+	@$(PYTHON) -m stack.prerequisites java maven $(SERVERS)
 	$(BIN)/python -m pytest -m "not soak" pipelines/$*
 
 soak: setup ## an hour (SOAK_HOURS) of random faults under load, verified again and again

@@ -48,7 +48,6 @@ from benches.scene import (
     watched,
     write_result,
 )
-from stack.images.kafka import console_tool
 
 RATES_HZ = (100, 1000, 10_000)
 LINES = 10_000  # different readings that the other producers send in turn
@@ -146,8 +145,8 @@ def at_once(scene: Scene, name: str, lines: Path, count: int) -> AtOnce:
     commands = {
         "generator": [*GENERATOR, *SEEDED, "--count", str(count)],
         "confluent-kafka": [sys.executable, str(PEER), str(lines)],
-        "kafka-producer-perf-test": console_tool(
-            scene.stack.site, "kafka-producer-perf-test", perf_test
+        "kafka-producer-perf-test": scene.stack.tool(
+            "kafka", "kafka-producer-perf-test", perf_test
         ),
     }
     messages_per_s, seconds, usage = sent(scene, commands[name], topic, count)

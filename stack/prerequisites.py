@@ -1,6 +1,6 @@
 """Make sure of the programs that the project needs on this machine.
 
-    python3 -m stack.prerequisites venv java maven curl compose
+    python3 -m stack.prerequisites venv java maven curl compose postgresql
 
 What is missing is installed where that is possible (Debian or Ubuntu, as root or with sudo);
 otherwise the one line to type is printed. Only the standard library is used, as this runs first.
@@ -46,12 +46,20 @@ def has_rsyslog(plugin: str) -> bool:
     return any(Path("/usr/lib").glob(f"**/rsyslog/{plugin}.so"))
 
 
+def has_postgresql() -> bool:
+    """Return whether a PostgreSQL server is here; Debian keeps it off the PATH."""
+    return bool(
+        shutil.which("postgres") or list(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    )
+
+
 # Need -> how it is recognised, and the Debian packages that bring it, the preferred one first.
 NEEDS: dict[str, tuple[Callable[[], bool], tuple[str, ...]]] = {
     "venv": (has_venv, ("python3-venv",)),
     "java": (has_java, ("openjdk-17-jre-headless", "openjdk-21-jre-headless")),
     "maven": (lambda: shutil.which("mvn") is not None, ("maven",)),
     "curl": (lambda: shutil.which("curl") is not None, ("curl",)),
+    "postgresql": (has_postgresql, ("postgresql",)),
     "compose": (has_compose, ("docker-compose",)),
     # A peer of the benches, in two packages; each brings rsyslog itself.
     "rsyslog-kafka": (lambda: has_rsyslog("imkafka"), ("rsyslog-kafka",)),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from stack.compose import Service
-from stack.images import cassandra, elasticsearch, kafka
+from stack.images import cassandra, elasticsearch, hdfs, kafka, postgresql
 from stack.servers import Server, Site
 
 BUILDERS: dict[str, Callable[[Service, Site], Server]] = {
@@ -11,6 +11,8 @@ BUILDERS: dict[str, Callable[[Service, Site], Server]] = {
     "cp-zookeeper": kafka.zookeeper,
     "cp-kafka": kafka.kafka,
     "elasticsearch": elasticsearch.elasticsearch,
+    "hadoop": hdfs.hadoop,
+    "postgres": postgresql.postgresql,
 }
 
 # What `python -m stack exec SERVICE` runs: image -> what makes the command line of a tool.

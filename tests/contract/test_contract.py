@@ -25,7 +25,14 @@ PROPERTIES: dict[str, Any] = MAPPING["mappings"]["properties"]
 README = PROJECT / "README.md"
 COMPOSE = PROJECT / "docker-compose.yml"
 KRAFT = PROJECT / "docker-compose.kraft.yml"
-PIPELINES = sorted(PROJECT.glob("pipelines/*/compose.yml"))
+OVERLAYS = sorted(PROJECT.glob("pipelines/*/compose.yml"))
+
+
+def in_project(file: Path) -> str:
+    """Return a file's name below the project's folder, to name a test."""
+    return str(file.relative_to(PROJECT))
+
+
 ELASTIC_TYPES = {str: {"keyword", "date"}, float: {"float"}, int: {"integer"}}
 
 
@@ -113,14 +120,16 @@ def variables(text: str) -> dict[str, str]:
 def test_env_example_names_every_variable_with_its_default() -> None:
     example = variables((PROJECT / ".env.example").read_text())
     used: dict[str, str] = {}
-    for file in (COMPOSE, KRAFT, *PIPELINES):
+    for file in (COMPOSE, KRAFT, *OVERLAYS):
         used |= dict(re.findall(r"\$\{(\w+):-([^}]*)\}", file.read_text()))
-    scripts = [PROJECT / "sensor_generator.py", PROJECT / "kafka_to_elasticsearch.py"]
-    scripts += [f for f in PROJECT.glob("pipelines/*/**/*.py") if "tests" not in f.parts]
-    for script in scripts:
-        found = dict(re.findall(r'"([A-Z]+_[A-Z_]+)", "([^"]+)"', script.read_text()))
-        assert {name: used.get(name, value) for name, value in found.items()} == found, script
-        used |= found
+    for script in ("sensor_generator.py", "kafka_to_elasticsearch.py"):
+        source = (PROJECT / script).read_text()
+        used |= dict(re.findall(r'"(KAFKA_\w+|ELASTICSEARCH_\w+)", "([^"]+)"', source))
+    for file in PROJECT.glob("pipelines/*/**/*.py"):  # what each says of itself
+        documented = file.read_text().partition('"""')[2].partition('"""')[0]
+        used |= dict(re.findall(r"^    ([A-Z_]+) +default (\S+)$", documented, re.MULTILINE))
+        optional = re.findall(r"^    ([A-Z_]+) +\S.*\(default: ", documented, re.MULTILINE)
+        used |= dict.fromkeys(optional, "")
     used |= dict.fromkeys(
         re.findall(r'"(STACK_\w+|JAVA_HOME)"', (PROJECT / "stack/__main__.py").read_text()), ""
     )
@@ -164,9 +173,7 @@ def test_twins_in_the_two_scripts_are_equal() -> None:
 # Compose
 
 
-@pytest.mark.parametrize(
-    "file", [COMPOSE, KRAFT, *PIPELINES], ids=lambda file: f"{file.parent.name}/{file.name}"
-)
+@pytest.mark.parametrize("file", [COMPOSE, KRAFT, *OVERLAYS], ids=in_project)
 def test_compose_file_is_valid_by_the_schema(file: Path, tmp_path: Path) -> None:
     plain = tmp_path / file.name  # without the tags, which the schema does not know
     plain.write_text(re.sub(r"^.*!reset null.*\n", "", file.read_text(), flags=re.MULTILINE))
@@ -211,8 +218,8 @@ def environment(service: dict[str, Any]) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "files",
-    [(COMPOSE,), (COMPOSE, KRAFT), *((COMPOSE, file) for file in PIPELINES)],
-    ids=["zookeeper", "kraft", *(file.parent.name for file in PIPELINES)],
+    [(COMPOSE,), *((COMPOSE, overlay) for overlay in (KRAFT, *OVERLAYS))],
+    ids=lambda files: in_project(files[-1]),
 )
 def test_the_native_stack_reads_the_files_as_compose_does(files: tuple[Path, ...]) -> None:
     theirs = resolved(*files)["services"]
@@ -224,16 +231,21 @@ def test_the_native_stack_reads_the_files_as_compose_does(files: tuple[Path, ...
         assert set(service.depends_on) == set(theirs[name].get("depends_on", {}))
 
 
-def test_every_image_is_pinned_and_every_port_is_on_loopback() -> None:
+def test_the_services_are_those_that_the_readme_names() -> None:
     services = yaml.safe_load(COMPOSE.read_text())["services"]
     assert set(services) == {"zookeeper", "kafka", "elasticsearch", "kibana"}
-    for file in PIPELINES:  # what an overlay only adds to a service of the root file has no image
-        added = yaml.safe_load(file.read_text())["services"].items()
-        services |= {f"{file.parent.name}/{n}": s for n, s in added if "image" in s}
+
+
+@pytest.mark.parametrize("file", [COMPOSE, *OVERLAYS], ids=in_project)
+def test_every_image_is_pinned_and_every_port_is_on_loopback(file: Path) -> None:
+    services = yaml.safe_load(file.read_text())["services"]
     for name, service in services.items():
-        pinned = r":\$\{\w+_VERSION:-\d+\.\d+\.\d+\}(-[\w.-]+)?$"
-        assert re.search(pinned, service["image"]), name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        if "image" not in service:  # an overlay adds to a service of the root file
+            continue
+        assert re.search(r":\$\{\w+_VERSION:-[^}]*\d+\.\d+[^}]*\}(-[\w.-]+)?$", service["image"]), (
+            name
+        )
         assert service["healthcheck"]["test"], name
         conditions = [need["condition"] for need in service.get("depends_on", {}).values()]
         assert set(conditions) <= {"service_healthy"}

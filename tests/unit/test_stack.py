@@ -11,7 +11,7 @@ import pytest
 from stack import prerequisites
 from stack.__main__ import Stack, main
 from stack.compose import Service, StackError, load_services
-from stack.images import cassandra
+from stack.images import cassandra, hdfs
 from stack.servers import Site, java_home
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -103,6 +103,31 @@ def test_a_missing_maven_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         StackError, match=r"Maven \(mvn\) is not installed: .*apt-get install maven"
     ):
         Stack([COMPOSE], environ).up(["zookeeper"])
+
+
+WATERS = PROJECT / "pipelines/acid_waters/compose.yml"
+
+
+def test_a_missing_postgresql_is_one_line(tmp_path: Path) -> None:
+    environ = {**os.environ, "STACK_STATE": str(tmp_path), "POSTGRES_VERSION": "99.1"}
+    server = Stack([COMPOSE, WATERS], environ).servers["postgresql"]
+    with pytest.raises(StackError, match=r"PostgreSQL 99 is not installed .*install postgresql"):
+        server.prepare()
+
+
+def test_hadoop_s_settings_are_those_of_this_machine(tmp_path: Path) -> None:
+    services = load_services([COMPOSE, WATERS], {"NAMENODE_HOST_PORT": "19000"})
+    site = Site(services, tmp_path, tmp_path, {})
+    found = hdfs.settings(services["datanode"], site, "HDFS-SITE.XML_")
+    assert found["dfs.datanode.address"] == "127.0.0.1:9866"
+    assert found["dfs.datanode.data.dir"] == f"file://{tmp_path}/volumes/datanode_data/data"
+    assert hdfs.settings(services["datanode"], site, "CORE-SITE.XML_") == {
+        "fs.defaultFS": "hdfs://127.0.0.1:19000"
+    }
+    assert (
+        hdfs.settings(services["namenode"], site, "HDFS-SITE.XML_")["dfs.namenode.rpc-bind-host"]
+        == "127.0.0.1"
+    )
 
 
 def test_what_is_named_is_started_with_what_it_needs() -> None:

@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""Load the methods and the sites into HDFS, and read them back from Spark with explicit schemas.
+
+    python pipelines/acid_waters/hdfs/load_reference.py
+    methods    rows=21     hdfs://localhost:8020/acid-waters/reference/methods
+    sites      rows=13     hdfs://localhost:8020/acid-waters/reference/sites
+
+The files Methods… and Site_Information… of the data folder (Excel, else CSV) become CSV files in
+HDFS, in the one form that tables.py gives. They are read back with METHODS_SCHEMA and SITES_SCHEMA,
+and the rows compared with the files, one by one.
+
+The consumer reads them when it starts: after a change, load them again and start it again.
+
+Environment (or .env at the project's root; a flag wins over both):
+    LTM_DATA   folder with the three files (default: the sample of this pipeline)
+    HDFS_URL   default hdfs://localhost:8020/acid-waters
+
+Exit codes: 0 loaded and read back the same, 1 HDFS unreachable or not the same, 2 wrong usage or
+unreadable file.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dotenv import load_dotenv
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import AnalysisException, PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import (
+    DecimalType,
+    IntegerType,
+    LongType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampType,
+)
+
+PROJECT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.acid_waters.spark.session import (  # noqa: E402  # works from any folder
+    SparkError,
+    new_session,
+    one_line,
+)
+from pipelines.acid_waters.tables import (  # noqa: E402
+    DECIMALS,
+    METHODS,
+    SITES,
+    Row,
+    TableError,
+    cell_text,
+    find_file,
+    read_table,
+)
+
+log = logging.getLogger("load_reference")
+
+SAMPLE_FOLDER = Path(__file__).resolve().parent.parent / "sample"
+CSV = {  # how the files in HDFS are written and read
+    "header": "true",
+    "multiLine": "true",  # some descriptions have several lines
+    "escape": '"',
+    "ignoreLeadingWhiteSpace": "false",  # Spark's writer trims unless told
+    "ignoreTrailingWhiteSpace": "false",
+}
+METHODS_SCHEMA = StructType(
+    [
+        StructField("PROGRAM_ID", StringType()),
+        StructField("PARAMETER", StringType()),
+        StructField("START_YEAR", IntegerType()),
+        StructField("END_YEAR", IntegerType()),
+        StructField("METHOD", StringType()),
+        StructField("METHOD_DESCRIPTION", StringType()),
+    ]
+)
+SITE_TYPES = {
+    **dict.fromkeys(SITES.numbers, DecimalType(24, DECIMALS)),
+    **dict.fromkeys(("COMID", "FEATUREID"), LongType()),
+    "UPDATE_DATE": TimestampType(),
+}
+SITES_SCHEMA = StructType(
+    [StructField(name, SITE_TYPES.get(name, StringType())) for name in SITES.columns]
+)
+REFERENCE = {"methods": (METHODS, METHODS_SCHEMA), "sites": (SITES, SITES_SCHEMA)}
+
+
+def read_reference(spark: SparkSession, hdfs_url: str, name: str) -> DataFrame:
+    """Return "methods" or "sites" as HDFS has it; a value of another type is an error.
+
+    Raises:
+        SparkError: HDFS does not have it.
+    """
+    _, schema = REFERENCE[name]
+    reader = spark.read.options(**CSV, mode="FAILFAST").schema(schema)
+    try:
+        return reader.csv(f"{hdfs_url}/reference/{name}")
+    except AnalysisException as exc:
+        if exc.getErrorClass() == "PATH_NOT_FOUND":
+            missing = f"{hdfs_url}/reference/{name} is not there: run hdfs/load_reference.py first"
+            raise SparkError(missing) from exc
+        raise
+
+
+def load(spark: SparkSession, hdfs_url: str, name: str, rows: Sequence[Row]) -> Counter[Any]:
+    """Write rows into HDFS and return those that are not read back the same.
+
+    Returns:
+        Counter: each such row, once for the file and once for HDFS.
+    """
+    table, _ = REFERENCE[name]
+    schema = ", ".join(f"{column} string" for column in table.columns)
+    texts = spark.createDataFrame([tuple(row.values()) for row in rows], schema)
+    texts.coalesce(1).write.options(**CSV).mode("overwrite").csv(f"{hdfs_url}/reference/{name}")
+    given = Counter(tuple(row.values()) for row in rows)
+    found = Counter(
+        tuple(cell_text(value, column, table) for column, value in row.asDict().items())
+        for row in read_reference(spark, hdfs_url, name).collect()
+    )
+    return (given - found) + (found - given)
+
+
+def read_files(folder: Path) -> dict[str, list[Row]]:
+    """Return the rows of both files.
+
+    Raises:
+        TableError: one cannot be read, or has a site twice.
+    """
+    rows = {
+        name: list(read_table(find_file(folder, table), table))
+        for name, (table, _) in REFERENCE.items()
+    }
+    keys = Counter((row["SITE_ID"], row["PROGRAM_ID"]) for row in rows["sites"])
+    if twice := [key for key, number in keys.items() if number > 1]:
+        raise TableError(
+            f"{find_file(folder, SITES)}: twice the same SITE_ID and PROGRAM_ID: {twice}"
+        )
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Load and read back both files; return the exit code (see the module docstring)."""
+    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    description, _, epilog = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for flag, name, default in (
+        ("--data", "LTM_DATA", str(SAMPLE_FOLDER)),
+        ("--hdfs-url", "HDFS_URL", "hdfs://localhost:8020/acid-waters"),
+    ):
+        parser.add_argument(flag, default=os.environ.get(name) or default,
+                            metavar=name.split("_")[-1], help=f"environment: {name}")  # fmt: skip
+    options = parser.parse_args(argv)
+    configure_logging()
+    try:
+        files = read_files(Path(options.data))
+        spark = new_session("load_reference")
+        differing = 0
+        for name, rows in files.items():
+            wrong = load(spark, options.hdfs_url, name, rows)
+            differing += wrong.total()
+            sys.stdout.write(
+                f"{name:<10} rows={len(rows):<6} {options.hdfs_url}/reference/{name}\n"
+            )
+            for row in list(wrong)[:3]:
+                log.error("%s: not the same in the file and in HDFS: %s", name, row)
+    except TableError as exc:
+        log.error("%s", exc)
+        return 2
+    except SparkError as exc:
+        log.error("%s", exc)
+        return 1
+    except (Py4JJavaError, PySparkException) as exc:
+        log.error("HDFS at %s: %s", options.hdfs_url, one_line(exc))
+        return 1
+    return 1 if differing else 0
+
+
+def configure_logging() -> None:
+    """Log to stderr, in UTC."""
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,221 @@
+"""Read the three files of the Long-Term Monitoring release, Excel or CSV, into the same texts.
+
+A release has the samples (`LTM_Data…`), the methods (`Methods…`) and the sites
+(`Site_Information…`). Excel cells have types; the CSV has `;`, perhaps a byte-order mark, dates as
+`11/06/2020 00:00:00`, thousands as `1 528` and decimal commas. Here both become one form: numbers
+as `1528` or `41.9369`, dates as `2020-11-06`, empty as None, everything else as it is. A text is
+never taken for a number or for a missing value: a site is `040576`, the parameter `NA` is sodium.
+
+What cannot be read as the number or the date that its column promises stays as it is: whether it
+is refused is for the consumer to say.
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import ParseError
+from zipfile import BadZipFile
+
+import openpyxl
+from openpyxl.utils.exceptions import InvalidFileException
+
+Row = dict[str, str | None]
+DECIMALS = 12  # kept of a number: more than any instrument gives, and Excel's 15 digits fit
+
+MEASURES = (
+    "ANC_UEQ_L", "CA_UEQ_L", "CHL_A_UG_L", "CL_UEQ_L", "COND_UM_CM", "DOC_MG_L", "F_UEQ_L",
+    "K_UEQ_L", "MG_UEQ_L", "NA_UEQ_L", "NH4_UEQ_L", "NO3_UEQ_L", "N_TD_UEQ_L", "PH_EQ", "PH_FLD",
+    "PH_LAB", "PH_STVL", "P_TL_UEQ_L", "SECCHI_M", "SIO2_MG_L", "SO4_UEQ_L", "WTEMP_DEG_C",
+)  # fmt: skip
+UNITS = ("UEQ_L", "UG_L", "UM_CM", "MG_L", "DEG_C", "M")  # the suffixes of measures
+
+
+@dataclass(frozen=True)
+class Table:
+    """One file of the release.
+
+    Attributes:
+        name: what the file's name begins with.
+        columns: all of them, in order.
+        numbers: those whose values are numbers.
+        dates: those whose values are dates, some with a time.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    numbers: frozenset[str]
+    dates: frozenset[str] = frozenset()
+
+
+SAMPLES = Table(
+    "LTM_Data",
+    (
+        "SITE_ID", "PROGRAM_ID", "DATE_SMP", "SAMPLE_LOCATION", "SAMPLE_TYPE", "WATERBODY_TYPE",
+        "SAMPLE_DEPTH", "TIME_SMP", *MEASURES,
+    ),
+    numbers=frozenset({"SAMPLE_DEPTH", *MEASURES}),
+    dates=frozenset({"DATE_SMP"}),
+)  # fmt: skip
+METHODS = Table(
+    "Methods",
+    ("PROGRAM_ID", "PARAMETER", "START_YEAR", "END_YEAR", "METHOD", "METHOD_DESCRIPTION"),
+    numbers=frozenset({"START_YEAR", "END_YEAR"}),
+)
+SITE_NUMBERS = (
+    "LATDD", "LONDD", "LATDD_CENTROID", "LONDD_CENTROID", "COMID", "FEATUREID", "LAKE_DEPTH_MAX",
+    "LAKE_DEPTH_MEAN", "LAKE_RET", "LAKE_AREA_HA", "LAKE_AREA_NHD2", "WSHD_AREA_HA", "SITE_ELEV",
+    "WSHD_ELEV_AVG", "WSHD_ELEV_MIN", "WSHD_ELEV_MAX", "WSHD_SLOPE_AVG",
+)  # fmt: skip
+SITES = Table(
+    "Site_Information",
+    (
+        "SITE_ID", "PROGRAM_ID", *SITE_NUMBERS[:4], "SITE_NAME", "COMID", "FEATUREID", "COUNTY",
+        "STATE", "ECOREGION_I", "ECOREGION_II", "ECOREGION_III", "ECOREGION_IV", "ECONAME_I",
+        "ECONAME_II", "ECONAME_III", "ECONAME_IV", *SITE_NUMBERS[6:], "UPDATE_DATE",
+    ),
+    numbers=frozenset(SITE_NUMBERS),
+    dates=frozenset({"UPDATE_DATE"}),
+)  # fmt: skip
+
+
+class TableError(Exception):
+    """What is wrong with a file, in one line for the user."""
+
+
+def parameter_of(measure: str) -> tuple[str, str]:
+    """Return a measure's parameter and unit: its column's name without and from the suffix.
+
+    >>> parameter_of("NA_UEQ_L"), parameter_of("CHL_A_UG_L"), parameter_of("PH_LAB")
+    (('NA', 'UEQ_L'), ('CHL_A', 'UG_L'), ('PH_LAB', ''))
+    """
+    for unit in UNITS:
+        if measure.endswith(f"_{unit}"):
+            return measure.removesuffix(f"_{unit}"), unit
+    return measure, ""
+
+
+def number_text(text: str) -> str:
+    """Return a number in its one form, anything else unchanged.
+
+    >>> [number_text(text) for text in ("1 528", "41,936900", "-0,50", "1e3", "n/a", "NaN")]
+    ['1528', '41.9369', '-0.5', '1000', 'n/a', 'NaN']
+    """
+    try:
+        number = Decimal("".join(text.split()).replace(",", "."))
+    except InvalidOperation:
+        return text
+    if not number.is_finite() or abs(number) >= 10**DECIMALS:
+        return text
+    plain = f"{number:.{DECIMALS}f}".rstrip("0").rstrip(".")
+    return "0" if plain == "-0" else plain
+
+
+def date_text(text: str) -> str:
+    """Return a date, with its time unless that is midnight, in ISO 8601; anything else unchanged.
+
+    >>> [date_text(text) for text in ("11/06/2020 00:00:00", "02/06/2020 09:36:22", "02/30/2020")]
+    ['2020-11-06', '2020-02-06 09:36:22', '02/30/2020']
+    """
+    for form in ("%m/%d/%Y %H:%M:%S", "%m/%d/%Y", "%Y-%m-%d", "%Y-%m-%d %H:%M:%S"):
+        try:
+            return moment_text(datetime.strptime(text, form))  # noqa: DTZ007  # no zone is given
+        except ValueError:
+            continue
+    return text
+
+
+def moment_text(moment: datetime) -> str:
+    """Return a moment to the second, without a midnight."""
+    if moment.time() == time():
+        return moment.date().isoformat()
+    return moment.isoformat(sep=" ", timespec="seconds")
+
+
+def cell_text(value: Any, column: str, table: Table) -> str | None:
+    """Return the one form of a cell, whatever the file's format."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, datetime):
+        return moment_text(value)
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, time):
+        return f"{value:%H:%M}"
+    if isinstance(value, float):  # Excel shows and keeps 15 significant digits
+        value = f"{value:.15g}"
+    text = str(value)
+    if column in table.numbers:
+        return number_text(text)
+    return date_text(text) if column in table.dates else text
+
+
+def find_file(folder: Path, table: Table) -> Path:
+    """Return the folder's file of a table, Excel rather than CSV.
+
+    Raises:
+        TableError: there is none, or there are several of a kind.
+    """
+    for suffix in (".xlsx", ".csv"):
+        found = sorted(folder.glob(f"{table.name}*{suffix}"))
+        if len(found) > 1:
+            raise TableError(f"several files {table.name}*{suffix} in {folder}: keep one")
+        if found:
+            return found[0]
+    raise TableError(f"no {table.name}*.xlsx or .csv in {folder}")
+
+
+def read_table(file: Path, table: Table) -> Iterator[Row]:
+    """Return the rows of a file, Excel or CSV by its name, as {column: text or None}.
+
+    Raises:
+        TableError: it cannot be read, or does not have the table's columns.
+    """
+    cells = excel_rows(file) if file.suffix.lower() == ".xlsx" else csv_rows(file)
+    try:
+        header = next(cells, ())
+        if header != table.columns:
+            missing = [name for name in table.columns if name not in header]
+            raise TableError(
+                f"{file}: not the columns of {table.name}: " + ", ".join(missing)
+                + (" missing" if missing else "there are others, or in another order")
+            )  # fmt: skip
+        for number, row in enumerate(cells, 2):
+            if len(row) != len(header):
+                raise TableError(f"{file}: row {number} has {len(row)} cells, not {len(header)}")
+            if any(value not in (None, "") for value in row):
+                pairs = zip(header, row, strict=True)
+                yield {name: cell_text(value, name, table) for name, value in pairs}
+    except OSError as exc:
+        raise TableError(f"{file}: {exc.strerror}") from exc
+    except (UnicodeDecodeError, csv.Error) as exc:
+        raise TableError(f"{file}: {exc}") from exc
+
+
+def csv_rows(file: Path) -> Iterator[tuple[Any, ...]]:
+    """Return the cells of a CSV; its first line says which separator it has."""
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        separator = ";" if ";" in lines.readline() else ","
+        lines.seek(0)
+        yield from map(tuple, csv.reader(lines, delimiter=separator))
+
+
+def excel_rows(file: Path) -> Iterator[tuple[Any, ...]]:
+    """Return the cells of an Excel file's first sheet."""
+    try:
+        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+    except (InvalidFileException, BadZipFile, KeyError, ValueError, ParseError) as exc:
+        raise TableError(f"{file}: not an Excel file: {exc}") from exc
+    try:
+        sheet: Any = book.worksheets[0]
+        sheet.reset_dimensions()  # the size that a file declares is not always its own
+        rows = sheet.iter_rows(values_only=True)
+        header = next(rows, ())
+        yield header
+        for row in rows:  # as long as its last cell
+            yield (*row, *[None] * (len(header) - len(row)))
+    finally:
+        book.close()

@@ -1,0 +1,183 @@
+"""Real servers, started once; for each test a topic, a database and a folder of HDFS of its own."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from kafka import KafkaProducer
+from pyspark.sql import SparkSession
+
+from pipelines.acid_waters import verify
+from pipelines.acid_waters.hdfs import load_reference
+from pipelines.acid_waters.kafka import kafka_producer
+from pipelines.acid_waters.postgresql import versions
+from pipelines.acid_waters.spark import spark_consumer
+from pipelines.acid_waters.spark.session import new_session
+from stack.__main__ import Stack
+from stack.servers import free_port
+
+PROJECT = Path(__file__).resolve().parents[3]
+HERE = PROJECT / "pipelines/acid_waters"
+SAMPLE = HERE / "sample"
+PORTS = (
+    "ZOOKEEPER", "KAFKA", "NAMENODE", "NAMENODE_WEB", "DATANODE", "DATANODE_WEB", "POSTGRESQL",
+)  # fmt: skip
+
+# A developer's shell or .env must not change a result.
+for name in list(os.environ):
+    if re.match(r"(KAFKA|WATER|HDFS|POSTGRESQL|STACK)_", name) and name != "STACK_CACHE":
+        del os.environ[name]
+os.environ["PYTHON_DOTENV_DISABLED"] = "1"
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 300) -> Any:
+    """Return the condition's first true value; fail, saying what was waited for, after a while."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(0.1)
+    return value
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    session = new_session("tests")
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    ports = {f"{name}_HOST_PORT": str(free_port()) for name in PORTS}
+    files = [PROJECT / "docker-compose.yml", HERE / "compose.yml"]
+    state = str(tmp_path_factory.mktemp("stack"))
+    servers = Stack(files, {**os.environ, **ports, "STACK_STATE": state})
+    try:
+        servers.up(["kafka", "datanode", "postgresql"])
+        yield servers
+    finally:
+        servers.down(wipe=True)
+
+
+@dataclass
+class Scene:
+    """One pipeline on the real servers, and the scripts run against it as a user would."""
+
+    environ: dict[str, str]
+    spark: SparkSession
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def topic(self) -> str:
+        return self.environ["WATER_TOPIC"]
+
+    def send(self, *arguments: str, data: Path = SAMPLE) -> None:
+        config = kafka_producer.load_config(
+            ["--data", str(data), "--interval", "0", *arguments], self.environ
+        )
+        with kafka_producer.connect(config) as producer:
+            lots = kafka_producer.lots_to_send(config)
+            assert kafka_producer.send_all(producer, lots, config, threading.Event()) == 0
+
+    def send_raw(self, *messages: tuple[bytes | None, list[tuple[str, bytes]]]) -> None:
+        with KafkaProducer(bootstrap_servers=self.environ["KAFKA_BOOTSTRAP_SERVERS"]) as producer:
+            for value, headers in messages:
+                producer.send(self.topic, value, b"any", headers, partition=0).get(timeout=30)
+
+    def load_reference(self, data: Path = SAMPLE) -> None:
+        for name, rows in load_reference.read_files(data).items():
+            wrong = load_reference.load(self.spark, self.environ["HDFS_URL"], name, rows)
+            assert wrong.total() == 0
+
+    def consume(self, *arguments: str) -> int:
+        """Integrate what is in the topic, in this process, or reprocess; return the exit code."""
+        choice = arguments or ("--once",)
+        config = spark_consumer.load_config(choice, self.environ)
+        return spark_consumer.work_once(config, self.spark, threading.Event(), lambda: None)
+
+    def start_consumer(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the consumer as a user would, with its Java, in a process group of its own."""
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "spark/spark_consumer.py"), *arguments],
+            env={**os.environ, **self.environ}, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(HERE / script), *arguments],
+            env={**os.environ, **self.environ}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    def connect(self) -> Any:
+        return versions.connect(self.environ["POSTGRESQL_URL"])
+
+    def query(self, sql: str, *values: Any) -> list[Any]:
+        with self.connect() as conn:
+            return [tuple(row) for row in conn.execute(sql, values).fetchall()]
+
+    def events(self) -> list[Any]:
+        """Return the versions table, without when lots were received."""
+        with self.connect() as conn:
+            rows = conn.execute(
+                "SELECT * FROM versions WHERE state <> 'received' ORDER BY event_id"
+            )
+            return list(rows.fetchall())
+
+    def current(self) -> int:
+        return int(self.query("SELECT current_version()")[0][0])
+
+    def verify(self, version: int | None = None, data: Path | None = None) -> verify.Verdict:
+        verdict = verify.verify(self.environ, version, data)
+        assert verdict.holds, verdict
+        return verdict
+
+    def snapshot(self, version: int) -> dict[str, list[Any]]:
+        """Return a version's rows, as Spark reads them from HDFS, and all its metrics."""
+        lots = self.query("SELECT lot_id, data_path FROM lots_at(%s)", version)
+        paths = sorted({f"{self.environ['HDFS_URL']}/{path}" for _, path in lots})
+        chosen = [lot_id for lot_id, _ in lots]
+        rows = self.spark.read.parquet(*paths) if paths else None
+        found = rows.where(rows.lot_id.isin(chosen)).drop("lot_id").collect() if rows else []
+        return {"rows": sorted(map(repr, found))} | {
+            name: self.query(f"SELECT * FROM {name}(%s)", version)  # noqa: S608
+            for name in verify.METRIC_NAMES
+        }
+
+
+@pytest.fixture
+def scene(stack: Stack, spark: SparkSession, request: pytest.FixtureRequest) -> Iterator[Scene]:
+    stem = re.sub(r"[^a-z0-9]+", "_", request.node.name.lower()).strip("_")[:40]
+    name = f"{stem}_{uuid4().hex[:8]}"
+    address = {service: server.address for service, server in stack.servers.items()}
+    namenode = stack.services["namenode"].ports
+    server = f"postgresql://water@{address['postgresql']}"
+    with psycopg.connect(f"{server}/water", autocommit=True) as conn:
+        conn.execute(f'CREATE DATABASE "{name}"')
+    scene = Scene(
+        {
+            "KAFKA_BOOTSTRAP_SERVERS": address["kafka"],
+            "WATER_TOPIC": name,
+            "HDFS_URL": f"hdfs://{address['namenode']}/{name}",
+            "HDFS_WEB_URL": f"http://127.0.0.1:{namenode[9870]}",
+            "POSTGRESQL_URL": f"{server}/{name}",
+        },
+        spark,
+    )
+    yield scene
+    for process in scene.started:  # what a failed test has left running
+        with process:
+            process.kill()

@@ -1,0 +1,258 @@
+"""Lots become versions; versions are isolated, restored, reprocessed: on real servers."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import psycopg
+import pytest
+from pyspark.sql import SparkSession
+
+from pipelines.acid_waters import verify
+from pipelines.acid_waters.postgresql import versions
+from pipelines.acid_waters.tests.conftest import HERE, PROJECT, SAMPLE, Scene
+
+QUERIES = sorted((HERE / "postgresql/queries").glob("*.sql"))
+FAULTS = {  # lot -> kind and how its reason begins; "duplicate": the second one
+    1: ("short", "short: 99 rows, 100 declared"),
+    2: ("long", "long: 101 rows, 100 declared"),
+    3: ("checksum", "checksum is not that of the content"),
+    4: ("site", "row 1: unknown site: SITE_ID 'NOWHERE'"),
+    5: ("number", "row 1: ANC_UEQ_L 'n/a' is not a number"),
+    6: ("date", "row 1: DATE_SMP '2019-02-30' is not a possible date"),
+    7: ("duplicate", "duplicate id: it is in the data set already"),
+}
+
+
+def batch(number: int) -> str:
+    return f"LTM_Data_sample-{number:06d}"
+
+
+def test_faulty_lots_are_isolated_whole_and_stop_nothing(scene: Scene) -> None:
+    scene.load_reference()
+    faults = [f"--fault={kind}={lot}" for lot, (kind, _) in FAULTS.items()]
+    scene.send(*faults)
+    assert scene.consume() == 0
+    refused = {e.batch_id: e for e in scene.events() if e.state == "quarantined"}
+    assert set(refused) == {batch(lot) for lot in FAULTS}
+    for lot, (_, reason) in FAULTS.items():
+        assert refused[batch(lot)].reason.startswith(reason)
+        assert refused[batch(lot)].version is None
+    assert scene.current() == 2  # lots 7 and 8
+    assert scene.verify().rows == 160
+
+    scene.send("--count", "6")  # what was refused may come again, and be right
+    assert scene.consume() == 0
+    verdict = scene.verify(data=SAMPLE)
+    assert (verdict.integrated, verdict.quarantined, verdict.rows) == (8, 7, 760)
+
+
+def test_what_was_sent_twice_is_there_once(scene: Scene) -> None:
+    scene.load_reference()
+    scene.send()
+    scene.send("--fault", "number=3")
+    scene.consume("--once", "--lots-per-batch", "5")
+    scene.consume()
+    verdict = scene.verify(data=SAMPLE)
+    assert (verdict.messages, verdict.integrated, verdict.quarantined) == (16, 8, 8)
+
+
+def test_whatever_is_in_a_message_stops_nothing(scene: Scene) -> None:
+    scene.load_reference()
+    scene.send("--count", "1")
+    good = [("batch_id", b"x"), ("size", b"1"), ("sequence", b"1"), ("checksum", b"0"),
+            ("source_file", b"f.csv")]  # fmt: skip
+    scene.send_raw(
+        (None, []),
+        (b"", good),
+        (b"\x00\xff\xfe", [("batch_id", b"\x00'; DROP TABLE lots"), ("size", b"many")]),
+        (b'{"SITE_ID": "\\u0000 \\ud800"}\n', good),
+        (b'{"SITE_ID": {"a": [1, 2]}}\n[]\nnull\n1\n', [*good, ("size", b"4"), ("size", b"5")]),
+        (b"[" * 100_000, good),
+        (b"a\n" * 20_000, [("batch_id", b"../../x"), ("size", b"99999999999999999999")]),
+    )
+    scene.send("--first", "2")
+    assert scene.consume() == 0
+    verdict = scene.verify(data=SAMPLE)
+    assert (verdict.integrated, verdict.quarantined) == (8, 7)
+    reasons = [e.reason for e in scene.events() if e.state == "quarantined"]
+    assert all(0 < len(reason) <= 500 and reason.isprintable() for reason in reasons)
+
+
+def test_restore_and_reprocess_are_exact(scene: Scene) -> None:
+    scene.load_reference()
+    scene.send()
+    scene.consume()
+    assert scene.current() == 8
+    before = {version: scene.snapshot(version) for version in (3, 8)}
+    assert len(before[3]["rows"]) == 300
+
+    with scene.connect() as conn:
+        taken = conn.execute("SELECT batch_id FROM lots_at(8) ORDER BY lot_id").fetchall()[1][0]
+        assert versions.isolate(conn, taken, "wrong bottle").version == 9
+        assert {row[0] for row in scene.query("SELECT batch_id FROM lots_at()")} == {
+            row[0] for row in scene.query("SELECT batch_id FROM lots_at(8)")
+        } - {taken}
+        assert versions.restore(conn, 3).version == 10
+        assert scene.snapshot(10) == before[3]
+        scene.verify()
+        assert versions.restore(conn, 8).version == 11
+        assert scene.snapshot(11) == before[8]
+        with pytest.raises(versions.VersionError, match="there is no version 12: 1 to 11"):
+            versions.restore(conn, 12)
+        with pytest.raises(versions.VersionError, match="nothing is not in the data set"):
+            versions.isolate(conn, "nothing", "why")
+        versions.isolate(conn, taken, "wrong bottle")
+
+    scene.send()  # does not bring the isolated lot back
+    scene.consume()
+    assert scene.verify().rows == 660
+    assert any("taken out" in (event.reason or "") for event in scene.events())
+    assert scene.consume("--reprocess", taken) == 0  # this does
+    assert scene.snapshot(scene.current()) == before[8]
+    assert scene.consume("--reprocess", "last") == 0
+    assert scene.current() == 14
+    assert scene.snapshot(14) == before[8]
+    assert scene.snapshot(3) == before[3]  # every version can still be asked for
+    assert scene.verify(data=SAMPLE).wrong_versions == []
+    with pytest.raises(versions.VersionError, match="no lot nothing"):
+        scene.consume("--reprocess", "nothing")
+
+
+def test_a_lot_of_an_unknown_site_is_good_once_the_site_is_known(
+    scene: Scene, tmp_path: Path
+) -> None:
+    for file in SAMPLE.glob("*.csv"):
+        lines = file.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if not (b"Site" in file.name.encode() and b"LN01" in line)]
+        (tmp_path / file.name).write_bytes(b"".join(kept))
+    scene.load_reference(tmp_path)
+    scene.send("--count", "1")
+    scene.consume()
+    assert scene.current() == 0
+    assert scene.consume("--reprocess", batch(1)) == 1  # still refused
+    scene.load_reference()
+    assert scene.consume("--reprocess", batch(1)) == 0
+    assert [event.state for event in scene.events()] == ["quarantined", "quarantined", "integrated"]
+    verdict = scene.verify()
+    assert (verdict.version, verdict.rows) == (1, 100)
+    scene.send("--first", "2", "--count", "1")
+    scene.consume()
+    assert scene.verify().rows == 200
+
+
+def test_example_queries_give_the_expected_answers(scene: Scene) -> None:
+    scene.load_reference()
+    scene.send()
+    scene.consume()
+    assert QUERIES
+    for query in QUERIES:
+        with psycopg.connect(scene.environ["POSTGRESQL_URL"]) as conn:
+            cursor = conn.execute(query.read_text())
+            names = [column.name for column in cursor.description or ()]
+            found = [["" if v is None else str(v) for v in row] for row in cursor.fetchall()]
+        expected = query.parent / "expected" / f"{query.stem}.csv"
+        if os.environ.get("WRITE_EXPECTED"):
+            with expected.open("w", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([names, *found])
+        with expected.open(newline="") as file:
+            assert [names, *found] == list(csv.reader(file)), query.name
+
+
+def test_the_commands_as_a_user_types_them(scene: Scene) -> None:
+    loaded = scene.run("hdfs/load_reference.py")
+    assert loaded.returncode == 0, loaded.stderr
+    assert "methods    rows=217" in loaded.stdout
+    sent = scene.run("kafka/kafka_producer.py", "--interval", "0", "--fault", "short=2")
+    assert sent.returncode == 0, sent.stderr
+    assert "stopped lots=8 rows=760 failed=0" in sent.stderr
+    consumed = scene.run("spark/spark_consumer.py", "--once")
+    assert consumed.returncode == 0, consumed.stderr
+    assert "published integrated=7 quarantined=1 rows=660 version=7" in consumed.stderr
+    assert f"quarantined batch_id={batch(2)} reason=short: 99 rows" in consumed.stderr
+    for arguments, says in (
+        (["list"], "short: 99 rows, 100 declared"),
+        (["show", "7"], "added"),
+        (["isolate", batch(4), "--reason", "a test"], "quarantined"),
+        (["restore", "7"], "version 7"),
+    ):
+        done = scene.run("postgresql/versions.py", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert says in done.stdout
+    verified = scene.run("verify.py")
+    assert verified.returncode == 0, verified.stdout
+    with scene.connect() as conn:  # and it can fail
+        conn.execute("UPDATE fact_measure SET total = total + 1 WHERE ctid = '(0,1)'")
+    wrong = scene.run("verify.py")
+    assert wrong.returncode == 1
+    assert "site_metrics" in wrong.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "code", "says"),
+    [
+        ("kafka/kafka_producer.py", "--wait 1 --bootstrap-servers localhost:1", 1,
+         "is it started?"),
+        ("kafka/kafka_producer.py", "--data /nowhere", 2, "no LTM_Data*.xlsx or .csv in /nowhere"),
+        ("kafka/kafka_producer.py", "--first 99", 2, "no lot 99 in"),
+        ("postgresql/versions.py", "--postgresql-url postgresql://x@localhost:1/x list", 1,
+         "versions: PostgreSQL: "),
+        ("postgresql/versions.py", "restore x", 2, "invalid int value: 'x'"),
+        ("hdfs/load_reference.py", "--data /nowhere", 2, "no Methods*.xlsx or .csv in /nowhere"),
+        ("verify.py", "--version x", 2, "invalid int value: 'x'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(
+    script: str, arguments: str, code: int, says: str, spark: SparkSession
+) -> None:
+    done = Scene({}, spark).run(script, *arguments.split())
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def real_folder() -> Path | None:
+    """Return the folder with the three real files, None when it is not here."""
+    given = os.environ.get("LTM_DATA")
+    beside = PROJECT.parent / "shared/data/ltm"
+    return Path(given) if given else beside if beside.is_dir() else None
+
+
+def independent_tables(db: Any, folder: Path) -> None:
+    """Read the three CSV files by DuckDB alone: the texts are cleaned in SQL."""
+    files = {"samples": "LTM_Data", "methods": "Methods", "sites": "Site_Information"}
+    for name, stem in files.items():
+        (file,) = folder.glob(f"{stem}*.csv")
+        db.execute(
+            f"CREATE TABLE {name} AS SELECT * FROM read_csv(?, delim=';', header=true, "  # noqa: S608
+            "all_varchar=true, quote='\"', escape='\"', nullstr='', strict_mode=false)",
+            [str(file)],
+        )
+    db.execute("UPDATE samples SET DATE_SMP = strptime(DATE_SMP, '%m/%d/%Y %H:%M:%S')::varchar")
+    for (column,) in db.execute("SELECT column_name FROM (DESCRIBE samples)").fetchall():
+        if column.endswith(("_L", "_CM", "_M", "_C")):  # thousands are written 1 528
+            db.execute(f"UPDATE samples SET {column} = replace({column}, ' ', '')")  # noqa: S608
+
+
+@pytest.mark.skipif(real_folder() is None, reason="no real files: set LTM_DATA to their folder")
+@pytest.mark.timeout(900)
+def test_the_real_release_is_integrated_exactly(scene: Scene) -> None:
+    folder = real_folder()
+    assert folder
+    scene.load_reference(folder)
+    scene.send(data=folder)
+    scene.consume()
+    verdict = scene.verify(data=folder)
+    assert (verdict.versions, verdict.rows, verdict.quarantined) == (382, 38_200, 0)
+    assert verdict.metrics == 3939
+    assert scene.query("SELECT sum(count)::int FROM fact_sample") == [(38_200,)]
+    without = "SELECT sum(count)::int FROM fact_measure WHERE method_key = 0"
+    assert scene.query(without) == [(27_593,)]
+    assert scene.query("SELECT sum(count)::int FROM fact_measure") == [(540_655,)]
+    with duckdb.connect() as db, scene.connect() as conn:
+        independent_tables(db, folder)
+        again = verify.Verdict(version=382)
+        verify.compare_metrics(again, db, conn)
+        assert (again.metrics, again.differing_metrics) == (3939, [])
