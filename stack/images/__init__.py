@@ -3,11 +3,13 @@
 from collections.abc import Callable
 
 from stack.compose import Service
-from stack.images import elasticsearch, kafka
+from stack.images import elasticsearch, kafka, prometheus, s3
 from stack.servers import Server, Site
 
 BUILDERS: dict[str, Callable[[Service, Site], Server]] = {
     "cp-zookeeper": kafka.zookeeper,
     "cp-kafka": kafka.kafka,
     "elasticsearch": elasticsearch.elasticsearch,
+    "minio": s3.minio,
+    "prometheus": prometheus.prometheus,
 }
