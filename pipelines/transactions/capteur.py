@@ -481,9 +481,7 @@ def send_to_kafka(records: Iterator[Record], config: Config, stop: threading.Eve
     try:
         producer = connect(config, stop)
     except KafkaError as exc:
-        log.error(
-            "Kafka does not answer at %s (%s): is it started?", config.bootstrap_servers, exc
-        )
+        log.error("Kafka does not answer at %s (%s): is it started?", config.bootstrap_servers, exc)
         return 1
     if producer is None:
         return 0

@@ -61,7 +61,7 @@ from pyarrow import fs
 from pyspark.errors import PySparkException
 from pyspark.ml import PipelineModel
 from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as F  # noqa: N812  # as Spark's own documentation does
+from pyspark.sql import functions as F  # as Spark's own documentation does
 from pyspark.sql.streaming import StreamingQuery
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -271,7 +271,9 @@ class Writer:
         self.metrics = metrics
         self.may_be_replay = True
         self.rates = rates_frame(spark).cache()
-        self.currencies = [row[0] for row in self.rates.select("rate_currency").distinct().collect()]
+        self.currencies = [
+            row[0] for row in self.rates.select("rate_currency").distinct().collect()
+        ]
         self.model = load_model(store) if config.score else None
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
@@ -282,7 +284,9 @@ class Writer:
         values = with_values(parse(batch), self.rates)
         rows = judge(values, self.currencies).withColumn("batch_id", F.lit(batch_id)).persist()
         try:
-            reasons = {row["reason"]: row["count"] for row in rows.groupBy("reason").count().collect()}
+            reasons = {
+                row["reason"]: row["count"] for row in rows.groupBy("reason").count().collect()
+            }
             if reasons.get(None):
                 valid = with_score(rows.where("reason IS NULL"), self.model)
                 # One file for each day of the batch.
@@ -326,7 +330,9 @@ def load_model(store: Store) -> PipelineModel:
     return PipelineModel.load(store.url(MODEL))
 
 
-def start_query(spark: SparkSession, store: Store, config: Config, writer: Writer) -> StreamingQuery:
+def start_query(
+    spark: SparkSession, store: Store, config: Config, writer: Writer
+) -> StreamingQuery:
     """Start the stream where its checkpoint says."""
     records = (
         spark.readStream.format("kafka")
@@ -357,7 +363,12 @@ def run(spark: SparkSession, store: Store, config: Config, stop: threading.Event
     while not stop.is_set():
         try:
             query = start_query(spark, store, config, writer)
-            log.info("reading topic=%s at %s into %s", config.topic, config.bootstrap_servers, store.url(""))
+            log.info(
+                "reading topic=%s at %s into %s",
+                config.topic,
+                config.bootstrap_servers,
+                store.url(""),
+            )
             watch(query, metrics, stop)
             break
         except (PySparkException, Py4JError) as exc:
@@ -375,7 +386,7 @@ def run(spark: SparkSession, store: Store, config: Config, stop: threading.Event
             if failures >= MAX_FAILURES:
                 log.error("gave up after %d failures in a row: see %s", failures, SPARK_LOG)
                 return 1
-            stop.wait(min(2.0 ** failures, MAX_WAIT_S))
+            stop.wait(min(2.0**failures, MAX_WAIT_S))
     counts = metrics.counts
     log.info(
         "stopped read=%d written=%d rejected=%d",

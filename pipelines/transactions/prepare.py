@@ -40,7 +40,9 @@ def make_topic(servers: str, topic: str) -> str:
     Raises:
         KafkaError: no broker answers, or it refuses.
     """
-    with KafkaAdminClient(bootstrap_servers=servers.split(","), bootstrap_timeout_ms=10_000) as admin:
+    with KafkaAdminClient(
+        bootstrap_servers=servers.split(","), bootstrap_timeout_ms=10_000
+    ) as admin:
         try:
             admin.create_topics({topic: {"num_partitions": PARTITIONS, "replication_factor": 1}})
         except TopicAlreadyExistsError:

@@ -60,9 +60,7 @@ def sizes(store: Store) -> dict[str, tuple[int, int]]:
     client = store.filesystem()
     found = {}
     for folder in (OUTPUT, REJECTS, CHECKPOINT, MODEL):
-        selector = fs.FileSelector(
-            f"{store.bucket}/{folder}", recursive=True, allow_not_found=True
-        )
+        selector = fs.FileSelector(f"{store.bucket}/{folder}", recursive=True, allow_not_found=True)
         files = [info for info in client.get_file_info(selector) if info.is_file]
         found[folder] = (len(files), sum(info.size for info in files))
     return found

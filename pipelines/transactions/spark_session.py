@@ -68,7 +68,9 @@ def spark_session(name: str, store: Store) -> SparkSession:
     try:
         return builder.config(map=options).getOrCreate()
     except Exception as exc:  # of many kinds, from two languages
-        raise SparkError(f"Spark does not start ({exc}): is Java 17 there? See {SPARK_LOG}") from exc
+        raise SparkError(
+            f"Spark does not start ({exc}): is Java 17 there? See {SPARK_LOG}"
+        ) from exc
 
 
 def connectors() -> list[Path]:
@@ -89,11 +91,17 @@ def connectors() -> list[Path]:
             "spark.driver.bindAddress": "127.0.0.1",
         }
         code = "from pyspark.sql import SparkSession\n"
-        code += f"SparkSession.builder.master('local').config(map={settings!r}).getOrCreate().stop()"
+        code += (
+            f"SparkSession.builder.master('local').config(map={settings!r}).getOrCreate().stop()"
+        )
         fetched = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         if fetched.returncode != 0:
-            lines = [line for line in fetched.stderr.splitlines() if "rror" in line or "UNRES" in line]
+            lines = [
+                line for line in fetched.stderr.splitlines() if "rror" in line or "UNRES" in line
+            ]
             telling = (lines or fetched.stderr.splitlines() or ["it printed nothing"])[0].strip()
-            raise SparkError(f"the connectors cannot be fetched from Maven Central: {telling[:200]}")
+            raise SparkError(
+                f"the connectors cannot be fetched from Maven Central: {telling[:200]}"
+            )
         complete.touch()
     return sorted((FOLDER / "jars").glob("*.jar"))
