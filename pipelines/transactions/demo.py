@@ -156,13 +156,10 @@ def main() -> int:
     except subprocess.CalledProcessError as exc:
         say(f"\n✗ {exc.cmd} s'est arrêté avec le code {exc.returncode} : voir ci-dessus.")
         return 1
-    say(
-        f"\n✓ Ce qui a été envoyé est exactement ce qui est écrit ({time.monotonic() - began:.0f} s)."
-    )
+    seconds = time.monotonic() - began
+    say(f"\n✓ Ce qui a été envoyé est exactement ce qui est écrit ({seconds:.0f} s).")
     say(f"  Prometheus : http://127.0.0.1:{environ['PROMETHEUS_HOST_PORT']}")
-    say(
-        f"  MinIO : http://127.0.0.1:{environ['MINIO_CONSOLE_HOST_PORT']} (sauf si S3Proxy le remplace)"
-    )
+    say(f"  MinIO : http://127.0.0.1:{environ['MINIO_CONSOLE_HOST_PORT']} (pas avec S3Proxy)")
     say("  make down                                     arrêter les serveurs")
     return 0
 

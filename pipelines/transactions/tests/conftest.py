@@ -171,7 +171,8 @@ class Pipeline:
     def send(self, *arguments: str) -> Path:
         """Send transactions; return the ledger, which `verify` will ask for too."""
         self.ledgers.append(self.folder / f"ledger-{len(self.ledgers)}.csv")
-        self.run("capteur.py", *arguments, "--ledger", str(self.ledgers[-1]))
+        at_once = ("--speed", "1e9", "--ledger", str(self.ledgers[-1]))
+        self.run("capteur.py", *arguments, *at_once)
         return self.ledgers[-1]
 
     def verify(self, code: int = 0) -> str:
@@ -207,7 +208,7 @@ def pipeline(stack: Stack, request: pytest.FixtureRequest, tmp_path: Path) -> It
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
     """Spark alone, without connectors and servers, for the pure transforms."""
-    options = {
+    options: dict[str, bool | float | int | str | None] = {
         "spark.ui.enabled": "false",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
