@@ -233,9 +233,13 @@ class Metrics:
             "transactions_last_batch_timestamp_seconds", "When the last batch was written"
         )
         self.lag = Gauge("transactions_lag_records", "Records that the last batch did not reach")
+        self.last_id = -1
 
     def note(self, batch_id: int, reasons: Mapping[str | None, int], seconds: float) -> None:
         """Count a batch that is written; reasons: number of rows by reason, None for the valid."""
+        if batch_id <= self.last_id:
+            return  # done again, as its commit had failed: counted already
+        self.last_id = batch_id
         read, written = sum(reasons.values()), reasons.get(None, 0)
         self.counts.update(read=read, written=written, rejected=read - written)
         self.read.inc(read)
@@ -249,6 +253,18 @@ class Metrics:
             "batch id=%d read=%d written=%d rejected=%d seconds=%.1f",
             batch_id, read, written, read - written, seconds,
         )  # fmt: skip
+
+
+def serve_metrics(port: int) -> None:
+    """Answer /metrics on a loopback port, in a thread that ends with the process.
+
+    Raises:
+        ValueError: the port is taken.
+    """
+    try:
+        start_http_server(port, addr="127.0.0.1")
+    except OSError as exc:
+        raise ValueError(f"--metrics-port {port}: {exc.strerror}: choose another") from exc
 
 
 # The stream.
@@ -267,9 +283,7 @@ class Writer:
         self.metrics = metrics
         self.may_be_replay = True
         self.rates = rates_frame(spark).cache()
-        self.currencies = [
-            row[0] for row in self.rates.select("rate_currency").distinct().collect()
-        ]
+        self.currencies = {row["rate_currency"] for row in self.rates.collect()}
         self.model = load_model(store) if config.score else None
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
@@ -280,9 +294,8 @@ class Writer:
         values = with_values(parse(batch), self.rates)
         rows = judge(values, self.currencies).withColumn("batch_id", F.lit(batch_id)).persist()
         try:
-            reasons = {
-                reason: number for reason, number in rows.groupBy("reason").count().collect()
-            }
+            counted = rows.groupBy("reason").count().collect()
+            reasons = {row["reason"]: row["count"] for row in counted}
             if reasons.get(None):
                 valid = with_score(rows.where("reason IS NULL"), self.model)
                 # One file for each day of the batch.
@@ -353,7 +366,7 @@ def run(spark: SparkSession, store: Store, config: Config, stop: threading.Event
     """Run the stream until it is done or told to stop, through outages; return the exit code."""
     metrics = Metrics()
     if config.metrics_port:
-        start_http_server(config.metrics_port, addr="127.0.0.1")
+        serve_metrics(config.metrics_port)
     writer = Writer(spark, store, config, metrics)
     failures, progress = 0, metrics.counts["read"]
     while not stop.is_set():
@@ -361,17 +374,15 @@ def run(spark: SparkSession, store: Store, config: Config, stop: threading.Event
             query = start_query(spark, store, config, writer)
             log.info(
                 "reading topic=%s at %s into %s",
-                config.topic,
-                config.bootstrap_servers,
-                store.url(""),
-            )
+                config.topic, config.bootstrap_servers, store.url(""),
+            )  # fmt: skip
             watch(query, metrics, stop)
             break
         except (PySparkException, Py4JError) as exc:
             if stop.is_set():
                 break
             cause = last_cause(exc)
-            if "data may have been lost" in cause:
+            if "data may have been lost" in str(exc):
                 log.error("Kafka has deleted records before they were read: %s", cause)
                 return 1
             failures = failures + 1 if metrics.counts["read"] == progress else 1
@@ -397,13 +408,12 @@ def watch(query: StreamingQuery, metrics: Metrics, stop: threading.Event) -> Non
     Raises:
         PySparkException: the query has failed.
     """
-    parent = os.getppid()
     while not query.awaitTermination(1):
         progress = query.lastProgress
         if progress and progress["sources"]:
             lag = (progress["sources"][0].get("metrics") or {}).get("maxOffsetsBehindLatest")
             metrics.lag.set(float(lag or 0))
-        if stop.is_set() or os.getppid() != parent:  # spark-submit, which started us, was killed
+        if stop.is_set():
             query.stop()
             return
 
@@ -519,6 +529,13 @@ def configure_logging() -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
+def stop_with(parent: int, stop: threading.Event) -> None:
+    """Stop when spark-submit, which has started this process, has ended: `kill` reaches only it."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    stop.set()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write transactions until done or stopped; return the exit code."""
     load_dotenv(PROJECT / ".env")  # the real environment wins over it
@@ -528,6 +545,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         # Not set in the handler itself: what it interrupts may hold the event's lock.
         signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
+    if "PYSPARK_GATEWAY_PORT" in os.environ:
+        threading.Thread(target=stop_with, args=(os.getppid(), stop), daemon=True).start()
     try:
         store = Store.from_env(os.environ)
     except StoreError as exc:

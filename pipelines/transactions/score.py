@@ -129,10 +129,11 @@ def learn(history: DataFrame) -> History:
     )
     scaler = StandardScaler(inputCol="features", outputCol="standardised", withMean=True)
     model = scaler.fit(sizes)
-    counted = dict(history.groupBy(F.expr(HOUR)).count().collect())
+    by_hour = history.groupBy(F.expr(HOUR).alias("hour")).count().collect()
+    counted: dict[int, int] = {row["hour"]: row["count"] for row in by_hour}
     counts = [counted.get(hour, 1) for hour in range(24)]
     hours = [count / sum(counts) for count in counts]
-    return History(float(model.mean[0]), float(model.std[0]), hours)
+    return History(float(model.mean.toArray()[0]), float(model.std.toArray()[0]), hours)
 
 
 def score_model(history: History, threshold: float) -> PipelineModel:

@@ -124,8 +124,8 @@ def test_env_example_names_every_variable_with_its_default() -> None:
     used |= dict.fromkeys(
         re.findall(r'"(STACK_\w+|JAVA_HOME)"', (PROJECT / "stack/servers.py").read_text()), ""
     )
-    for script in PROJECT.glob("pipelines/*/*.py"):  # ("NAME", "default")
-        pairs = re.findall(r'"([A-Z0-9]+_[A-Z0-9_]+)", "([^"]*[a-z0-9][^"]*)"', script.read_text())
+    for path in PROJECT.glob("pipelines/*/*.py"):  # ("NAME", "default")
+        pairs = re.findall(r'"([A-Z0-9]+_[A-Z0-9_]+)", "([^"]*[a-z0-9][^"]*)"', path.read_text())
         used |= {name: default for name, default in pairs if name not in used}
     # What an overlay requires has its value in .env.example only.
     required = {n for f in OVERLAYS for n in re.findall(r"\$\{(\w+):\?", f.read_text())}
