@@ -6,8 +6,9 @@
     python -m stack down                  stop;  down -v deletes the data too
 
 The compose file (and the overlays given with -f) says which services, versions, ports and settings;
-what cannot be started natively (Kibana) is named. The servers come through Maven, once, into a
-cache folder. Everything else lies under one state folder, `.stack/`.
+what cannot be started natively (Kibana) is named; a service with a profile starts when the profile
+is asked for, or the service itself. What the servers need comes through Maven, once, into a cache
+folder. Everything else lies under one state folder, `.stack/`.
 
 Environment: the variables of .env.example, and
     STACK_STATE   state folder: data, logs, process ids (default: .stack beside docker-compose.yml)
@@ -27,7 +28,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +46,9 @@ STOP_TIMEOUT_S = 30.0
 class Stack:
     """The native servers of some compose files, with their state in one folder."""
 
-    def __init__(self, files: Sequence[Path], environ: dict[str, str]) -> None:
+    def __init__(
+        self, files: Sequence[Path], environ: dict[str, str], profiles: Collection[str] = ()
+    ) -> None:
         root = os.geteuid() == 0
         default_cache = "/var/cache/smart-city" if root else "~/.cache/smart-city"
         self.state = Path(environ.get("STACK_STATE") or PROJECT / ".stack").absolute()
@@ -58,7 +61,12 @@ class Stack:
             if service.image in BUILDERS
         }
         self._children: list[subprocess.Popen[bytes]] = []
-        self.elsewhere = [name for name in self.services if name not in self.servers]
+        # What `up` starts when no service is named: all but those of a profile not asked for.
+        self.default = [
+            name
+            for name, service in self.services.items()
+            if not service.profiles or set(service.profiles) & set(profiles)
+        ]
 
     def up(self, names: Sequence[str] = ()) -> None:
         """Start the servers that do not run, all or some and their needs; wait until they answer.
@@ -66,7 +74,8 @@ class Stack:
         Raises:
             StackError: a port is taken, a server ended early or did not answer in time.
         """
-        waiting = {name: self.servers[name] for name in self.with_needs(names or self.servers)}
+        here = [name for name in self.default if name in self.servers]
+        waiting = {name: self.servers[name] for name in self.with_needs(names or here)}
         started_at: dict[str, float] = {}
         restarts_left = {name: 5 if self.servers[name].restart else 0 for name in waiting}
         while waiting:
@@ -93,8 +102,9 @@ class Stack:
                         f"see {self.log(server)}"
                     )
             time.sleep(0.2)
-        for name in [] if names else self.elsewhere:
-            say(f"{name:<14} not started: it exists only as a Docker image")
+        for name in [] if names else self.default:
+            if name not in self.servers:
+                say(f"{name:<14} not started: it exists only as a Docker image")
 
     def with_needs(self, names: Iterable[str]) -> list[str]:
         """Return the names and those of the servers that they depend on, these first."""
@@ -179,6 +189,8 @@ class Stack:
         all_ready = True
         for server in self.servers.values():
             pid = self.pid(server.name)
+            if not pid and server.name not in self.default:
+                continue
             state = "not running" if not pid else "ready" if server.is_ready() else "not answering"
             all_ready &= state == "ready"
             say(f"{server.name:<14} {state:<14} {server.address:<16} pid {pid or '-'}")
@@ -252,6 +264,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         help="compose file; several are merged in order (default: docker-compose.yml)",
     )
+    parser.add_argument(
+        "--profile",
+        dest="profiles",
+        action="append",
+        help="also the services of this profile (environment: COMPOSE_PROFILES)",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in {
         "up": "start the servers and wait until they answer",
@@ -282,7 +300,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # readiness is asked before it is there
     environ = {**dotenv_values(PROJECT / ".env"), **os.environ}
     try:
-        stack = Stack(arguments.files, {k: v for k, v in environ.items() if v is not None})
+        profiles = arguments.profiles or (environ.get("COMPOSE_PROFILES") or "").split(",")
+        known = {name: value for name, value in environ.items() if value is not None}
+        stack = Stack(arguments.files, known, profiles)
         for name in getattr(arguments, "services", []):
             if name not in stack.servers:
                 raise StackError(f"no service {name}: there is {', '.join(stack.servers)}")

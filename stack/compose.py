@@ -1,11 +1,13 @@
 """Read docker-compose.yml and its overlays, as far as starting the services needs it.
 
-Understood: anchors, ${NAME}, ${NAME:-default}, $$, several -f files merged in order, the tags
-!reset and !override, `environment`, `ports`, `volumes`, `depends_on`, `image`, `restart`. The rules
-are those of the Compose specification (https://github.com/compose-spec/compose-spec, parts 12, 13).
+Understood: anchors, ${NAME}, ${NAME:-default}, ${NAME:?message}, $$, several -f files merged in
+order, the tags !reset and !override, `environment`, `ports`, `volumes`, `configs` with their
+content, `depends_on`, `image`, `command`, `profiles`, `restart`. The rules are those of the Compose
+specification (https://github.com/compose-spec/compose-spec, parts 8, 12, 13, 15).
 """
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,9 @@ from typing import Any
 import yaml
 
 _RESET = object()  # stands for a value tagged !reset: the key goes away when files are merged
-_VARIABLE = re.compile(r"\$(?:(?P<escaped>\$)|\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\})")
+_VARIABLE = re.compile(
+    r"\$(?:(?P<escaped>\$)|\{(?P<name>\w+)(?::-(?P<default>[^}]*)|:\?(?P<missing>[^}]*))?\})"
+)
 
 
 class StackError(Exception):
@@ -31,7 +35,10 @@ class Service:
         environment: as given to the container.
         ports: container port -> host port, for the published ones.
         volumes: path in the container -> volume name.
+        configs: path in the container -> content of the file there.
+        command: arguments given to the container, empty for the image's own.
         depends_on: names of the services that must be ready before it.
+        profiles: it is started only when one of them is asked for, if there are any.
         restart: whether Compose starts it again when it ends by itself.
     """
 
@@ -41,7 +48,10 @@ class Service:
     environment: dict[str, str]
     ports: dict[int, int]
     volumes: dict[str, str]
+    configs: dict[str, str]
+    command: list[str]
     depends_on: list[str]
+    profiles: list[str]
     restart: bool
 
 
@@ -78,15 +88,17 @@ def load_services(files: Sequence[Path], environ: Mapping[str, str]) -> dict[str
         except yaml.YAMLError as exc:
             raise StackError(f"{file} is not valid YAML: {' '.join(str(exc).split())}") from exc
         merged = _merge(merged, content)
+    merged = _interpolate(merged, environ)
+    configs = {name: entry["content"] for name, entry in merged.get("configs", {}).items()}
     services = {
-        name: _service(name, _interpolate(definition, environ))
+        name: _service(name, definition, configs)
         for name, definition in merged.get("services", {}).items()
     }
     return {name: services[name] for name in _start_order(services)}
 
 
 def _merge(base: Any, overlay: Any) -> Any:
-    """Return base with overlay laid over it: mappings merge, everything else is replaced."""
+    """Return base with overlay laid over it: mappings merge, ports add up, all else is replaced."""
     if isinstance(overlay, _Override) or not isinstance(overlay, dict):
         return overlay
     merged = dict(base) if isinstance(base, dict) else {}
@@ -96,6 +108,8 @@ def _merge(base: Any, overlay: Any) -> Any:
         elif key == "volumes" and isinstance(value, list):  # merged by path in the container
             known = {entry.split(":")[1]: entry for entry in merged.get(key, [])}
             merged[key] = list((known | {entry.split(":")[1]: entry for entry in value}).values())
+        elif key == "ports" and isinstance(value, list):  # added to those of the files before
+            merged[key] = list(dict.fromkeys([*merged.get(key, []), *value]))
         else:
             merged[key] = _merge(merged.get(key), value)
     return merged
@@ -117,16 +131,20 @@ def _interpolate(value: Any, environ: Mapping[str, str]) -> Any:
     def replace(match: re.Match[str]) -> str:
         if match["escaped"]:
             return "$"
-        return environ.get(match["name"]) or match["default"] or ""  # :- is also for an empty one
+        value = environ.get(match["name"])  # :- and :? are also for an empty one
+        if not value and match["missing"] is not None:
+            raise StackError(f"{match['name']} is not set: {match['missing']}")
+        return value or match["default"] or ""
 
     return _VARIABLE.sub(replace, value)
 
 
-def _service(name: str, definition: dict[str, Any]) -> Service:
+def _service(name: str, definition: dict[str, Any], configs: Mapping[str, str]) -> Service:
     image, _, tag = definition["image"].rpartition("/")[2].partition(":")
     ports = [str(entry).rpartition(":") for entry in definition.get("ports", [])]
     volumes = [entry.split(":") for entry in definition.get("volumes", [])]
     environment = definition.get("environment", {})
+    command = definition.get("command", [])
     return Service(
         name=name,
         image=image,
@@ -134,7 +152,12 @@ def _service(name: str, definition: dict[str, Any]) -> Service:
         environment={key: _as_text(value) for key, value in environment.items()},
         ports={int(inside): _port(host.rpartition(":")[2], name) for host, _, inside in ports},
         volumes={entry[1]: entry[0] for entry in volumes},
+        configs={
+            entry["target"]: configs[entry["source"]] for entry in definition.get("configs", [])
+        },
+        command=shlex.split(command) if isinstance(command, str) else command,
         depends_on=list(definition.get("depends_on", [])),
+        profiles=definition.get("profiles", []),
         restart=definition.get("restart", "no") != "no",
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from stack.compose import Service
-from stack.images import cassandra, elasticsearch, hdfs, kafka, postgresql
+from stack.images import cassandra, elasticsearch, hdfs, kafka, postgresql, prometheus, s3
 from stack.servers import Server, Site
 
 BUILDERS: dict[str, Callable[[Service, Site], Server]] = {
@@ -12,7 +12,9 @@ BUILDERS: dict[str, Callable[[Service, Site], Server]] = {
     "cp-kafka": kafka.kafka,
     "elasticsearch": elasticsearch.elasticsearch,
     "hadoop": hdfs.hadoop,
+    "minio": s3.minio,
     "postgres": postgresql.postgresql,
+    "prometheus": prometheus.prometheus,
 }
 
 # What `python -m stack exec SERVICE` runs: image -> what makes the command line of a tool.

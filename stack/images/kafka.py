@@ -5,6 +5,8 @@ What the images make of their environment:
   (confluentinc/kafka-images, zookeeper.properties.template);
 - cp-kafka: any name, KAFKA_LOG_RETENTION_HOURS -> log.retention.hours, where ___ is "-" and __ is
   "_" (the same repository, kafka.properties.template).
+JMX_EXPORTER_PORT is no variable of the image: where a compose file's command makes an agent of it
+that shows the broker's metrics to Prometheus, configured by JMX_EXPORTER_CONFIG, so is done here.
 """
 
 import socket
@@ -14,12 +16,14 @@ from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from stack.compose import Service, StackError
-from stack.servers import Server, Site, refuse_unknown, run, write_properties
+from stack.servers import Server, Site, refuse_unknown, run, write, write_properties
 
 ZOOKEEPER_VERSION = "3.8.6"
 # Confluent Platform release -> the Kafka it ships, in the newest patch that Maven Central has
 # (docs.confluent.io, "Supported Versions and Interoperability").
 KAFKA_VERSIONS = {"7.9": "3.9.2"}
+JMX_EXPORTER_CONFIG = "/etc/jmx-exporter.yml"
+JMX_EXPORTER_VERSION = "0.18.0"  # the image's
 ZOOKEEPER_SETTINGS = {
     "ZOOKEEPER_CLIENT_PORT": "clientPort",
     "ZOOKEEPER_TICK_TIME": "tickTime",
@@ -92,6 +96,7 @@ def kafka(service: Service, site: Site) -> Server:
     def prepare() -> None:
         fetch_jars(version, site)
         write_properties(file, settings)
+        prepare_metrics(service, site)
         if "process.roles" not in settings:
             return
         # KRaft needs its storage formatted; the image does it too.
@@ -100,7 +105,7 @@ def kafka(service: Service, site: Site) -> Server:
         run([*command, *arguments, "-c", str(file)], f"{service.name}: formatting its storage")
 
     port = next(iter(service.ports.values()))
-    options = [*jvm_options(service), "-Dstack.log.level=INFO"]
+    options = [*jvm_options(service), *metrics_agent(service, site), "-Dstack.log.level=INFO"]
     return Server(
         name=service.name,
         depends_on=service.depends_on,
@@ -110,6 +115,24 @@ def kafka(service: Service, site: Site) -> Server:
         is_ready=lambda: kafka_is_ready(port),
         prepare=prepare,
     )
+
+
+def metrics_agent(service: Service, site: Site) -> list[str]:
+    """Return the Java option that shows the broker's metrics, none when it is not asked for."""
+    if "JMX_EXPORTER_PORT" not in service.environment:
+        return []
+    port = site.host_port(service.name, int(service.environment["JMX_EXPORTER_PORT"]))
+    jar = f"jmx_prometheus_javaagent-{JMX_EXPORTER_VERSION}.jar"
+    path = site.cached("jmx_exporter", JMX_EXPORTER_VERSION) / jar
+    return [f"-javaagent:{path}=127.0.0.1:{port}:{site.config_file(service, 'metrics.yml')}"]
+
+
+def prepare_metrics(service: Service, site: Site) -> None:
+    """Fetch the agent and write its configuration, when it is asked for."""
+    if "JMX_EXPORTER_PORT" in service.environment:
+        version = f"-Djmx_exporter.version={JMX_EXPORTER_VERSION}"
+        site.from_maven("jmx_exporter", JMX_EXPORTER_VERSION, "copy-dependencies", version)
+        write(site.config_file(service, "metrics.yml"), service.configs[JMX_EXPORTER_CONFIG])
 
 
 def console_tool(site: Site, service: Service, tool: str, arguments: list[str]) -> list[str]:

@@ -1,0 +1,566 @@
+#!/usr/bin/env python3
+"""Write the transactions of a Kafka topic as Parquet into an S3 bucket: none lost, none twice.
+
+    spark-submit pipelines/transactions/consumer_spark.py       # until Ctrl-C
+    python pipelines/transactions/consumer_spark.py --available-now   # what is there, then end
+
+What happens to a record:
+
+    Kafka -> parse -> judge --+-- valid -> in euros, in UTC and in Paris' time -> output/
+                              +-- wrong -> its bytes, its place in Kafka, the reason -> rejects/
+
+A batch is a stretch of offsets that Spark has noted in checkpoint/ before it is worked on. Its
+files lie in folders of its number; when a batch is done again, after a crash, what it had left
+there is deleted first. So every reader finds each row once, not only one that knows Spark's log.
+
+Rules, and where they are from:
+    amount      a decimal number, more than 0, at most 1 000 000 000, with at most two decimals
+    euros       montant / rate, the rate being units of the currency for one euro; rounded to the
+                cent, half a cent up (Regulation (EC) 1103/97, article 5)
+    rate        the ECB's of the day in Paris, or the last before, a week old at most (rates.csv)
+    timestamp   ISO 8601 with its offset from UTC: without one it could be any of 24 instants
+    date        the day in Paris
+
+A line for each batch, and one at the end (read is always the sum of the two that follow):
+
+    batch id=12 read=1000 written=990 rejected=10 seconds=2.1
+
+With --metrics-port PORT, http://127.0.0.1:PORT/metrics says the same to Prometheus.
+
+Environment (or .env in the project's folder; a flag wins over both), and those of store.py:
+    KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
+    TRANSACTIONS_TOPIC        default transactions
+
+Exit codes: 0 done or stopped cleanly, 1 a server unreachable at the start, or a batch that fails
+again and again, 2 wrong usage or configuration.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from dotenv import load_dotenv
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
+from prometheus_client import Counter as Total
+from prometheus_client import Gauge, Histogram, start_http_server
+from py4j.protocol import Py4JError
+from pyarrow import fs
+from pyspark.errors import PySparkException
+from pyspark.ml import PipelineModel
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F  # as Spark's own documentation does
+from pyspark.sql.streaming.query import StreamingQuery
+
+PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.transactions.rates import RATES_FILE, rates_in_force, read_rates  # noqa: E402
+from pipelines.transactions.spark_session import SPARK_LOG, SparkError, spark_session  # noqa: E402
+from pipelines.transactions.store import (  # noqa: E402
+    CHECKPOINT,
+    MODEL,
+    OUTPUT,
+    REJECTS,
+    Store,
+    StoreError,
+)
+
+log = logging.getLogger("consumer_spark")
+
+FIELDS = ("transaction_id", "montant", "devise", "timestamp")
+# 18 decimals, so that one too many is seen and not rounded away while parsing.
+SCHEMA = "transaction_id BIGINT, montant DECIMAL(38,18), devise STRING, timestamp STRING"
+TEXT_SCHEMA = "transaction_id STRING, montant STRING, devise STRING, timestamp STRING"
+RATES_SCHEMA = "rate_day DATE, rate_currency STRING, taux DECIMAL(12,6), taux_date DATE"
+NUMBER = r"^-?\d+(\.\d+)?([eE][-+]?\d+)?$"
+INSTANT = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
+MAX_AMOUNT = 1_000_000_000
+MONEY = "DECIMAL(18,2)"
+WRITTEN = (
+    "transaction_id", "montant", "devise", "montant_eur", "taux", "taux_date", "timestamp_utc",
+    "timestamp_paris", "score", "suspect", "kafka_partition", "kafka_offset", "date", "batch_id",
+)  # fmt: skip
+REJECTED = ("reason", "detail", "value", "kafka_partition", "kafka_offset", "batch_id")
+MAX_FAILURES = 5  # of one batch in a row, with both servers there
+MAX_WAIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run of the consumer, as asked for; defaults are written in `load_config` only."""
+
+    bootstrap_servers: str
+    topic: str
+    available_now: bool
+    every_s: float
+    max_records: int
+    metrics_port: int | None
+    score: bool
+    wait_s: float
+
+
+# From a record's bytes to a row: DataFrame -> DataFrame, without a session and without a server.
+
+
+def parse(records: DataFrame) -> DataFrame:
+    """Return the records with what their JSON says, typed and as text, null where it does not.
+
+    Args:
+        records: columns value (binary), kafka_partition, kafka_offset.
+
+    Returns:
+        The same, with the structs `typed` and `text` of the four fields, and `json`: the value as
+        text when it is exactly one JSON object, else null.
+    """
+    text = F.col("value").cast("string")
+    # Spark's parser reads the first object and forgets what follows, and takes the first of a list.
+    is_one_object = text.rlike(r"^\s*\{[\s\S]*\}\s*$") & (
+        F.json_array_length(F.concat(F.lit("["), text, F.lit("]"))) == 1
+    )
+    parsed = records.withColumn("json", F.when(is_one_object, text))
+    return parsed.withColumns(
+        {"typed": F.from_json("json", SCHEMA), "text": F.from_json("json", TEXT_SCHEMA)}
+    )
+
+
+def with_values(parsed: DataFrame, rates: DataFrame) -> DataFrame:
+    """Return parsed records with the columns of a transaction; null where there is no such value.
+
+    Args:
+        parsed: what `parse` returns.
+        rates: columns of RATES_SCHEMA, one row for each day and currency that has a rate.
+    """
+    is_instant = F.col("text.timestamp").rlike(INSTANT)
+    values = parsed.select(
+        "*",
+        F.col("typed.transaction_id").alias("transaction_id"),
+        F.col("typed.montant").cast(MONEY).alias("montant"),
+        F.col("text.devise").alias("devise"),
+        F.when(is_instant, F.try_to_timestamp("text.timestamp")).alias("timestamp_utc"),
+    )
+    values = values.withColumn(
+        "timestamp_paris",
+        F.convert_timezone(
+            F.lit("UTC"), F.lit("Europe/Paris"), F.col("timestamp_utc").cast("timestamp_ntz")
+        ),
+    ).withColumn("date", F.col("timestamp_paris").cast("date"))
+    same = (F.col("date") == F.col("rate_day")) & (F.col("devise") == F.col("rate_currency"))
+    joined = values.join(F.broadcast(rates), on=same, how="left")
+    # The quotient has 15 decimals or more, rounded; rounding that again to two gives what rounding
+    # the exact quotient would: a quotient that is no half cent is further than that from one.
+    euros = F.when(F.col("devise") == "EUR", F.col("montant")).otherwise(
+        F.round(F.col("montant") / F.col("taux"), 2)  # half up
+    )
+    return joined.withColumn("montant_eur", euros.cast(MONEY))
+
+
+def judge(values: DataFrame, currencies: Iterable[str]) -> DataFrame:
+    """Return the rows with `reason`, why a row is wrong, null when it is right, and `detail`.
+
+    Args:
+        values: what `with_values` returns.
+        currencies: the known ones.
+    """
+    amount = F.col("typed.montant")
+    absent = [name for name in FIELDS]
+    missing = F.concat_ws(",", *[F.when(F.col(f"text.{n}").isNull(), F.lit(n)) for n in absent])
+    is_number = F.col("text.montant").rlike(NUMBER) & ~F.col("json").rlike(r'"montant"\s*:\s*"')
+    wrong = F.concat_ws(
+        ",",
+        F.when(F.col("typed.transaction_id").isNull(), F.lit("transaction_id")),
+        F.when(~is_number, F.lit("montant")),
+    )
+    rules: list[tuple[str, Column, Column]] = [
+        ("not_json", F.col("json").isNull(), F.lit(None)),
+        ("missing_field", missing != "", missing),
+        ("wrong_type", wrong != "", wrong),
+        ("amount_too_large", amount.isNull() | (amount > MAX_AMOUNT), F.col("text.montant")),
+        ("amount_not_positive", amount <= 0, F.col("text.montant")),
+        ("amount_too_precise", amount != F.round(amount, 2), F.col("text.montant")),
+        ("unknown_currency", ~F.col("devise").isin("EUR", *currencies), F.col("devise")),
+        ("bad_timestamp", F.col("timestamp_utc").isNull(), F.col("text.timestamp")),
+        ("no_rate", F.col("montant_eur").isNull(), F.concat_ws(" ", "devise", "date")),
+    ]
+    reason, detail = F.lit(None).cast("string"), F.lit(None).cast("string")
+    for name, applies, found in reversed(rules):  # the first that applies is given
+        reason = F.when(applies, F.lit(name)).otherwise(reason)
+        detail = F.when(applies, found).otherwise(detail)
+    return values.withColumns({"reason": reason, "detail": detail})
+
+
+def with_score(rows: DataFrame, model: PipelineModel | None) -> DataFrame:
+    """Return the rows with `score` and `suspect` (see score.py); null without a model."""
+    if model is None:
+        return rows.selectExpr("*", "CAST(null AS DOUBLE) score", "CAST(null AS BOOLEAN) suspect")
+    return model.transform(rows)
+
+
+def rates_frame(spark: SparkSession, path: Path = RATES_FILE) -> DataFrame:
+    """Return the rate of each currency in force on each day, with the columns of RATES_SCHEMA."""
+    rows: list[tuple[date, str, Decimal, date]] = list(rates_in_force(read_rates(path)))
+    return spark.createDataFrame(rows, RATES_SCHEMA)
+
+
+# What others can ask.
+
+
+class Metrics:
+    """Counts of this run, for the log and for Prometheus; one for a process."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.read = Total("transactions_read", "Records read from Kafka")
+        self.written = Total("transactions_written", "Transactions written to output/")
+        self.rejected = Total("transactions_rejected", "Records written to rejects/", ["reason"])
+        self.failures = Total("transactions_failures", "Batches tried again after an error")
+        buckets = (0.5, 1, 2, 5, 10, 30, 60)
+        self.batch_seconds = Histogram(
+            "transactions_batch_seconds", "Duration of a batch", buckets=buckets
+        )
+        self.last_batch = Gauge(
+            "transactions_last_batch_timestamp_seconds", "When the last batch was written"
+        )
+        self.lag = Gauge("transactions_lag_records", "Records that the last batch did not reach")
+        self.last_id = -1
+
+    def note(self, batch_id: int, reasons: Mapping[str | None, int], seconds: float) -> None:
+        """Count a batch that is written; reasons: number of rows by reason, None for the valid."""
+        if batch_id <= self.last_id:
+            return  # done again, as its commit had failed: counted already
+        self.last_id = batch_id
+        read, written = sum(reasons.values()), reasons.get(None, 0)
+        self.counts.update(read=read, written=written, rejected=read - written)
+        self.read.inc(read)
+        self.written.inc(written)
+        for reason, number in reasons.items():
+            if reason:
+                self.rejected.labels(reason).inc(number)
+        self.batch_seconds.observe(seconds)
+        self.last_batch.set_to_current_time()
+        log.info(
+            "batch id=%d read=%d written=%d rejected=%d seconds=%.1f",
+            batch_id, read, written, read - written, seconds,
+        )  # fmt: skip
+
+
+def serve_metrics(port: int) -> None:
+    """Answer /metrics on a loopback port, in a thread that ends with the process.
+
+    Raises:
+        ValueError: the port is taken.
+    """
+    try:
+        start_http_server(port, addr="127.0.0.1")
+    except OSError as exc:
+        raise ValueError(f"--metrics-port {port}: {exc.strerror}: choose another") from exc
+
+
+# The stream.
+
+
+class Writer:
+    """Writes batches into the bucket.
+
+    Attributes:
+        may_be_replay: whether the next batch may have been begun before: the first of a query.
+    """
+
+    def __init__(self, spark: SparkSession, store: Store, config: Config, metrics: Metrics) -> None:
+        self.spark = spark
+        self.store = store
+        self.metrics = metrics
+        self.may_be_replay = True
+        self.rates = rates_frame(spark).cache()
+        self.currencies = {row["rate_currency"] for row in self.rates.collect()}
+        self.model = load_model(store) if config.score else None
+
+    def __call__(self, batch: DataFrame, batch_id: int) -> None:
+        """Write a batch: what is right under output/, what is not under rejects/."""
+        began = time.monotonic()
+        if self.may_be_replay:
+            self.delete(batch_id)
+        values = with_values(parse(batch), self.rates)
+        rows = judge(values, self.currencies).withColumn("batch_id", F.lit(batch_id)).persist()
+        try:
+            counted = rows.groupBy("reason").count().collect()
+            reasons = {row["reason"]: row["count"] for row in counted}
+            if reasons.get(None):
+                valid = with_score(rows.where("reason IS NULL"), self.model)
+                # One file for each day of the batch.
+                files = valid.select(*WRITTEN).repartition("date").write
+                files.mode("append").partitionBy("date", "batch_id").parquet(self.store.url(OUTPUT))
+            if reasons.keys() - {None}:
+                files = rows.where("reason IS NOT NULL").select(*REJECTED).coalesce(1).write
+                files.mode("append").partitionBy("batch_id").parquet(self.store.url(REJECTS))
+        finally:
+            rows.unpersist()
+        self.may_be_replay = False
+        if reasons:
+            self.metrics.note(batch_id, reasons, time.monotonic() - began)
+        if 2 * reasons.get("no_rate", 0) > sum(reasons.values()):
+            log.warning("no_rate: %d; rates.csv is too old (rates.py)", reasons["no_rate"])
+
+    def delete(self, batch_id: int) -> None:
+        """Delete what an earlier attempt has left of a batch."""
+        jvm: Any = self.spark.sparkContext._jvm  # Hadoop has no interface in Python
+        configuration = self.spark.sparkContext._jsc.hadoopConfiguration()
+        for pattern in (f"{OUTPUT}/date=*/batch_id={batch_id}", f"{REJECTS}/batch_id={batch_id}"):
+            path = jvm.org.apache.hadoop.fs.Path(self.store.url(pattern))
+            files = path.getFileSystem(configuration)
+            for found in files.globStatus(path) or []:
+                log.info("batch id=%d was begun before: deleting %s", batch_id, found.getPath())
+                files.delete(found.getPath(), True)
+
+
+def load_model(store: Store) -> PipelineModel:
+    """Return the score, as score.py has stored it.
+
+    Raises:
+        StoreError: it has not.
+    """
+    found = store.filesystem().get_file_info(f"{store.bucket}/{MODEL}/metadata")
+    if found.type == fs.FileType.NotFound:
+        raise StoreError(
+            "--score: there is no trained score in the bucket: "
+            "run python pipelines/transactions/score.py first"
+        )
+    return PipelineModel.load(store.url(MODEL))
+
+
+def start_query(
+    spark: SparkSession, store: Store, config: Config, writer: Writer
+) -> StreamingQuery:
+    """Start the stream where its checkpoint says."""
+    records = (
+        spark.readStream.format("kafka")
+        .option("kafka.bootstrap.servers", config.bootstrap_servers)
+        .option("subscribe", config.topic)
+        .option("startingOffsets", "earliest")  # the first time only; then the checkpoint's
+        .option("maxOffsetsPerTrigger", config.max_records)
+        .option("kafka.default.api.timeout.ms", 20_000)
+        .option("kafka.request.timeout.ms", 10_000)
+        .load()
+        .selectExpr("value", "partition AS kafka_partition", "offset AS kafka_offset")
+    )
+    writer.may_be_replay = True
+    stream = records.writeStream.foreachBatch(writer)
+    stream = stream.option("checkpointLocation", store.url(CHECKPOINT))
+    if config.available_now:
+        return stream.trigger(availableNow=True).start()
+    return stream.trigger(processingTime=f"{config.every_s} seconds").start()
+
+
+def run(spark: SparkSession, store: Store, config: Config, stop: threading.Event) -> int:
+    """Run the stream until it is done or told to stop, through outages; return the exit code."""
+    metrics = Metrics()
+    if config.metrics_port:
+        serve_metrics(config.metrics_port)
+    writer = Writer(spark, store, config, metrics)
+    failures, progress = 0, metrics.counts["read"]
+    while not stop.is_set():
+        try:
+            query = start_query(spark, store, config, writer)
+            log.info(
+                "reading topic=%s at %s into %s",
+                config.topic, config.bootstrap_servers, store.url(""),
+            )  # fmt: skip
+            watch(query, metrics, stop)
+            break
+        except (PySparkException, Py4JError) as exc:
+            if stop.is_set():
+                break
+            cause = last_cause(exc)
+            if "data may have been lost" in str(exc):
+                log.error("Kafka has deleted records before they were read: %s", cause)
+                return 1
+            failures = failures + 1 if metrics.counts["read"] == progress else 1
+            progress = metrics.counts["read"]
+            metrics.failures.inc()
+            log.warning("batch failed, nothing is lost, trying again: %s", cause)
+            wait_for_servers(store, config, stop, deadline=None)
+            if failures >= MAX_FAILURES:
+                log.error("gave up after %d failures in a row: see %s", failures, SPARK_LOG)
+                return 1
+            stop.wait(min(2.0**failures, MAX_WAIT_S))
+    counts = metrics.counts
+    log.info(
+        "stopped read=%d written=%d rejected=%d",
+        counts["read"], counts["written"], counts["rejected"],
+    )  # fmt: skip
+    return 0
+
+
+def watch(query: StreamingQuery, metrics: Metrics, stop: threading.Event) -> None:
+    """Wait for the end of a query, or end it when told to.
+
+    Raises:
+        PySparkException: the query has failed.
+    """
+    while not query.awaitTermination(1):
+        progress = query.lastProgress
+        if progress and progress["sources"]:
+            lag = (progress["sources"][0].get("metrics") or {}).get("maxOffsetsBehindLatest")
+            metrics.lag.set(float(lag or 0))
+        if stop.is_set():
+            query.stop()
+            return
+
+
+def last_cause(exc: BaseException) -> str:
+    """Return the innermost cause of a Java error as one line."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    causes = [line for line in lines if line.startswith("Caused by:")]
+    text = (causes or [line for line in lines if "Exception" in line] or lines or [repr(exc)])[-1]
+    return text.removeprefix("Caused by:").strip()[:300]
+
+
+# Waiting for the servers.
+
+
+def check_servers(store: Store, config: Config) -> str:
+    """Return what is wrong with Kafka or the store, "" when both are there."""
+    try:
+        store.check()
+        with KafkaAdminClient(
+            bootstrap_servers=config.bootstrap_servers.split(","), bootstrap_timeout_ms=5000
+        ) as admin:
+            if config.topic in admin.list_topics():
+                return ""
+        return (
+            f"there is no topic {config.topic} in Kafka: "
+            "run python pipelines/transactions/prepare.py"
+        )
+    except StoreError as exc:
+        return str(exc)
+    except KafkaError as exc:
+        return f"Kafka does not answer at {config.bootstrap_servers} ({exc})"
+
+
+def wait_for_servers(
+    store: Store, config: Config, stop: threading.Event, deadline: float | None
+) -> bool:
+    """Wait until both servers answer; return False when told to stop or when it is too late."""
+    wait_s = 1.0
+    while wrong := check_servers(store, config):
+        if stop.is_set():
+            return False
+        if deadline is not None and time.monotonic() + wait_s > deadline:
+            log.error("%s", wrong)
+            return False
+        log.warning("waiting: %s", wrong)
+        stop.wait(wait_s)
+        wait_s = min(2 * wait_s, MAX_WAIT_S)
+    return not stop.is_set()
+
+
+# The command.
+
+
+def number_above(low: float, kind: type[int] | type[float]) -> Any:
+    """Return an argparse type for a number above a bound."""
+
+    def parse_number(text: str) -> float:
+        number = kind(text)
+        if not low < number < 1e12:
+            raise argparse.ArgumentTypeError(f"{text} is not above {low:g}")
+        return number
+
+    parse_number.__name__ = "whole number" if kind is int else "number"
+    return parse_number
+
+
+def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
+    """Return the configuration: flag > environment > default. A bad value exits with code 2."""
+    description, _, epilog = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--available-now", action="store_true", help="end when all that is there now is written")
+    add("--every", type=number_above(0, float), default=5.0, metavar="SECONDS",
+        help="time from the start of a batch to that of the next (default: 5)")  # fmt: skip
+    add("--max-records", type=number_above(0, int), default=100_000, metavar="N",
+        help="records in a batch at most (default: 100000)")  # fmt: skip
+    add("--metrics-port", type=number_above(0, int), metavar="PORT",
+        help="serve /metrics on this port of 127.0.0.1 (default: none)")  # fmt: skip
+    add("--score", action="store_true", help="score each transaction (train with score.py first)")
+    add("--wait", type=number_above(-1, float), default=60.0, metavar="SECONDS",
+        help="how long to wait for Kafka and the store at the start (default: 60)")  # fmt: skip
+    for flag, name, default in (
+        ("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092"),
+        ("--topic", "TRANSACTIONS_TOPIC", "transactions"),
+    ):
+        add(flag, default=environ.get(name) or default, metavar=name.split("_")[-1],
+            help=f"environment: {name} (default: {default})")  # fmt: skip
+    options = parser.parse_args(argv)
+    return Config(
+        bootstrap_servers=options.bootstrap_servers,
+        topic=options.topic,
+        available_now=options.available_now,
+        every_s=options.every,
+        max_records=options.max_records,
+        metrics_port=options.metrics_port,
+        score=options.score,
+        wait_s=options.wait,
+    )
+
+
+def configure_logging() -> None:
+    """Log to stderr, in UTC; the libraries' own say nothing that is not said here."""
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+    for library in ("kafka", "py4j"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
+def stop_with(parent: int, stop: threading.Event) -> None:
+    """Stop when spark-submit, which has started this process, has ended: `kill` reaches only it."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    stop.set()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write transactions until done or stopped; return the exit code."""
+    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    config = load_config(argv, os.environ)
+    configure_logging()
+    stop = threading.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        # Not set in the handler itself: what it interrupts may hold the event's lock.
+        signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
+    if "PYSPARK_GATEWAY_PORT" in os.environ:
+        threading.Thread(target=stop_with, args=(os.getppid(), stop), daemon=True).start()
+    try:
+        store = Store.from_env(os.environ)
+    except StoreError as exc:
+        log.error("%s", exc)
+        return 2
+    try:
+        if not wait_for_servers(store, config, stop, time.monotonic() + config.wait_s):
+            return 0 if stop.is_set() else 1
+        spark = spark_session("transactions", store)
+        return run(spark, store, config, stop)
+    except (SparkError, StoreError, OSError, ValueError) as exc:
+        log.error("%s", exc)
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

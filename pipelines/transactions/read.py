@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""List the bucket, read the Parquet files back, and print totals by day and currency.
+
+    python pipelines/transactions/read.py            # with pyarrow, without Spark
+    python pipelines/transactions/read.py --spark    # the same totals, with Spark
+
+    output/        5 files      412 KB
+    rejects/       3 files       31 KB
+    checkpoint/   14 files        9 KB
+
+    date        devise  transactions             montant         montant_eur
+    2026-10-24  CHF              134            9 051.98            9 817.76
+
+    transactions: 5552   rejects: 278 (not_json 32, wrong_type 36, ...)
+
+Environment (or .env in the project's folder): as store.py.
+
+Exit codes: 0 done, 1 the store does not answer or holds nothing, 2 wrong usage or configuration.
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.dataset as ds
+from dotenv import load_dotenv
+from pyarrow import fs
+
+PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.transactions.store import (  # noqa: E402
+    CHECKPOINT,
+    MODEL,
+    OUTPUT,
+    REJECTS,
+    Store,
+    StoreError,
+)
+
+
+class Total(NamedTuple):
+    """What one day and currency come to."""
+
+    day: date
+    currency: str
+    transactions: int
+    amount: Decimal
+    euros: Decimal
+
+
+def sizes(store: Store) -> dict[str, tuple[int, int]]:
+    """Return the number of files and of bytes of each folder of the bucket."""
+    client = store.filesystem()
+    found = {}
+    for folder in (OUTPUT, REJECTS, CHECKPOINT, MODEL):
+        selector = fs.FileSelector(f"{store.bucket}/{folder}", recursive=True, allow_not_found=True)
+        files = [info for info in client.get_file_info(selector) if info.is_file]
+        found[folder] = (len(files), sum(info.size for info in files))
+    return found
+
+
+def totals_by_pyarrow(store: Store) -> tuple[list[Total], Counter[str]]:
+    """Return the totals and the number of rejects by reason; what is not there is none."""
+    client = store.filesystem()
+    partitions = ds.partitioning(flavor="hive")
+
+    def dataset(folder: str) -> ds.Dataset:
+        path = f"{store.bucket}/{folder}"
+        if client.get_file_info(path).type == fs.FileType.NotFound:
+            return ds.dataset([])
+        return ds.dataset(path, filesystem=client, format="parquet", partitioning=partitions)
+
+    totals: list[Total] = []
+    if "devise" in (rows := dataset(OUTPUT)).schema.names:
+        table = rows.to_table(["date", "devise", "montant", "montant_eur"])
+        sums = table.group_by(["date", "devise"]).aggregate(
+            [([], "count_all"), ("montant", "sum"), ("montant_eur", "sum")]
+        )
+        columns = ("date", "devise", "count_all", "montant_sum", "montant_eur_sum")
+        totals = [
+            Total(date.fromisoformat(row[columns[0]]), *(row[name] for name in columns[1:]))
+            for row in sums.to_pylist()
+        ]
+    reasons: Counter[str] = Counter()
+    if "reason" in (rejects := dataset(REJECTS)).schema.names:
+        reasons.update(rejects.to_table(["reason"])["reason"].to_pylist())
+    return sorted(totals), reasons
+
+
+def totals_by_spark(store: Store) -> tuple[list[Total], Counter[str]]:
+    """Return the same by Spark."""
+    from pyspark.errors import AnalysisException  # only here: the rest needs no Spark
+
+    from pipelines.transactions.spark_session import spark_session
+
+    spark = spark_session("read", store)
+    totals: list[Total] = []
+    reasons: Counter[str] = Counter()
+    try:
+        spark.read.parquet(store.url(OUTPUT)).createOrReplaceTempView("output")
+        query = """
+            SELECT date, devise, count(*), sum(montant), sum(montant_eur)
+            FROM output GROUP BY date, devise"""
+        totals = sorted(Total(*row) for row in spark.sql(query).collect())
+        rejects = spark.read.parquet(store.url(REJECTS)).groupBy("reason").count()
+        reasons.update({row["reason"]: row["count"] for row in rejects.collect()})
+    except AnalysisException as exc:
+        if "PATH_NOT_FOUND" not in str(exc):
+            raise
+    finally:
+        spark.stop()
+    return totals, reasons
+
+
+def amount(value: Decimal) -> str:
+    """Return an amount with spaces between thousands."""
+    return f"{value:,.2f}".replace(",", " ")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print what is in the bucket; return the exit code (see the module docstring)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--spark", action="store_true", help="read with Spark")
+    options = parser.parse_args(argv)
+    load_dotenv(PROJECT / ".env")
+    write = sys.stdout.write
+    try:
+        store = Store.from_env(os.environ)
+        store.check()
+        for folder, (files, size) in sizes(store).items():
+            write(f"{folder + '/':<12}{files:>5} files {size / 1000:>8.0f} KB\n")
+        read = totals_by_spark if options.spark else totals_by_pyarrow
+        totals, reasons = read(store)
+    except StoreError as exc:
+        sys.stderr.write(f"read: {exc}\n")
+        return 1
+    if not (totals or reasons):
+        sys.stderr.write("read: nothing is written yet: run consumer_spark.py\n")
+        return 1
+    write(f"\n{'date':<12}{'devise':<8}{'transactions':>12}{'montant':>20}{'montant_eur':>20}\n")
+    for total in totals:
+        write(
+            f"{total.day!s:<12}{total.currency:<8}{total.transactions:>12}"
+            f"{amount(total.amount):>20}{amount(total.euros):>20}\n"
+        )
+    by_reason = ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items()))
+    write(f"\ntransactions: {sum(total.transactions for total in totals)}   ")
+    write(f"rejects: {reasons.total()}{f' ({by_reason})' if by_reason else ''}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

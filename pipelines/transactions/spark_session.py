@@ -1,0 +1,107 @@
+"""Spark on this machine, with the connectors to Kafka and S3.
+
+The connectors come from Maven Central, once: Spark's own resolver (Ivy) fetches them into a folder
+of the user's, and its pages of output are kept out of sight. Later sessions take them from there.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from pipelines.transactions.store import Store
+
+# The S3 client in three parts instead of its bundle of 268 MB.
+PACKAGES = (
+    "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.7",
+    "org.apache.hadoop:hadoop-aws:3.3.4",
+    "com.amazonaws:aws-java-sdk-s3:1.12.262",
+    "com.amazonaws:aws-java-sdk-sts:1.12.262",
+    "com.amazonaws:aws-java-sdk-dynamodb:1.12.262",
+)
+EXCLUDED = "com.amazonaws:aws-java-sdk-bundle"
+FOLDER = Path.home() / ".cache/smart-city-spark/transactions-3.5.7"
+LOGGING = Path(__file__).with_name("log4j2.properties")
+SPARK_LOG = Path(__file__).with_name(".spark") / "spark.log"
+
+
+class SparkError(Exception):
+    """What keeps Spark from starting, in one line for the user."""
+
+
+def spark_session(name: str, store: Store) -> SparkSession:
+    """Return a session of this process's own, in UTC, with what Spark says in SPARK_LOG.
+
+    Started by spark-submit, this process already has a Java of Spark's at hand, but one without the
+    connectors: it is left alone, and another one started. SPARK_MASTER and SPARK_DRIVER_MEMORY
+    change what is local[2] and 1g.
+
+    Raises:
+        SparkError: the connectors cannot be fetched, or Java does not start.
+    """
+    for variable in ("PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET"):
+        os.environ.pop(variable, None)
+    jars = connectors()
+    SPARK_LOG.parent.mkdir(exist_ok=True)
+    options: dict[str, bool | float | int | str | None] = {
+        "spark.jars": ",".join(map(str, jars)),
+        "spark.driver.memory": os.environ.get("SPARK_DRIVER_MEMORY") or "1g",
+        "spark.driver.extraJavaOptions": (
+            f"-Dlog4j2.configurationFile=file:{LOGGING} -Dspark.log.file={SPARK_LOG}"
+        ),
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.shuffle.partitions": "2",
+        "spark.sql.session.timeZone": "UTC",
+        # What other readers expect: an instant in UTC. Spark's own default is INT96, of no zone.
+        "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+        # No empty _SUCCESS beside the data: here a batch is complete when its checkpoint says so.
+        "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
+        **store.spark_options(),
+    }
+    builder = SparkSession.builder.appName(name)
+    builder = builder.master(os.environ.get("SPARK_MASTER") or "local[2]")
+    try:
+        return builder.config(map=options).getOrCreate()
+    except Exception as exc:  # of many kinds, from two languages
+        raise SparkError(
+            f"Spark does not start ({exc}): is Java 17 there? See {SPARK_LOG}"
+        ) from exc
+
+
+def connectors() -> list[Path]:
+    """Return the connectors' jars, fetched the first time.
+
+    Raises:
+        SparkError: Maven Central does not answer, or has not got them.
+    """
+    complete = FOLDER / "complete"
+    if not complete.exists():
+        sys.stderr.write(f"fetching Spark's connectors once into {FOLDER} ...\n")
+        settings = {
+            "spark.jars.packages": ",".join(PACKAGES),
+            "spark.jars.excludes": EXCLUDED,
+            "spark.jars.ivy": str(FOLDER),
+            "spark.ui.enabled": "false",
+            "spark.driver.host": "127.0.0.1",
+            "spark.driver.bindAddress": "127.0.0.1",
+        }
+        code = "from pyspark.sql import SparkSession\n"
+        code += (
+            f"SparkSession.builder.master('local').config(map={settings!r}).getOrCreate().stop()"
+        )
+        fetched = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        if fetched.returncode != 0:
+            lines = [
+                line for line in fetched.stderr.splitlines() if "rror" in line or "UNRES" in line
+            ]
+            telling = (lines or fetched.stderr.splitlines() or ["it printed nothing"])[0].strip()
+            raise SparkError(
+                f"the connectors cannot be fetched from Maven Central: {telling[:200]}"
+            )
+        complete.touch()
+    return sorted((FOLDER / "jars").glob("*.jar"))

@@ -1,0 +1,113 @@
+"""The S3 store, MinIO or any other: its settings, its client without Spark, Spark's options for it.
+
+Environment (or .env in the project's folder):
+    S3_ENDPOINT            default http://127.0.0.1:9000
+    S3_BUCKET              default transactions
+    MINIO_ROOT_USER        no default: .env.example has one for a machine of your own
+    MINIO_ROOT_PASSWORD    no default either
+
+What lies in the bucket, and what the folders of the same batch have in common is its number:
+
+    output/date=2026-10-25/batch_id=12/part-….parquet    transactions, by day in Paris
+    rejects/batch_id=12/part-….parquet                   what was refused, and why
+    checkpoint/                                          how far the stream has come
+    model/                                               the score, when it has been trained
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pyarrow import fs
+
+OUTPUT, REJECTS, CHECKPOINT, MODEL = "output", "rejects", "checkpoint", "model"
+
+
+class StoreError(Exception):
+    """What is wrong with the store or its settings, in one line for the user."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """One bucket of an S3 store; defaults are written in `from_env` only."""
+
+    endpoint: str
+    bucket: str
+    user: str
+    password: str = field(repr=False)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Store":
+        """Return the store that the environment names.
+
+        Raises:
+            StoreError: there are no credentials, or the endpoint is not an http address.
+        """
+        settings = (("S3_ENDPOINT", "http://127.0.0.1:9000"), ("S3_BUCKET", "transactions"))
+        endpoint, bucket = (environ.get(name) or default for name, default in settings)
+        user, password = environ.get("MINIO_ROOT_USER"), environ.get("MINIO_ROOT_PASSWORD")
+        if not (user and password):
+            raise StoreError(
+                "MINIO_ROOT_USER and MINIO_ROOT_PASSWORD are not set: copy .env.example to .env"
+            )
+        if not endpoint.startswith(("http://", "https://")):
+            raise StoreError(f"S3_ENDPOINT={endpoint} does not begin with http:// or https://")
+        return cls(endpoint.rstrip("/"), bucket, user, password)
+
+    def url(self, folder: str) -> str:
+        """Return a folder's address as Spark takes it."""
+        return f"s3a://{self.bucket}/{folder}"
+
+    def filesystem(self) -> fs.S3FileSystem:
+        """Return a client that gives up on a store that is away within seconds."""
+        return fs.S3FileSystem(
+            access_key=self.user,
+            secret_key=self.password,
+            endpoint_override=self.endpoint,
+            region="us-east-1",  # what MinIO answers to when it is given none
+            allow_bucket_creation=True,
+            connect_timeout=3,
+            request_timeout=10,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=2),
+        )
+
+    def spark_options(self) -> dict[str, str]:
+        """Return Spark's settings for the store: paths of the form s3a://BUCKET/FOLDER."""
+        s3a = {
+            "endpoint": self.endpoint,
+            "endpoint.region": "us-east-1",
+            "path.style.access": "true",  # http://HOST/BUCKET: a bucket is no host name here
+            "connection.ssl.enabled": str(self.endpoint.startswith("https://")).lower(),
+            "access.key": self.user,
+            "secret.key": self.password,
+            "aws.credentials.provider": "org.apache.hadoop.fs.s3a.SimpleAWSCredentialsProvider",
+            # A store that is away is told within half a minute, not after Hadoop's many minutes;
+            # the consumer itself then waits for it.
+            "attempts.maximum": "2",
+            "retry.limit": "2",
+            "connection.establish.timeout": "3000",  # ms
+            "connection.timeout": "10000",  # ms
+        }
+        return {f"spark.hadoop.fs.s3a.{name}": value for name, value in s3a.items()}
+
+    def check(self) -> None:
+        """Make sure that the bucket is there and may be read.
+
+        Raises:
+            StoreError: it is not, or nobody answers.
+        """
+        try:
+            info = self.filesystem().get_file_info(self.bucket)
+        except OSError as exc:
+            raise StoreError(self.explain(exc)) from exc
+        if info.type != fs.FileType.Directory:
+            raise StoreError(
+                f"there is no bucket {self.bucket} at {self.endpoint}: "
+                "run python pipelines/transactions/prepare.py"
+            )
+
+    def explain(self, exc: OSError) -> str:
+        """Return a client's error as one line, without what only its authors understand."""
+        text = " ".join(str(exc).split())
+        if "ACCESS_DENIED" in text or "SIGNATURE" in text or "INVALID_ACCESS_KEY" in text:
+            return f"the store at {self.endpoint} refuses MINIO_ROOT_USER or MINIO_ROOT_PASSWORD"
+        return f"the store at {self.endpoint} does not answer ({text.rpartition(': ')[2][:120]})"

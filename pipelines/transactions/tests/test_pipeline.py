@@ -1,0 +1,321 @@
+"""The pipeline on real servers, with real faults: kill -9, servers that are away, replays."""
+
+import csv
+import json
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from kafka import KafkaAdminClient
+from kafka.structs import TopicPartition
+from pyarrow import fs
+
+from pipelines.transactions.store import OUTPUT, REJECTS, StoreError
+from pipelines.transactions.tests.conftest import (
+    HERE,
+    Pipeline,
+    is_real_minio,
+    new_pipeline,
+    new_stack,
+    wait_until,
+)
+from pipelines.transactions.verify import read_folder
+from stack.__main__ import Stack
+from stack.images.s3 import MINIO_VERSION
+
+BAD = ("--bad", "0.03", "--fraud", "0.01")
+ONCE = "--available-now"
+
+
+def rows_by_place(pipeline: Pipeline) -> list[tuple[int, int]]:
+    """Return the place in Kafka of each row that a reader without Spark sees, sorted."""
+    found = []
+    for folder in (OUTPUT, REJECTS):
+        rows = read_folder(pipeline.store, folder, ["kafka_partition", "kafka_offset"])
+        found += [(row["kafka_partition"], row["kafka_offset"]) for row in rows]
+    return sorted(found)
+
+
+def number_seen(pipeline: Pipeline) -> int:
+    """Return how many rows a reader sees, -1 where a file went away while it was reading."""
+    try:
+        return len(rows_by_place(pipeline))
+    except StoreError:
+        return -1
+
+
+def assert_none_twice(pipeline: Pipeline) -> int:
+    """Make sure that a reader sees no row twice; return how many it sees."""
+    places = rows_by_place(pipeline)
+    assert len(places) == len(set(places))
+    return len(places)
+
+
+def numbers(line: str) -> dict[str, int]:
+    """Return the counts of a line such as "stopped read=3 written=2 rejected=1"."""
+    return {name: int(value) for name, value in re.findall(r"(read|written|rejected)=(\d+)", line)}
+
+
+# kill -9
+
+
+def test_killed_again_and_again_nothing_is_lost_or_doubled(pipeline: Pipeline) -> None:
+    """Killed alone, killed with its Java, and killed between a batch's files and its commit."""
+    pipeline.send("--count", "4000", "--interval", "30", "--seed", "1", *BAD)
+    small = ("--max-records", "450")
+
+    consumer = pipeline.start("consumer_spark.py", ONCE, *small)
+    consumer.wait_for(r"batch id=1 ")
+    consumer.kill(whole_group=False)  # Java notices, and ends by itself
+    assert_none_twice(pipeline)
+
+    consumer = pipeline.start("consumer_spark.py", ONCE, *small)
+    consumer.wait_for(r"batch id=\d+ read")
+    consumer.kill()
+    assert_none_twice(pipeline)
+
+    # The next batch's files are there, its commit is not: the one moment that could double rows.
+    consumer = pipeline.start("consumer_spark.py", ONCE, *small)
+    consumer.wait_for(r"batch id=\d+ read")
+    last = int(re.findall(r"batch id=(\d+) read", consumer.text)[-1])
+    wait_until(lambda: pipeline.batch_files(last + 1), f"files of batch {last + 1}")
+    consumer.kill()
+    assert_none_twice(pipeline)
+    begun = pipeline.batch_files(last + 1)
+
+    printed = pipeline.run("consumer_spark.py", ONCE, *small)
+    assert f"batch id={last + 1} was begun before: deleting" in printed
+    assert not set(begun) & set(pipeline.batch_files(last + 1))
+    assert assert_none_twice(pipeline) == 4000
+    assert "written + rejected                4000\n" in pipeline.verify()
+
+
+def test_a_batch_that_is_done_again_replaces_what_it_had_written(pipeline: Pipeline) -> None:
+    """Without its commit the last batch is done again, whole; with the loss shown first."""
+    pipeline.send("--count", "500", "--seed", "2", *BAD)
+    pipeline.run("consumer_spark.py", ONCE)
+    client = pipeline.store.filesystem()
+    commits = client.get_file_info(fs.FileSelector(f"{pipeline.name}/checkpoint/commits"))
+    for commit in commits:
+        client.delete_file(commit.path)
+    printed = pipeline.run("consumer_spark.py", ONCE)
+    assert "batch id=0 was begun before: deleting" in printed
+    assert numbers(printed.splitlines()[-1])["read"] == 500
+    pipeline.verify()
+
+
+# Servers that are away
+
+
+@pytest.fixture
+def own_stack(tmp_path: Path) -> Iterator[Stack]:
+    """Servers of this test alone, to be taken down."""
+    servers = new_stack(tmp_path / "stack")
+    try:
+        yield servers
+    finally:
+        servers.down(wipe=True)
+
+
+def test_servers_away_at_the_start_and_in_mid_run(own_stack: Stack, tmp_path: Path) -> None:
+    stack = own_stack
+    stack.up(["kafka", "minio", "prometheus"])
+    pipeline = new_pipeline(stack, "outages", tmp_path)
+    pipeline.send("--count", "400", "--seed", "3", *BAD)
+
+    stack.stop("minio", signal.SIGKILL)
+    printed = pipeline.run("consumer_spark.py", "--wait", "1", code=1)
+    assert re.search(r"ERROR consumer_spark: the store at http://\S+ does not answer", printed)
+    assert pipeline.environ["MINIO_ROOT_PASSWORD"] not in printed
+
+    port = stack.site.environ["TRANSACTIONS_METRICS_PORT"]
+    options = ("--every", "0.5", "--metrics-port", port)
+    consumer = pipeline.start("consumer_spark.py", *options)
+    consumer.wait_for(r"WARNING consumer_spark: waiting: the store at http://\S+ does not answer")
+    stack.up(["minio"])
+    consumer.wait_for(r"batch id=\d+ read")
+
+    stack.stop("minio", signal.SIGKILL)
+    pipeline.send("--count", "300", "--first-id", "1000", "--seed", "4", *BAD)
+    consumer.wait_for(r"batch failed, nothing is lost, trying again", timeout_s=180)
+    stack.up(["minio"])
+    consumer.wait_for(r"batch id=\d+ read", times=2)
+    wait_until(lambda: number_seen(pipeline) == 700, "700 rows", 180)
+
+    stack.stop("kafka", signal.SIGKILL)
+    time.sleep(2)  # Kafka's session with ZooKeeper
+    stack.up(["kafka"])
+    pipeline.send("--count", "300", "--first-id", "2000", "--seed", "5", *BAD)
+    wait_until(lambda: number_seen(pipeline) == 1000, "1000 rows", 180)
+
+    consumer.process.terminate()
+    ended = consumer.end()
+    totals = numbers(ended.splitlines()[-1])
+    assert totals["read"] == totals["written"] + totals["rejected"] == 1000
+    pipeline.verify()
+
+
+def test_what_is_missing_is_said_in_one_line(stack: Stack, tmp_path: Path) -> None:
+    pipeline = Pipeline(stack, "nobody-made-this", tmp_path)
+    printed = pipeline.run("consumer_spark.py", "--wait", "0", code=1)
+    assert printed.splitlines()[-1].endswith(
+        f"there is no bucket {pipeline.name} at {pipeline.store.endpoint}: "
+        "run python pipelines/transactions/prepare.py"
+    )
+    assert "there is no bucket" in pipeline.run("read.py", code=1)
+
+
+def test_records_that_kafka_has_deleted_are_said_not_skipped(pipeline: Pipeline) -> None:
+    pipeline.send("--count", "50", "--seed", "10")
+    pipeline.run("consumer_spark.py", ONCE)
+    pipeline.send("--count", "50", "--seed", "11")
+    with KafkaAdminClient(bootstrap_servers=pipeline.environ["KAFKA_BOOTSTRAP_SERVERS"]) as admin:
+        admin.delete_records({TopicPartition(pipeline.name, n): -1 for n in range(3)})  # all
+    pipeline.send("--count", "50", "--seed", "12")
+    printed = pipeline.run("consumer_spark.py", ONCE, code=1)
+    assert "Kafka has deleted records before they were read" in printed
+
+
+def test_a_metrics_port_that_is_taken_is_one_line(pipeline: Pipeline) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = str(busy.getsockname()[1])
+        printed = pipeline.run("consumer_spark.py", ONCE, "--metrics-port", port, code=1)
+    assert f"--metrics-port {port}: Address already in use: choose another" in printed
+
+
+# Launching and stopping
+
+
+def test_spark_submit_and_a_clean_stop(pipeline: Pipeline) -> None:
+    spark_submit = str(Path(sys.executable).with_name("spark-submit"))
+    for number, signum in enumerate((signal.SIGINT, signal.SIGTERM)):
+        pipeline.send("--count", "200", "--seed", str(number), *BAD)
+        consumer = pipeline.start("consumer_spark.py", "--every", "1", launcher=spark_submit)
+        consumer.wait_for(r"batch id=\d+ read=200")
+        if signum == signal.SIGINT:  # Ctrl-C reaches all: spark-submit's Java, Python, its Java
+            os.killpg(consumer.process.pid, signum)
+        else:  # `kill` reaches spark-submit's Java alone
+            consumer.process.send_signal(signum)
+        consumer.process.wait(60)
+        wait_until(lambda: "stopped read=200" in consumer.text, "the last line")  # noqa: B023
+        consumer.kill()
+        assert "Traceback" not in consumer.text
+    pipeline.verify()
+
+
+# Reading back, scoring, other stores
+
+
+def test_read_back_and_score(pipeline: Pipeline) -> None:
+    assert "nothing is written yet" in pipeline.run("read.py", code=1)
+    assert "no trained score" in pipeline.run("consumer_spark.py", "--score", ONCE, code=1)
+    pipeline.send("--count", "3000", "--interval", "30", "--seed", "7", *BAD)
+    pipeline.run("consumer_spark.py", ONCE)
+
+    by_pyarrow, by_spark = pipeline.run("read.py"), pipeline.run("read.py", "--spark")
+    tables = [text[text.index("date ") :] for text in (by_pyarrow, by_spark)]
+    assert tables[0] == tables[1]
+    assert re.search(
+        r"^2026-10-24  USD +\d+ +[\d ]+\.\d\d +[\d ]+\.\d\d$", by_pyarrow, re.MULTILINE
+    )
+
+    printed = pipeline.run("score.py", "--count", "3000", "--fraud", "0.02")
+    report = {
+        name: [float(value) for value in rest.split()]
+        for name, rest in re.findall(r"^(score|amount alone) +([\d. ]+)$", printed, re.MULTILINE)
+    }
+    for _, precision, recall, f1, found, false, missed in report.values():
+        assert found + missed > 30  # frauds
+        assert precision == pytest.approx(found / (found + false), abs=0.006)
+        assert recall == pytest.approx(found / (found + missed), abs=0.006)
+        assert f1 == pytest.approx(2 * found / (2 * found + false + missed), abs=0.006)
+
+    second = ("--start", "2026-10-27T00:00:00Z", "--first-id", "100000", "--count", "1000")
+    ledger = pipeline.send(*second, "--interval", "60", "--seed", "8", *BAD)
+    pipeline.run("consumer_spark.py", ONCE, "--score")
+    pipeline.verify()
+    check_scores(pipeline, ledger, report["score"][0])
+
+
+def check_scores(pipeline: Pipeline, ledger: Path, threshold: float) -> None:
+    """Compare the stored scores with the formula, worked out here from the stored card."""
+    with pipeline.store.filesystem().open_input_file(f"{pipeline.name}/model/card.json") as file:
+        history = json.loads(file.read())["history"]
+    columns = ["transaction_id", "montant_eur", "timestamp_paris", "score", "suspect"]
+    rows = [
+        r for r in read_folder(pipeline.store, "output", columns) if r["transaction_id"] >= 100_000
+    ]
+    assert len(rows) > 900
+    for row in rows:
+        size = max(0, (math.log(row["montant_eur"]) - history["mean"]) / history["deviation"])
+        rarity = max(0, -math.log(24 * history["hours"][row["timestamp_paris"].hour]))
+        assert row["score"] == pytest.approx(size**2 / 2 + rarity, abs=1e-9)
+        assert row["suspect"] == (row["score"] > threshold) or abs(row["score"] - threshold) < 0.01
+    labels = {int(r["transaction_id"]): r["label"] for r in csv.DictReader(ledger.open())}
+    suspects = [labels[row["transaction_id"]] == "fraud" for row in rows if row["suspect"]]
+    share = sum(label == "fraud" for label in labels.values()) / len(labels)
+    assert sum(suspects) / len(suspects) > 5 * share  # far better than a guess
+
+
+def test_the_job_does_not_know_s3proxy_from_minio(stack: Stack, tmp_path: Path) -> None:
+    """The other store: with a cache in which MinIO is not."""
+    if not is_real_minio(stack):
+        pytest.skip("the other tests run on S3Proxy already: MinIO is not built here")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for folder in stack.cache.iterdir():
+        if folder.name != f"minio-{MINIO_VERSION}":
+            (cache / folder.name).symlink_to(folder)
+    other = new_stack(tmp_path / "other", {**os.environ, "STACK_CACHE": str(cache)})
+    try:
+        other.up(["minio"])
+        endpoint = f"http://{other.servers['minio'].address}"
+        pipeline = new_pipeline(stack, "s3proxy", tmp_path, endpoint)
+        pipeline.send("--count", "1000", "--seed", "9", *BAD)
+        consumer = pipeline.start("consumer_spark.py", ONCE, "--max-records", "300")
+        consumer.wait_for(r"batch id=1 ")
+        consumer.kill()
+        pipeline.run("consumer_spark.py", ONCE)
+        pipeline.verify()
+        assert "transactions: 9" in pipeline.run("read.py")
+    finally:
+        other.down(wipe=True)
+
+
+def test_wrong_credentials_are_one_line(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {**pipeline.environ, "MINIO_ROOT_PASSWORD": "not this one"}
+    monkeypatch.setattr(Pipeline, "environ", property(lambda self: wrong))
+    for script, *options in (("prepare.py",), ("read.py",), ("consumer_spark.py", "--wait", "0")):
+        printed = pipeline.run(script, *options, code=1)
+        assert "refuses MINIO_ROOT_USER or MINIO_ROOT_PASSWORD" in printed.splitlines()[-1]
+        assert "not this one" not in printed
+
+
+def test_the_command_of_the_broker_does_without_the_agent(tmp_path: Path) -> None:
+    """In an image without the agent the broker still starts: the shell of compose.yml, tried."""
+    command = yaml.safe_load((HERE / "compose.yml").read_text())["services"]["kafka"]["command"]
+    script = command[2].replace("$$", "$").replace("/usr/share/java/cp-base-new", str(tmp_path))
+    script = script.replace("exec /etc/confluent/docker/run", 'echo "started $KAFKA_OPTS"')
+
+    def started() -> str:
+        environ = {"JMX_EXPORTER_PORT": "9404"}
+        run = subprocess.run(
+            ["bash", "-c", script], env=environ, capture_output=True, text=True, check=True
+        )
+        return run.stdout.strip()
+
+    assert started() == "started"
+    agent = tmp_path / "jmx_prometheus_javaagent-0.18.0.jar"
+    agent.touch()
+    assert started() == f"started -javaagent:{agent}=9404:/etc/jmx-exporter.yml"

@@ -1,0 +1,308 @@
+"""The scripts without servers: the generator, the rates, the score's arithmetic, the verifier."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+
+from pipelines.transactions import capteur, rates, verify
+from pipelines.transactions.store import Store, StoreError
+
+HERE = Path(__file__).resolve().parents[1]
+
+
+def records(*argv: str) -> list[capteur.Record]:
+    return list(capteur.all_records(capteur.load_config(argv, {})))
+
+
+# The generator
+
+
+def test_same_seed_same_bytes() -> None:
+    argv = ["--count", "500", "--bad", "0.1", "--fraud", "0.05"]
+    assert records(*argv, "--seed", "1") == records(*argv, "--seed", "1")
+    assert records(*argv, "--seed", "1") != records(*argv, "--seed", "2")
+
+
+def test_amounts_are_log_normal_and_dollars_most_frequent() -> None:
+    made = records("--count", "20000", "--seed", "1")
+    currencies = Counter(record.devise for record in made)
+    assert [name for name, _ in currencies.most_common(2)] == ["USD", "EUR"]
+    logs = [math.log(float(record.montant)) for record in made if record.devise == "EUR"]
+    mean = sum(logs) / len(logs)
+    deviation = math.sqrt(sum((x - mean) ** 2 for x in logs) / len(logs))
+    # Four standard errors of 4000 draws.
+    assert abs(mean - math.log(capteur.MEDIAN_EUR)) < 4 * capteur.SPREAD / math.sqrt(len(logs))
+    assert abs(deviation - capteur.SPREAD) < 4 * capteur.SPREAD / math.sqrt(2 * len(logs))
+
+
+def test_a_record_is_the_json_of_the_report() -> None:
+    for record in records("--count", "1000", "--seed", "3"):
+        told = json.loads(record.value, parse_float=Decimal, parse_int=Decimal)
+        assert list(told) == ["transaction_id", "montant", "devise", "timestamp"]
+        assert told["montant"] == Decimal(record.montant) > 0
+        assert told["montant"] == round(told["montant"], 0 if told["devise"] == "JPY" else 2)
+        assert datetime.fromisoformat(told["timestamp"]).tzinfo is not None
+
+
+def test_rates_of_faults_and_times_are_as_asked_for() -> None:
+    made = records(
+        "--count", "20000", "--seed", "4", "--bad", "0.05", "--fraud", "0.02", "--interval", "30"
+    )
+    labels = Counter(record.label for record in made)
+    frauds, bad = labels.pop("fraud"), sum(labels.values()) - labels[""]
+    assert abs(frauds - 400) < 5 * math.sqrt(400)
+    assert abs(bad - 1000) < 5 * math.sqrt(1000)
+    span = (made[-1].when - made[0].when).total_seconds()
+    assert span == pytest.approx(20_000 * 30 / 1.02, rel=0.1)
+    hours = Counter(record.when.astimezone(capteur.PARIS).hour for record in made)
+    assert hours[18] > 10 * hours[3] > 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--bad", "2"], "2 is not between 0 and 1"),
+        (["--backfill", "soon"], "invalid parse_duration value: 'soon'"),
+        (["--start", "yesterday"], "invalid parse_time value: 'yesterday'"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        capteur.load_config(argv, {})
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "capteur.py",
+        "consumer_spark.py",
+        "score.py",
+        "read.py",
+        "verify.py",
+        "prepare.py",
+        "rates.py",
+    ],
+)
+def test_every_script_explains_itself_from_any_folder(script: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(HERE / script), "--help"]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "Exit codes:" in shown.stdout
+
+
+@pytest.mark.parametrize("script", ["consumer_spark.py", "prepare.py"])
+def test_no_credentials_is_one_line(script: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, str(HERE / script)], capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 2
+    (line,) = shown.stderr.splitlines()
+    assert line.endswith(
+        "MINIO_ROOT_USER and MINIO_ROOT_PASSWORD are not set: copy .env.example to .env"
+    )
+
+
+# The store's settings
+
+
+def test_a_password_is_never_shown() -> None:
+    store = Store.from_env({"MINIO_ROOT_USER": "u", "MINIO_ROOT_PASSWORD": "secret"})
+    assert "secret" not in repr(store)
+    assert store.spark_options()["spark.hadoop.fs.s3a.secret.key"] == "secret"
+
+
+def test_an_endpoint_that_is_none_is_refused() -> None:
+    with pytest.raises(StoreError, match="does not begin with http"):
+        Store.from_env(
+            {"MINIO_ROOT_USER": "u", "MINIO_ROOT_PASSWORD": "p", "S3_ENDPOINT": "127.0.0.1:9000"}
+        )
+
+
+# The rates
+
+
+def test_the_table_is_what_it_says() -> None:
+    table = rates.read_rates(rates.RATES_FILE)
+    assert table == sorted(table)
+    assert {rate.currency for rate in table} == set(rates.CURRENCIES)
+    assert len({(rate.day, rate.currency) for rate in table}) == len(table)
+    head = rates.RATES_FILE.read_text().split("date,devise,taux")[0]
+    assert "European Central Bank" in head
+    assert f"days {table[0].day} to {table[-1].day}" in head
+    start = datetime.fromisoformat(capteur.DEFAULT_START).date()
+    assert table[0].day < start < table[-1].day
+
+
+def test_the_bank_s_file_becomes_the_table(tmp_path: Path) -> None:
+    bank = tmp_path / "eurofxref-hist.csv"
+    bank.write_text(
+        "Date,USD,JPY,CHF,GBP,EEK,\n2026-01-05,1.1,180,N/A,0.87,N/A,\n2025-12-31,1.2,181,0.9,0.88,N/A,\n"
+    )
+    target = tmp_path / "rates.csv"
+    assert rates.main([str(bank), "--since", "2026-01-01", "--to", str(target)]) == 0
+    day = date(2026, 1, 5)
+    assert rates.read_rates(target) == [
+        (day, "GBP", Decimal("0.87")), (day, "JPY", Decimal("180")), (day, "USD", Decimal("1.1")),
+    ]  # fmt: skip
+    assert rates.main([str(bank), "--since", "2027-01-01", "--to", str(target)]) == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["2026-13-01,USD,1.1", "2026-01-01,USD,zero", "2026-01-01,USD,-1", "2026-01-01,USD"]
+)
+def test_a_row_that_is_no_rate_is_named(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "rates.csv"
+    file.write_text(f"# source\ndate,devise,taux\n2026-01-01,USD,1.1\n{line}\n")
+    with pytest.raises(ValueError, match="row 2 is not date,devise,taux"):
+        rates.read_rates(file)
+
+
+def test_a_rate_is_in_force_for_a_week_at_most() -> None:
+    days = [
+        day for day, *_ in rates.rates_in_force([rates.Rate(date(2026, 1, 1), "USD", Decimal(1))])
+    ]
+    assert (days[0], days[-1], len(days)) == (date(2026, 1, 1), date(2026, 1, 8), 8)
+
+
+# The verifier: it must see each kind of error.
+
+
+@dataclass(frozen=True)
+class LocalStore(Store):
+    """A store whose bucket is a folder."""
+
+    folder: Path = Path()
+
+    def filesystem(self) -> Any:
+        return fs.SubTreeFileSystem(str(self.folder), fs.LocalFileSystem())
+
+
+Rows = list[dict[str, Any]]
+SENT = [
+    # partition, offset, id, montant, devise, timestamp, label
+    (0, 0, 1, "100", "USD", "2026-10-24T10:00:00.000Z", ""),
+    (0, 1, 2, "50.5", "EUR", "2026-10-24T10:00:01.000Z", "fraud"),
+    (1, 0, 3, "7", "USD", "2026-10-24T10:00:02.000Z", "not_json"),
+    ("", "", 4, "8", "USD", "2026-10-24T10:00:03.000Z", ""),  # not acknowledged
+]
+
+
+def row(offset: int, number: int, montant: str, devise: str, euros: str) -> dict[str, Any]:
+    return {
+        "transaction_id": number,
+        "montant": Decimal(montant),
+        "devise": devise,
+        "montant_eur": Decimal(euros),
+        "timestamp_utc": datetime(2026, 10, 24, 10, 0, offset, tzinfo=UTC),
+        "kafka_partition": 0,
+        "kafka_offset": offset,
+    }
+
+
+def good_rows() -> tuple[Rows, Rows]:
+    written = [row(0, 1, "100.00", "USD", "89.34"), row(1, 2, "50.50", "EUR", "50.50")]
+    return written, [{"reason": "not_json", "kafka_partition": 1, "kafka_offset": 0}]
+
+
+def verdict_of(tmp_path: Path, written: Rows, rejected: Rows) -> verify.Verdict:
+    ledger = tmp_path / "ledger.csv"
+    with ledger.open("w", newline="") as file:
+        columns = [
+            "partition",
+            "offset",
+            "transaction_id",
+            "montant",
+            "devise",
+            "timestamp",
+            "label",
+        ]
+        csv.writer(file).writerows([columns, *SENT])
+    for folder, rows in (
+        ("output/date=2026-10-24/batch_id=0", written),
+        ("rejects/batch_id=0", rejected),
+    ):
+        target = tmp_path / "bucket" / folder
+        target.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), target / "part.parquet")
+    unfinished = tmp_path / "bucket/output/_temporary/0/part.parquet"
+    unfinished.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(written), unfinished)  # must not be counted
+    store = LocalStore("http://x", "bucket", "u", "p", tmp_path)
+    return verify.verify(store, [ledger], rates.RATES_FILE)
+
+
+def test_the_verifier_agrees_when_all_is_right(tmp_path: Path) -> None:
+    verdict = verdict_of(tmp_path, *good_rows())
+    assert verdict.holds
+    assert (verdict.produced, verdict.unacknowledged, verdict.written, verdict.rejected) == (
+        4,
+        1,
+        2,
+        1,
+    )
+    assert verdict.stored["USD"] == verify.Totals(1, 10_000, 8_934)
+
+
+def test_a_record_without_acknowledgement_may_be_there(tmp_path: Path) -> None:
+    written, rejected = good_rows()
+    extra = {**written[0], "transaction_id": 4, "kafka_offset": 2}
+    assert not verdict_of(tmp_path, [*written, extra], rejected).unexpected
+
+
+def change(name: str, value: Any) -> Callable[[Rows, Rows], tuple[Rows, Rows]]:
+    return lambda written, rejected: ([{**written[0], name: value}, written[1]], rejected)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda w, r: (w[1:], r), "missing"),
+        (lambda w, r: (w, [{**r[0], "kafka_offset": 9}]), "missing"),
+        (lambda w, r: ([*w, w[0]], r), "doubled"),
+        (lambda w, r: (w, [*r, {**r[0], "kafka_partition": 0}]), "doubled"),
+        (lambda w, r: ([*w, {**w[0], "kafka_offset": 99}], r), "unexpected"),
+        (lambda w, r: (w, [*r, {**r[0], "kafka_offset": 99}]), "unexpected"),
+        (lambda w, r: (w, [{**r[0], "reason": "no_rate"}]), "misjudged"),
+        (lambda w, r: (w[1:], [*r, {**r[0], "kafka_partition": 0}]), "misjudged"),
+        (change("montant", Decimal("100.01")), "differing"),
+        (change("montant_eur", Decimal("89.35")), "differing"),
+        (change("devise", "GBP"), "differing"),
+        (change("transaction_id", 7), "differing"),
+        (change("timestamp_utc", datetime(2026, 10, 24, 11, tzinfo=UTC)), "differing"),
+    ],
+)
+def test_the_verifier_sees_each_error(tmp_path: Path, spoil: Any, what: str) -> None:
+    verdict = verdict_of(tmp_path, *spoil(*good_rows()))
+    assert getattr(verdict, what)
+    assert not verdict.holds
+
+
+def test_a_file_that_is_no_ledger_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    for name, value in (("MINIO_ROOT_USER", "u"), ("MINIO_ROOT_PASSWORD", "p")):
+        monkeypatch.setenv(name, value)
+    assert verify.main([str(tmp_path / "x.csv")]) == 1
+    assert verify.main([str(tmp_path / "absent.csv")]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("x.csv is not a ledger of capteur.py")
+    assert "No such file" in second

@@ -1,0 +1,289 @@
+#!/usr/bin/env python3
+"""Compare what capteur.py has sent with what is stored: each record, and the sums, to the cent.
+
+    python pipelines/transactions/verify.py LEDGER [LEDGER ...]
+
+LEDGER is a file that `capteur.py --ledger` has written; together they must cover the whole topic.
+Each record is known by its place in Kafka (partition, offset). It must be in exactly one file of
+the bucket, once: among the transactions, with the amount, currency and time that were sent and with
+the euros that are due, or, when it was spoilt, among the rejects, with that reason. Nothing else
+may be there. The store is read by pyarrow, without Spark and without its checkpoint; the euros are
+worked out here anew, from rates.csv, in Python's decimals.
+
+Environment (or .env in the project's folder): as store.py.
+
+Exit codes: 0 they agree, 1 they do not, or the store or a ledger cannot be read; 2 wrong usage.
+"""
+
+import argparse
+import bisect
+import csv
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+from dotenv import load_dotenv
+from pyarrow import fs
+
+PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.transactions.store import OUTPUT, REJECTS, Store, StoreError  # noqa: E402
+
+PARIS = ZoneInfo("Europe/Paris")
+CENT = Decimal("0.01")
+MAX_RATE_AGE = timedelta(days=7)
+Place = tuple[int, int]  # partition, offset
+Published = dict[str, tuple[list[date], list[Decimal]]]  # currency -> days and their rates
+
+
+class Sent(NamedTuple):
+    """A record as the ledger notes it; label is "", "fraud", or how it was spoilt."""
+
+    transaction_id: int
+    montant: Decimal
+    devise: str
+    when: datetime
+    label: str
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it must be among the transactions."""
+        return self.label in ("", "fraud")
+
+
+@dataclass
+class Totals:
+    """What one currency comes to: number of transactions, cents, cents of euro."""
+
+    number: int = 0
+    cents: int = 0
+    euro_cents: int = 0
+
+    def add(self, montant: Decimal, euros: Decimal) -> None:
+        """Add a transaction."""
+        self.number += 1
+        self.cents += int(montant * 100)
+        self.euro_cents += int(euros * 100)
+
+
+@dataclass
+class Verdict:
+    """What the comparison found; the lists name records as (partition, offset).
+
+    Attributes:
+        produced: records in the ledgers.
+        unacknowledged: those of them that Kafka has not acknowledged: it may hold them or not.
+        written, rejected: rows under output/ and rejects/.
+        missing: in neither.
+        doubled: there more than once.
+        unexpected: stored, but in no ledger.
+        differing: stored with another id, amount, currency, time or euros than is due.
+        misjudged: right and rejected, or wrong and written, or rejected for another reason.
+        due, stored: totals by currency, by the ledgers and by the store.
+    """
+
+    produced: int = 0
+    unacknowledged: int = 0
+    written: int = 0
+    rejected: int = 0
+    missing: list[Place] = field(default_factory=list)
+    doubled: list[Place] = field(default_factory=list)
+    unexpected: list[Place] = field(default_factory=list)
+    differing: list[Place] = field(default_factory=list)
+    misjudged: list[Place] = field(default_factory=list)
+    due: defaultdict[str, Totals] = field(default_factory=lambda: defaultdict(Totals))
+    stored: defaultdict[str, Totals] = field(default_factory=lambda: defaultdict(Totals))
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is lost, doubled, changed or made up, and every sum agrees."""
+        wrong = [self.missing, self.doubled, self.unexpected, self.differing, self.misjudged]
+        return not any(wrong) and dict(self.due) == dict(self.stored)
+
+
+def read_published(path: Path) -> Published:
+    """Return the days on which rates were published, and the rates, by currency."""
+    published: Published = {}
+    for line in sorted(path.read_text(encoding="ascii").splitlines()):
+        if line[:1].isdigit():
+            day, currency, rate = line.split(",")
+            days, rates = published.setdefault(currency, ([], []))
+            days.append(date.fromisoformat(day))
+            rates.append(Decimal(rate))
+    return published
+
+
+def euros_due(montant: Decimal, devise: str, when: datetime, published: Published) -> Decimal:
+    """Return what an amount is in euros: by the last rate up to that day, to the cent, half up.
+
+    Raises:
+        ValueError: there is no rate for that currency and day.
+    """
+    if devise == "EUR":
+        return montant
+    day = when.astimezone(PARIS).date()
+    days, rates = published.get(devise, ([], []))
+    last = bisect.bisect_right(days, day) - 1
+    if last < 0 or day - days[last] > MAX_RATE_AGE:
+        raise ValueError(f"rates.csv has no rate of {devise} for {day}")
+    return (montant / rates[last]).quantize(CENT, ROUND_HALF_UP)
+
+
+def read_ledgers(paths: Sequence[Path], verdict: Verdict) -> tuple[dict[Place, Sent], set[int]]:
+    """Return what was acknowledged, by place, and the ids of what was not.
+
+    Raises:
+        OSError, ValueError: a ledger cannot be read, or is none.
+    """
+    sent: dict[Place, Sent] = {}
+    unacknowledged: set[int] = set()
+    for path in paths:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                try:
+                    record = Sent(
+                        int(row["transaction_id"]), Decimal(row["montant"]), row["devise"],
+                        datetime.fromisoformat(row["timestamp"]), row["label"],
+                    )  # fmt: skip
+                    verdict.produced += 1
+                    if row["offset"]:
+                        sent[int(row["partition"]), int(row["offset"])] = record
+                    else:
+                        unacknowledged.add(record.transaction_id)
+                except (KeyError, TypeError, ArithmeticError) as exc:
+                    raise ValueError(f"{path} is not a ledger of capteur.py") from exc
+    verdict.unacknowledged = len(unacknowledged)
+    return sent, unacknowledged
+
+
+def read_folder(store: Store, folder: str, columns: list[str]) -> list[dict[str, Any]]:
+    """Return the rows of all Parquet files under a folder of the bucket, none without the folder.
+
+    Raises:
+        StoreError: the store does not answer, or a file is not whole.
+    """
+    client = store.filesystem()
+    try:
+        path = f"{store.bucket}/{folder}"
+        if client.get_file_info(path).type == fs.FileType.NotFound:
+            return []
+        # What lies under a name that begins with _ or . is not written to its end: left out.
+        table = ds.dataset(path, filesystem=client, format="parquet").to_table(columns)
+    except OSError as exc:
+        raise StoreError(store.explain(exc)) from exc
+    except pa.ArrowInvalid as exc:
+        raise StoreError(f"{folder}/ holds a file that is not whole: {exc}") from exc
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def verify(store: Store, ledgers: Sequence[Path], rates: Path) -> Verdict:
+    """Compare the ledgers with the bucket.
+
+    Raises:
+        StoreError: the store cannot be read.
+        OSError, ValueError: a ledger cannot be read, is none, or has a day without a rate.
+    """
+    verdict = Verdict()
+    published = read_published(rates)
+    sent, unacknowledged = read_ledgers(ledgers, verdict)
+    place = ["kafka_partition", "kafka_offset"]
+    columns = ["transaction_id", "montant", "devise", "timestamp_utc", "montant_eur", *place]
+    written = read_folder(store, OUTPUT, columns)
+    rejected = read_folder(store, REJECTS, ["reason", *place])
+    verdict.written, verdict.rejected = len(written), len(rejected)
+
+    for record in sent.values():
+        if record.is_right:
+            euros = euros_due(record.montant, record.devise, record.when, published)
+            verdict.due[record.devise].add(record.montant, euros)
+    for row in written:
+        verdict.stored[row["devise"]].add(row["montant"], row["montant_eur"])
+        where = (row["kafka_partition"], row["kafka_offset"])
+        if where not in sent:
+            if row["transaction_id"] not in unacknowledged:
+                verdict.unexpected.append(where)
+        elif not (record := sent[where]).is_right:
+            verdict.misjudged.append(where)
+        else:
+            euros = euros_due(record.montant, record.devise, record.when, published)
+            found = tuple(row[name] for name in columns[:5])
+            if found != (*record[:4], euros):
+                verdict.differing.append(where)
+    for row in rejected:
+        where = (row["kafka_partition"], row["kafka_offset"])
+        if where not in sent:
+            verdict.unexpected.append(where)
+        elif row["reason"] != sent[where].label:
+            verdict.misjudged.append(where)
+    seen = Counter((row["kafka_partition"], row["kafka_offset"]) for row in written + rejected)
+    verdict.doubled = sorted(where for where, times in seen.items() if times > 1)
+    verdict.missing = sorted(sent.keys() - seen.keys())
+    return verdict
+
+
+def grouped(cents: int) -> str:
+    """Return an amount in units of its currency, with spaces between thousands.
+
+    >>> grouped(1234567)
+    '12 345.67'
+    """
+    return f"{cents // 100:,}.{cents % 100:02d}".replace(",", " ")
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Print one line per count, with the first few of what is wrong, and the sums by currency."""
+    write = sys.stdout.write
+    counts = {
+        "produced (in the ledgers)": verdict.produced,
+        "  not acknowledged by Kafka": verdict.unacknowledged,
+        "written (output/)": verdict.written,
+        "rejected (rejects/)": verdict.rejected,
+        "written + rejected": verdict.written + verdict.rejected,
+    }
+    for name, number in counts.items():
+        write(f"{name:<28}{number:>10}\n")
+    for name in ("missing", "doubled", "unexpected", "differing", "misjudged"):
+        found = getattr(verdict, name)
+        example = f"   for example {', '.join(map(str, found[:3]))}" if found else ""
+        write(f"{name:<28}{len(found):>10}{example}\n")
+    write(f"\n{'':<8}{'transactions':>12}{'sum':>20}{'in EUR':>18}\n")
+    for currency in sorted(verdict.due.keys() | verdict.stored.keys()):
+        due, stored = verdict.due[currency], verdict.stored[currency]
+        for name, totals in (("sent", due), ("stored", stored)):
+            write(
+                f"{currency:<4}{name:<7}{totals.number:>9}{grouped(totals.cents):>20}"
+                f"{grouped(totals.euro_cents):>18}{'' if due == stored else '   DIFFERENT'}\n"
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the verdict; return the exit code (see the module docstring)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("ledgers", type=Path, nargs="+", metavar="LEDGER")
+    ledgers = parser.parse_args(argv).ledgers
+    load_dotenv(PROJECT / ".env")
+    try:
+        store = Store.from_env(os.environ)
+        verdict = verify(store, ledgers, Path(__file__).with_name("rates.csv"))
+    except (StoreError, OSError, ValueError) as exc:
+        sys.stderr.write(f"verify: cannot compare: {exc}\n")
+        return 1
+    print_verdict(verdict)
+    return 0 if verdict.holds else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
