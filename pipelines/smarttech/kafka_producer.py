@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Simulate the sensors of a few buildings and send their readings to Kafka.
 
-    python pipelines/smarttech/kafka_producer.py                             # 1 per second, until Ctrl-C
-    python pipelines/smarttech/kafka_producer.py --count 20000 --at-once     # hours of them, now
-    python pipelines/smarttech/kafka_producer.py --console --count 3         # on stdout, without Kafka
-    python pipelines/smarttech/kafka_producer.py --folder DIR --count 1000   # as JSON files
+    python pipelines/smarttech/kafka_producer.py                           # 1 per second
+    python pipelines/smarttech/kafka_producer.py --count 20000 --at-once   # hours of them, now
+    python pipelines/smarttech/kafka_producer.py --console --count 3       # without Kafka
+    python pipelines/smarttech/kafka_producer.py --folder DIR --count 500  # as JSON files
 
 A reading, one JSON object; the message's key is the device:
 
@@ -210,13 +210,20 @@ class Simulation:
     def spoil(self, reading: dict[str, Any]) -> tuple[str, bytes]:
         """Return a kind of defect, named as the consumer should, and a message that has it."""
         label = self.random.choice(
-            ("bad_json", "missing_field", "wrong_type", "bad_timestamp", "wrong_unit", "out_of_range")
+            (
+                "bad_json",
+                "missing_field",
+                "wrong_type",
+                "bad_timestamp",
+                "wrong_unit",
+                "out_of_range",
+            )
         )
         if label == "bad_json":
             return label, json.dumps(reading).encode()[: self.random.randrange(60)]
         if label == "missing_field":
             del reading[self.random.choice(list(reading))]
-        changed = {
+        changed: dict[str, dict[str, Any]] = {
             "wrong_type": {"value": "n/a"},
             "bad_timestamp": {"timestamp": "15/12/2025 10:00"},
             "wrong_unit": {"unit": "F"},
@@ -445,7 +452,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
     add("--rate", type=at_least(0.001, float), default=1.0, metavar="PER_SECOND",
         help="messages per second (default: 1)")  # fmt: skip
     add("--at-once", action="store_true",
-        help="send --count messages without waiting; their times, --rate apart, end now")  # fmt: skip
+        help="send --count messages without waiting; their times end now")  # fmt: skip
     add("--devices", type=at_least(1, int), default=12, metavar="N", help="(default: 12)")
     add("--seed", type=int, help="for the same messages again (default: a new one, shown)")
     add("--start", type=parse_time, metavar="TIME", help="of the first reading, ISO 8601")

@@ -1,12 +1,14 @@
 """The lake: where its tables are, the Spark session that writes them, and who may.
 
-    LAKE/sensor_data_bronze/  _silver/  _gold/  _anomalies/  _quarantine/  _duplicates/
-    LAKE/checkpoints/bronze/  silver/  gold/     how far each stage has come
-    LAKE/spark.log                               what Java says; our own log goes to the terminal
+LAKE/sensor_data_bronze/  _silver/  _gold/  _anomalies/  _quarantine/  _duplicates/
+LAKE/checkpoints/bronze/  silver/  gold/     how far each stage has come
+LAKE/spark.log                               what Java says; our own log goes to the terminal
 """
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from delta import DeltaTable, configure_spark_with_delta_pip
+from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
-from py4j.protocol import Py4JError
 
 from pipelines.smarttech import transforms
 
@@ -135,6 +137,13 @@ def create_table(spark: SparkSession, path: Path, schema: str) -> None:
     columns = spark.createDataFrame([], schema).schema
     builder = DeltaTable.createIfNotExists(spark).location(str(path)).addColumns(columns)
     builder.partitionedBy(*PARTITIONED_BY).execute()
+
+
+def stop_on_signals(stop: threading.Event) -> None:
+    """Have Ctrl-C and SIGTERM set an event."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        # Not set in the handler itself: what it interrupts may hold the event's lock.
+        signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
 
 
 def one_line(exc: BaseException, length: int = 300) -> str:

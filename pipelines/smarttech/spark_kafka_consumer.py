@@ -18,7 +18,7 @@ Exactly once, also when it is killed at any moment:
 
 A line of the log:
 
-    2026-06-01T12:00:07.512Z INFO smarttech: silver batch=3 rows=1000 silver=962 quarantine=29 duplicates=9 seconds=1.9
+    silver batch=3 rows=1000 silver=962 quarantine=29 duplicates=9 seconds=1.9
 
 Environment (or .env at the root of the project; a flag wins over both):
     KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
@@ -35,7 +35,6 @@ import logging
 import math
 import os
 import re
-import signal
 import sys
 import threading
 import time
@@ -53,9 +52,10 @@ from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.streaming import DataStreamWriter, StreamingQuery
+from pyspark.sql.streaming.query import StreamingQuery
+from pyspark.sql.streaming.readwriter import DataStreamWriter
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
@@ -71,9 +71,9 @@ from pipelines.smarttech.lake import (  # noqa: E402
     lock,
     one_line,
     spark_session,
+    stop_on_signals,
     table_path,
 )
-
 from pipelines.smarttech.transforms import names  # noqa: E402
 
 log = logging.getLogger("smarttech")
@@ -184,40 +184,49 @@ class Pipeline:
         parsed = transforms.parse(batch)
         with persisted(transforms.mark_late(parsed, last_seen, self.config.lateness)) as checked:
             is_valid = F.col("reason").isNull()
-            counted = checked.agg(
-                F.count("*"), F.unix_micros(F.min(F.when(is_valid, F.col("timestamp"))))
-            )
-            rows, earliest = counted.collect()[0]
+            rows, invalid, earliest = checked.agg(
+                F.count("*"),
+                F.count("reason"),
+                F.unix_micros(F.min(F.when(is_valid, F.col("timestamp")))),
+            ).collect()[0]
             silver = session.read.format("delta").load(self.path("silver"))
             recent = silver.where(F.col("timestamp") >= F.timestamp_micros(F.lit(earliest)))
             with persisted(transforms.judge(checked.where(is_valid), recent)) as judged:
-                outcomes = self.write_outcomes(checked, judged, batch_id)
-        outcomes["quarantine"] = rows - outcomes["silver"] - outcomes["duplicate"]
-        log.info(
-            "silver batch=%d rows=%d silver=%d quarantine=%d duplicates=%d seconds=%.1f",
-            batch_id, rows, outcomes["silver"], outcomes["quarantine"], outcomes["duplicate"],
-            time.monotonic() - began,
-        )  # fmt: skip
-
-    def write_outcomes(self, checked: DataFrame, judged: DataFrame, batch_id: int) -> Counter[str]:
-        """Write the three tables, silver last; return how many valid rows had which outcome."""
-        newest = F.unix_micros(F.max("timestamp"))
-        summary = judged.groupBy("outcome", *transforms.SERIES).agg(F.count("*"), newest).collect()
-        outcomes: Counter[str] = Counter()
-        for outcome, _, _, rows, _ in summary:
-            outcomes[outcome] += rows
-        conflicts = judged.where(F.col("outcome") == "conflict").drop("outcome")
-        invalid = checked.where(F.col("reason").isNotNull())
-        rejected = transforms.quarantined(invalid.unionByName(conflicts))
-        self.append("quarantine", rejected, batch_id)
-        for table, outcome in (("duplicates", "duplicate"), ("silver", "silver")):
-            if outcomes[outcome]:
-                self.append(table, judged.where(F.col("outcome") == outcome), batch_id)
-        for outcome, device_id, kind, _, last in summary:
+                summary = judged.groupBy("outcome", *transforms.SERIES).agg(
+                    F.count("*"), F.unix_micros(F.max("timestamp"))
+                )
+                found = summary.collect()
+                outcomes = Counter({"invalid": invalid})
+                for outcome, _, _, number, _ in found:
+                    outcomes[outcome] += number
+                self.write_outcomes(checked, judged, outcomes, batch_id)
+        for outcome, device_id, kind, _, newest in found:
             if outcome == "silver":
                 series = (device_id, kind)
-                self.last_seen[series] = max(last, self.last_seen.get(series, last))
-        return outcomes
+                self.last_seen[series] = max(newest, self.last_seen.get(series, newest))
+        log.info(
+            "silver batch=%d rows=%d silver=%d quarantine=%d duplicates=%d seconds=%.1f",
+            batch_id, rows, outcomes["silver"], outcomes["invalid"] + outcomes["conflict"],
+            outcomes["duplicate"], time.monotonic() - began,
+        )  # fmt: skip
+
+    def write_outcomes(
+        self, checked: DataFrame, judged: DataFrame, outcomes: Counter[str], batch_id: int
+    ) -> None:
+        """Write a batch's rows to the three tables, silver last."""
+        conflicts = judged.where(F.col("outcome") == "conflict").drop("outcome")
+        rejected = checked.where(F.col("reason").isNotNull()).unionByName(conflicts)
+        for table, rows, number in (
+            (
+                "quarantine",
+                transforms.quarantined(rejected),
+                outcomes["invalid"] + outcomes["conflict"],
+            ),
+            ("duplicates", judged.where(F.col("outcome") == "duplicate"), outcomes["duplicate"]),
+            ("silver", judged.where(F.col("outcome") == "silver"), outcomes["silver"]),
+        ):
+            if number:
+                self.append(table, rows, batch_id)
 
     def append(self, table: str, rows: DataFrame, batch_id: int) -> None:
         """Append a batch's rows to a table, unless this batch of this stream is in it already."""
@@ -270,7 +279,9 @@ class Pipeline:
     def merge_anomalies(self, scores: DataFrame, since: str) -> None:
         """Bring anomalies up to date; a reading that came late may have made or unmade some."""
         merge = self.merge("anomalies", scores, transforms.IDENTITY, f"old.timestamp >= {since}")
-        columns = {name: f"new.{name}" for name in names(transforms.ANOMALIES)}
+        columns: dict[str, str | Column] = {
+            name: f"new.{name}" for name in names(transforms.ANOMALIES)
+        }
         merge = merge.whenMatchedDelete("not new.is_anomaly")
         merge = merge.whenMatchedUpdate("old.score <> new.score", set=columns)
         merge.whenNotMatchedInsert("new.is_anomaly", values=columns).execute()
@@ -342,11 +353,12 @@ class Supervisor:
             self.note_progress(stage)
             if query.isActive:
                 return False
-            if not (failure := query.exception()):
+            failure: PySparkException | None = query.exception()
+            if not failure:
                 return True
+            del self.queries[stage]
         except PySparkException as exc:  # it did not start
             failure = exc
-        del self.queries[stage]
         self.note_failure(stage, failure)
         return False
 
@@ -483,7 +495,8 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     add("--batch", type=at_least(1, int), default=100_000, metavar="MESSAGES",
         help="at most, of one batch from Kafka (default: 100000)")  # fmt: skip
     add("--lateness", type=duration, default="10 minutes", metavar="DURATION",
-        help="how long after the newest of its series a reading may come (default: 10 minutes)")  # fmt: skip
+        help="how long after a newer one of its series a reading may come "
+        "(default: 10 minutes)")  # fmt: skip
     add("--window", type=duration, default="5 minutes", metavar="DURATION",
         help="length of gold's windows (default: 5 minutes)")  # fmt: skip
     add("--wait", type=at_least(0, float), default=60.0, metavar="SECONDS",
@@ -537,9 +550,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(argv, os.environ)
     configure_logging()
     stop = threading.Event()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        # Not set in the handler itself: what it interrupts may hold the event's lock.
-        signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
+    stop_on_signals(stop)
     try:
         wait_for_kafka(config, stop)
         if not stop.is_set():
@@ -562,19 +573,24 @@ def run(config: Config, stop: threading.Event) -> None:
         LakeError: they cannot start, or one cannot go on.
     """
     with spark_session(config.lake, config.settings) as spark:
+        stop_on_signals(stop)  # once more: Spark has put its own handler there
         held = lock(spark, config.checkpoints)
         check_checkpoints(config)
         create_tables(spark, config.lake)
         supervisor = Supervisor(Pipeline(spark, config), stop)
         stages = ["bronze", "silver", "gold"]
-        log.info("reading topic=%s at %s into %s", config.topic, config.bootstrap_servers, config.lake)
+        log.info(
+            "reading topic=%s at %s into %s", config.topic, config.bootstrap_servers, config.lake
+        )
         for group in [[stage] for stage in stages] if config.available_now else [stages]:
             began = time.monotonic()
             supervisor.run(group)
             took_s = time.monotonic() - began
             for stage in group:
                 rows = supervisor.rows[stage]
-                log.info("%s total rows=%d seconds=%.1f rate_hz=%.0f", stage, rows, took_s, rows / took_s)
+                log.info(
+                    "%s total rows=%d seconds=%.1f rate_hz=%.0f", stage, rows, took_s, rows / took_s
+                )
         held.release()
 
 

@@ -301,7 +301,10 @@ def score(silver: DataFrame) -> DataFrame:
     scored = scored.withColumn(
         "score", F.lit(NORMAL_MAD) * (F.col("value") - F.col("median")) / F.col("mad")
     )
-    judged = [F.when(F.col("history") >= HISTORY_LEAST, F.col(n)).alias(n) for n in ("median", "mad", "score")]
+    judged = [
+        F.when(F.col("history") >= HISTORY_LEAST, F.col(n)).alias(n)
+        for n in ("median", "mad", "score")
+    ]
     is_anomaly = F.coalesce(F.abs("score") > CUT_OFF, F.lit(False)).alias("is_anomaly")
     return scored.select(*FIELDS, *judged, "history").select("*", is_anomaly)
 
@@ -323,7 +326,8 @@ def touched_scores(new: DataFrame, silver: DataFrame) -> DataFrame:
     """Return the scores that new readings touch: their own, and those whose history they are in.
 
     Args:
-        new, silver: as for `touched_gold`.
+        new: as for `touched_gold`.
+        silver: as for `touched_gold`.
 
     Returns:
         As `score`.

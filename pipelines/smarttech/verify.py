@@ -2,7 +2,7 @@
 """Compare what was sent with what the tables hold, message by message.
 
     python pipelines/smarttech/verify.py
-    python pipelines/smarttech/verify.py --ledger FILE   # as kafka_producer.py --ledger has written it
+    python pipelines/smarttech/verify.py --ledger FILE   # of kafka_producer.py --ledger FILE
 
 1. The topic is read again: bronze must hold each message once, byte for byte.
 2. Each message of bronze is judged anew and must be where it belongs, and nowhere else: in silver,
@@ -53,15 +53,13 @@ RANGES = {  # type -> unit, lowest, highest, least MAD
     "energy": ("kWh", 0, 1000, 0.05),
     "co2": ("ppm", 300, 10_000, 5),
 }
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-](0\d|1[0-4]):[0-5]\d)", re.ASCII)
+TIME = re.compile(
+    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-](0\d|1[0-4]):[0-5]\d)", re.ASCII
+)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# What may become of a message, by its label in the ledger; that of a bad one is its reason.
-FATES = {
-    "reading": {"silver"},
-    "spike": {"silver"},
-    "duplicate": {"duplicate"},
-    "late": {"silver", "too_late"},
-}
+# What may become of a valid reading; that of a bad message is its label in the ledger.
+VALID_LABELS = {"reading", "spike", "duplicate", "late"}
+VALID_FATES = {"silver", "duplicate", "conflict", "too_late"}
 
 
 class Reading(NamedTuple):
@@ -170,9 +168,17 @@ def read(value: bytes | None, kafka_time: datetime) -> Reading:
         )
     except (ValueError, RecursionError) as exc:
         raise NotAReadingError("bad_json") from exc
-    given = dict(pairs) if isinstance(pairs, list) and all(isinstance(p, tuple) for p in pairs) else None
+    given = (
+        dict(pairs)
+        if isinstance(pairs, list) and all(isinstance(p, tuple) for p in pairs)
+        else None
+    )
     text = (value or b"").decode()
-    if given is None or text.strip(" \t\r\n")[:1] != "{" or re.search(r"[{}]", text.strip(" \t\r\n")[1:-1]):
+    if (
+        given is None
+        or text.strip(" \t\r\n")[:1] != "{"
+        or re.search(r"[{}]", text.strip(" \t\r\n")[1:-1])
+    ):
         raise NotAReadingError("bad_json")
     if any(given.get(name) is None for name in FIELDS):
         raise NotAReadingError("missing_field")
@@ -225,7 +231,9 @@ def read_time(text: Any) -> datetime:
     raise NotAReadingError("bad_timestamp")
 
 
-def judge(bronze: Sequence[Row], lateness: timedelta) -> Iterator[tuple[Where, str, Reading | None]]:
+def judge(
+    bronze: Sequence[Row], lateness: timedelta
+) -> Iterator[tuple[Where, str, Reading | None]]:
     """Yield where each message is, what must become of it, and its reading.
 
     Args:
@@ -295,7 +303,9 @@ def table(lake: Path, name: str, columns: Sequence[str]) -> list[Row]:
 
 def read_topic(servers: str, topic: str) -> tuple[dict[Where, bytes | None], dict[int, int]]:
     """Return the messages that the topic holds, and each partition's first offset."""
-    with KafkaConsumer(bootstrap_servers=servers.split(","), bootstrap_timeout_ms=10_000) as consumer:
+    with KafkaConsumer(
+        bootstrap_servers=servers.split(","), bootstrap_timeout_ms=10_000
+    ) as consumer:
         partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
         first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
         left = {p for p in partitions if first[p] < end[p]}
@@ -322,10 +332,12 @@ def verify(
     """Compare the topic, the tables and, when it is given, the producer's ledger.
 
     Args:
-        messages, first: as `read_topic` returns them.
+        messages: of the topic, as `read_topic` returns them.
+        first: offsets, as `read_topic` returns them.
         lake: folder of the tables.
         topic: its name; rows of others are wrong.
-        lateness, window: as the consumer was told.
+        lateness: as the consumer was told.
+        window: as the consumer was told.
         ledger: what the producer has noted.
     """
     verdict = Verdict(topic=len(messages))
@@ -396,10 +408,20 @@ def stored_fates(verdict: Verdict, lake: Path) -> tuple[dict[Where, str], dict[W
 
 def stored_gold(verdict: Verdict, lake: Path, window: timedelta) -> dict[Any, tuple[float, ...]]:
     """Return gold, as `summarise` does."""
-    columns = ["building", "floor", "type", "window_start", "window_end", "mean", "min", "max", "count"]
+    columns = [
+        "building",
+        "floor",
+        "type",
+        "window_start",
+        "window_end",
+        "mean",
+        "min",
+        "max",
+        "count",
+    ]
     rows = table(lake, "gold", columns)
     verdict.rows["gold"] = len(rows)
-    found = {}
+    found: dict[Any, tuple[float, ...]] = {}
     for row in rows:
         key = (row["building"], row["floor"], row["type"], row["window_start"])
         if key in found or row["window_end"] - row["window_start"] != window:
@@ -414,7 +436,7 @@ def stored_anomalies(verdict: Verdict, lake: Path) -> dict[Any, tuple[float, ...
         lake, "anomalies", ["device_id", "type", "timestamp", "median", "mad", "score", "history"]
     )
     verdict.rows["anomalies"] = len(rows)
-    found = {}
+    found: dict[Any, tuple[float, ...]] = {}
     for row in rows:
         key = (row["device_id"], row["type"], row["timestamp"])
         if key in found:
@@ -453,7 +475,8 @@ def compare_ledger(
                 raise ValueError(f"{ledger} is not a ledger of kafka_producer.py") from exc
             verdict.ledger += 1
             is_there = where in messages and zlib.crc32(messages[where] or b"") == checksum
-            if not is_there or fates.get(where) not in FATES.get(label, {label}):
+            allowed = VALID_FATES if label in VALID_LABELS else {label}
+            if not is_there or fates.get(where) not in allowed:
                 verdict.unlike_ledger.append(where)
             if label == "spike" and where in readings:
                 verdict.spikes += 1
