@@ -63,7 +63,7 @@ bench: setup ## measure the consumer beside the limit and other ways (15 minutes
 	@$(PYTHON) -m stack.prerequisites java maven curl
 	@$(BIN)/python benches/bench.py
 
-lint: setup ## ruff and mypy
+lint: $(if $(PIPELINES),$(PIPELINES:%=.venv/%.done),setup) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

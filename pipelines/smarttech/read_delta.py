@@ -135,8 +135,8 @@ def describe(folder: Path, version: int | None, rows: int, commits: int) -> str:
     metadata = table.metadata()
     schema = [[field.name, field.type.type] for field in table.schema().fields]
     parts = [
-        f"{folder}\nversion {table.version()}, {table.count()} rows, {len(table.file_uris())} files "
-        f"partitioned by {', '.join(metadata.partition_columns)}",
+        f"{folder}\nversion {table.version()}, {table.count()} rows, "
+        f"{len(table.file_uris())} files, partitioned by {', '.join(metadata.partition_columns)}",
         grid(["column", "type"], schema),
         f"last {rows} rows\n{last_rows(table, rows)}",
         f"history\n{history(table, commits)}",

@@ -79,7 +79,9 @@ from pipelines.smarttech.transforms import names  # noqa: E402
 log = logging.getLogger("smarttech")
 
 DURATION = re.compile(r"[1-9]\d* (second|minute|hour|day)s?")
+STAGES = ["bronze", "silver", "gold"]  # in this order when one follows the other
 POLL_S = 0.2
+BATCH_FILES = 200  # of bronze or silver in one batch; full ones hold a million readings or more
 RESTART_BASE_S, RESTART_CAP_S = 0.5, 30.0
 RESTARTS = 3  # of one stream, in a row without a batch, while Kafka answers
 
@@ -157,13 +159,16 @@ class Pipeline:
         silver = self.spark.read.format("delta").load(self.path("silver"))
         newest = silver.groupBy(*transforms.SERIES).agg(F.unix_micros(F.max("timestamp")))
         self.last_seen = {(row[0], row[1]): row[2] for row in newest.collect()}
-        bronze = self.spark.readStream.format("delta").load(self.path("bronze"))
-        return bronze.writeStream.foreachBatch(self.sort_out)
+        return self.appended("bronze").writeStream.foreachBatch(self.sort_out)
 
     def silver_to_gold(self) -> DataStreamWriter:
         """Return the stream that keeps gold and anomalies what silver makes them."""
-        silver = self.spark.readStream.format("delta").load(self.path("silver"))
-        return silver.writeStream.foreachBatch(self.refresh)
+        return self.appended("silver").writeStream.foreachBatch(self.refresh)
+
+    def appended(self, table: str) -> DataFrame:
+        """Return the stream of what is appended to a table."""
+        stream = self.spark.readStream.format("delta").option("maxFilesPerTrigger", BATCH_FILES)
+        return stream.load(self.path(table))
 
     # What is done with a batch of bronze.
 
@@ -434,11 +439,12 @@ def check_checkpoints(config: Config) -> None:
     Raises:
         LakeError: one is there without the other.
     """
-    for stage, table in (("bronze", "bronze"), ("silver", "silver"), ("gold", "gold")):
-        path, checkpoint = table_path(config.lake, table), config.checkpoints / stage
-        has_rows = RustTable.is_deltatable(str(path)) and RustTable(str(path)).version() > 0
-        has_batches = any((checkpoint / "commits").glob("[0-9]*"))
-        if has_rows != has_batches:
+    for stage in STAGES:  # the name of its main table, too
+        path, checkpoint = table_path(config.lake, stage), config.checkpoints / stage
+        is_there = RustTable.is_deltatable(str(path))
+        has_rows = is_there and RustTable(str(path)).version() > 0
+        has_begun, has_done = (any((checkpoint / d).glob("[0-9]*")) for d in ("offsets", "commits"))
+        if (has_rows and not has_begun) or (has_done and not is_there):
             there, missing = (path, checkpoint) if has_rows else (checkpoint, path)
             raise LakeError(
                 f"{there} is there but {missing} is not: put it back, or delete the tables and the "
@@ -578,11 +584,10 @@ def run(config: Config, stop: threading.Event) -> None:
         check_checkpoints(config)
         create_tables(spark, config.lake)
         supervisor = Supervisor(Pipeline(spark, config), stop)
-        stages = ["bronze", "silver", "gold"]
         log.info(
             "reading topic=%s at %s into %s", config.topic, config.bootstrap_servers, config.lake
         )
-        for group in [[stage] for stage in stages] if config.available_now else [stages]:
+        for group in [[stage] for stage in STAGES] if config.available_now else [STAGES]:
             began = time.monotonic()
             supervisor.run(group)
             took_s = time.monotonic() - began

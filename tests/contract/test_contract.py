@@ -25,6 +25,7 @@ PROPERTIES: dict[str, Any] = MAPPING["mappings"]["properties"]
 README = PROJECT / "README.md"
 COMPOSE = PROJECT / "docker-compose.yml"
 KRAFT = PROJECT / "docker-compose.kraft.yml"
+PIPELINES = sorted(PROJECT.glob("pipelines/*/compose.yml"))
 ELASTIC_TYPES = {str: {"keyword", "date"}, float: {"float"}, int: {"integer"}}
 
 
@@ -112,11 +113,16 @@ def variables(text: str) -> dict[str, str]:
 def test_env_example_names_every_variable_with_its_default() -> None:
     example = variables((PROJECT / ".env.example").read_text())
     used: dict[str, str] = {}
-    for file in (COMPOSE, KRAFT):
+    for file in (COMPOSE, KRAFT, *PIPELINES):
         used |= dict(re.findall(r"\$\{(\w+):-([^}]*)\}", file.read_text()))
     for script in ("sensor_generator.py", "kafka_to_elasticsearch.py"):
         source = (PROJECT / script).read_text()
         used |= dict(re.findall(r'"(KAFKA_\w+|ELASTICSEARCH_\w+)", "([^"]+)"', source))
+    for overlay in PIPELINES:  # a pipeline's own variables begin with its name
+        prefix = overlay.parent.name.upper()
+        for path in sorted(overlay.parent.glob("*.py")):
+            used |= dict.fromkeys(re.findall(rf'"({prefix}_\w+)"', path.read_text()), "") | used
+            used |= dict(re.findall(rf'"({prefix}_\w+)"(?:,|\) or) "([^"]+)"', path.read_text()))
     used |= dict.fromkeys(
         re.findall(r'"(STACK_\w+|JAVA_HOME)"', (PROJECT / "stack/__main__.py").read_text()), ""
     )
@@ -157,7 +163,9 @@ def test_twins_in_the_two_scripts_are_equal() -> None:
 # Compose
 
 
-@pytest.mark.parametrize("file", [COMPOSE, KRAFT], ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", [COMPOSE, KRAFT, *PIPELINES], ids=lambda file: f"{file.parent.name}/{file.name}"
+)
 def test_compose_file_is_valid_by_the_schema(file: Path, tmp_path: Path) -> None:
     plain = tmp_path / file.name  # without the tags, which the schema does not know
     plain.write_text(re.sub(r"^.*!reset null.*\n", "", file.read_text(), flags=re.MULTILINE))
@@ -200,7 +208,11 @@ def environment(service: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in pairs}
 
 
-@pytest.mark.parametrize("files", [(COMPOSE,), (COMPOSE, KRAFT)], ids=["zookeeper", "kraft"])
+@pytest.mark.parametrize(
+    "files",
+    [(COMPOSE,), (COMPOSE, KRAFT), *((COMPOSE, overlay) for overlay in PIPELINES)],
+    ids=["zookeeper", "kraft", *(overlay.parent.name for overlay in PIPELINES)],
+)
 def test_the_native_stack_reads_the_files_as_compose_does(files: tuple[Path, ...]) -> None:
     theirs = resolved(*files)["services"]
     ours = load_services(files, {})

@@ -1,9 +1,11 @@
 """What the tests share: a clean environment, one Spark session, one real Kafka."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -65,9 +67,10 @@ class Scripts:
             "SMARTTECH_LAKE": str(lake),
         }
 
-    def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
+    @contextmanager
+    def started(self, script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         """Start a script in a process group of its own: Java, which it starts, is in it too."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, FOLDER / script, *arguments],
             env=self.environ,
             stdout=subprocess.PIPE,
@@ -75,10 +78,16 @@ class Scripts:
             text=True,
             start_new_session=True,
         )
+        with process:
+            try:
+                yield process
+            finally:
+                if process.poll() is None:  # a failed test leaves none behind
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def run(self, script: str, *arguments: str, code: int = 0) -> tuple[str, str]:
         """Run a script to its end, check its exit code; return what it wrote to stdout, stderr."""
-        with self.start(script, *arguments) as process:
+        with self.started(script, *arguments) as process:
             out, err = process.communicate(timeout=600)
         assert process.returncode == code, out + err
         assert "Traceback" not in err

@@ -38,6 +38,13 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 240) 
     return value
 
 
+def still_running(process: subprocess.Popen[str]) -> bool:
+    """Return True, or fail with what the process has said."""
+    if process.poll() is not None:
+        pytest.fail(f"it ended early: {process.communicate()[1]}")
+    return True
+
+
 def newest(folder: Path) -> int:
     """Return the highest number that names a file of a folder, -1 without any."""
     numbers = (re.fullmatch(r"(\d+)(\.json)?", file.name) for file in folder.glob("*"))
@@ -109,10 +116,10 @@ def test_each_row_once_though_killed_between_any_two_writes(scene: Scripts) -> N
     for table in ("bronze", "quarantine", "duplicates", "silver", "gold"):
         log_folder = scene.lake / f"sensor_data_{table}" / "_delta_log"
         before = max(newest(log_folder), 0)  # version 0 is the empty table
-        consumer = scene.start("spark_kafka_consumer.py", "--interval", "0", "--batch", "1000")
-        with consumer:
+        options = ("--interval", "0", "--batch", "1000")
+        with scene.started("spark_kafka_consumer.py", *options) as consumer:
             wait_until(
-                lambda: newest(log_folder) > before or consumer.poll() is not None,  # noqa: B023
+                lambda: still_running(consumer) and newest(log_folder) > before,  # noqa: B023
                 f"a commit of {table}",
             )
             if table == "duplicates":
@@ -151,19 +158,24 @@ def test_each_row_once_though_killed_between_any_two_writes(scene: Scripts) -> N
 def test_goes_on_where_it_stopped_and_waits_for_a_kafka_that_is_away(
     scene: Scripts, stack: Stack
 ) -> None:
-    before = DeltaTable(str(scene.lake / "sensor_data_bronze")).count()
-
     def bronze() -> int:
         return DeltaTable(str(scene.lake / "sensor_data_bronze")).count()
 
-    with scene.start("spark_kafka_consumer.py", "--interval", "1") as consumer:
+    before = bronze()
+    with scene.started("spark_kafka_consumer.py", "--interval", "1") as consumer:
         produce(scene, SENT_3, 3, "2025-12-15T10:10:00Z")
-        wait_until(lambda: bronze() == before + SENT_3, "the new messages in bronze")
+        wait_until(
+            lambda: still_running(consumer) and bronze() == before + SENT_3,
+            "the new messages in bronze",
+        )
         stack.stop("kafka", signal.SIGKILL)
         time.sleep(3)
         stack.up(["kafka"])
         produce(scene, SENT_3, 4, "2025-12-15T10:12:00Z")
-        wait_until(lambda: bronze() == before + 2 * SENT_3, "those sent after Kafka's return")
+        wait_until(
+            lambda: still_running(consumer) and bronze() == before + 2 * SENT_3,
+            "those sent after Kafka's return",
+        )
         consumer.send_signal(signal.SIGINT)
         _, err = consumer.communicate(timeout=120)
     assert consumer.returncode == 0, err
@@ -330,10 +342,11 @@ def test_a_table_without_its_checkpoint_is_refused(tmp_path: Path) -> None:
     write_deltalake(str(table), pa.table({"a": [1]}), mode="append")
     with pytest.raises(lake.LakeError, match="checkpoints/bronze is not"):
         spark_kafka_consumer.check_checkpoints(config)
-    commits = tmp_path / "checkpoints/bronze/commits"
-    commits.mkdir(parents=True)
-    (commits / "0").write_text("v1")
-    spark_kafka_consumer.check_checkpoints(config)
+    # Killed in the first batch: begun, perhaps written, not noted as done.
+    for name in ("offsets", "commits"):
+        (tmp_path / "checkpoints/bronze" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints/bronze" / name / "0").write_text("v1")
+        spark_kafka_consumer.check_checkpoints(config)
     shutil.rmtree(table)
     with pytest.raises(lake.LakeError, match="sensor_data_bronze is not"):
         spark_kafka_consumer.check_checkpoints(config)
