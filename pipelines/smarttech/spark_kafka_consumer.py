@@ -181,57 +181,52 @@ class Pipeline:
         if done is not None and done >= batch_id:
             log.info("silver batch=%d was already written", batch_id)
             return
-        session = batch.sparkSession
-        last_seen = session.createDataFrame(
-            [(*series, newest) for series, newest in self.last_seen.items()],
-            "device_id string, type string, newest bigint",
-        ).select(*transforms.SERIES, F.timestamp_micros("newest").alias("last"))
+        last_seen = self.last_seen_rows(batch.sparkSession)
         parsed = transforms.parse(batch)
         with persisted(transforms.mark_late(parsed, last_seen, self.config.lateness)) as checked:
             is_valid = F.col("reason").isNull()
+            valid_time = F.when(is_valid, F.col("timestamp"))
             rows, invalid, earliest = checked.agg(
-                F.count("*"),
-                F.count("reason"),
-                F.unix_micros(F.min(F.when(is_valid, F.col("timestamp")))),
+                F.count("*"), F.count("reason"), F.unix_micros(F.min(valid_time))
             ).collect()[0]
-            silver = session.read.format("delta").load(self.path("silver"))
-            recent = silver.where(F.col("timestamp") >= F.timestamp_micros(F.lit(earliest)))
+            silver = batch.sparkSession.read.format("delta").load(self.path("silver"))
+            recent = silver.where(F.col("timestamp") >= micros(earliest))
             with persisted(transforms.judge(checked.where(is_valid), recent)) as judged:
-                summary = judged.groupBy("outcome", *transforms.SERIES).agg(
-                    F.count("*"), F.unix_micros(F.max("timestamp"))
-                )
-                found = summary.collect()
-                outcomes = Counter({"invalid": invalid})
-                for outcome, _, _, number, _ in found:
-                    outcomes[outcome] += number
-                self.write_outcomes(checked, judged, outcomes, batch_id)
-        for outcome, device_id, kind, _, newest in found:
-            if outcome == "silver":
-                series = (device_id, kind)
-                self.last_seen[series] = max(newest, self.last_seen.get(series, newest))
+                outcomes = self.write_outcomes(checked, judged, invalid, batch_id)
         log.info(
             "silver batch=%d rows=%d silver=%d quarantine=%d duplicates=%d seconds=%.1f",
-            batch_id, rows, outcomes["silver"], outcomes["invalid"] + outcomes["conflict"],
-            outcomes["duplicate"], time.monotonic() - began,
+            batch_id, rows, outcomes["silver"], outcomes["quarantine"], outcomes["duplicate"],
+            time.monotonic() - began,
         )  # fmt: skip
 
+    def last_seen_rows(self, session: SparkSession) -> DataFrame:
+        """Return `last_seen` as DataFrame(device_id, type, last timestamp)."""
+        rows = [(*series, newest) for series, newest in self.last_seen.items()]
+        known = session.createDataFrame(rows, "device_id string, type string, newest bigint")
+        return known.select(*transforms.SERIES, F.timestamp_micros("newest").alias("last"))
+
     def write_outcomes(
-        self, checked: DataFrame, judged: DataFrame, outcomes: Counter[str], batch_id: int
-    ) -> None:
-        """Write a batch's rows to the three tables, silver last."""
+        self, checked: DataFrame, judged: DataFrame, invalid: int, batch_id: int
+    ) -> Counter[str]:
+        """Write a batch's rows to the three tables, silver last; return how many went where."""
+        newest = F.unix_micros(F.max("timestamp"))
+        found = judged.groupBy("outcome", *transforms.SERIES).agg(F.count("*"), newest).collect()
+        outcomes: Counter[str] = Counter()
+        for outcome, _, _, rows, _ in found:
+            outcomes[outcome] += rows
+        outcomes["quarantine"] = invalid + outcomes["conflict"]
         conflicts = judged.where(F.col("outcome") == "conflict").drop("outcome")
         rejected = checked.where(F.col("reason").isNotNull()).unionByName(conflicts)
-        for table, rows, number in (
-            (
-                "quarantine",
-                transforms.quarantined(rejected),
-                outcomes["invalid"] + outcomes["conflict"],
-            ),
-            ("duplicates", judged.where(F.col("outcome") == "duplicate"), outcomes["duplicate"]),
-            ("silver", judged.where(F.col("outcome") == "silver"), outcomes["silver"]),
-        ):
-            if number:
-                self.append(table, rows, batch_id)
+        if outcomes["quarantine"]:
+            self.append("quarantine", transforms.quarantined(rejected), batch_id)
+        for table, outcome in (("duplicates", "duplicate"), ("silver", "silver")):
+            if outcomes[outcome]:
+                self.append(table, judged.where(F.col("outcome") == outcome), batch_id)
+        for outcome, *series, _, last in found:
+            if outcome == "silver":
+                key = (series[0], series[1])
+                self.last_seen[key] = max(last, self.last_seen.get(key, last))
+        return outcomes
 
     def append(self, table: str, rows: DataFrame, batch_id: int) -> None:
         """Append a batch's rows to a table, unless this batch of this stream is in it already."""
@@ -263,11 +258,9 @@ class Pipeline:
                 return
             margin_s = max(seconds(self.config.window), seconds(transforms.HISTORY_SPAN))
             begin, end = first - margin_s * 1_000_000, last + margin_s * 1_000_000
-            in_reach = F.col("timestamp").between(
-                F.timestamp_micros(F.lit(begin)), F.timestamp_micros(F.lit(end))
-            )  # lets Delta leave out the files that hold other times
             silver = batch.sparkSession.read.format("delta").load(self.path("silver"))
-            near = silver.where(in_reach)
+            # The two constants let Delta leave out the files that hold other times.
+            near = silver.where(F.col("timestamp").between(micros(begin), micros(end)))
             since = f"timestamp_micros({begin})"
             self.merge_gold(transforms.touched_gold(new, near, self.config.window), since)
             self.merge_anomalies(transforms.touched_scores(new, near), since)
@@ -296,6 +289,11 @@ class Pipeline:
         equal = [f"old.{key} = new.{key}" for key in keys]
         target = DeltaTable.forPath(rows.sparkSession, self.path(table)).alias("old")
         return target.merge(rows.alias("new"), " and ".join([*equal, scope]))
+
+
+def micros(number: int | None) -> Column:
+    """Return the time so many microseconds after 1970 began, UTC; null for None."""
+    return F.timestamp_micros(F.lit(number).cast("bigint"))
 
 
 @contextmanager

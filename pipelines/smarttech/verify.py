@@ -151,6 +151,10 @@ class NotAReadingError(ValueError):
     """The kind of what is wrong with a message."""
 
 
+class Pairs(list[tuple[str, Any]]):
+    """A JSON object, with the fields that are given twice."""
+
+
 def refuse_constant(name: str) -> NoReturn:
     """Refuse NaN and the infinities, which Python reads and JSON does not have."""
     raise ValueError(name)
@@ -163,23 +167,14 @@ def read(value: bytes | None, kafka_time: datetime) -> Reading:
         NotAReadingError: it holds none.
     """
     try:
-        pairs = json.loads(
-            (value or b"").decode(), object_pairs_hook=list, parse_constant=refuse_constant
-        )
+        text = (value or b"").decode()
+        pairs = json.loads(text, object_pairs_hook=Pairs, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as exc:
         raise NotAReadingError("bad_json") from exc
-    given = (
-        dict(pairs)
-        if isinstance(pairs, list) and all(isinstance(p, tuple) for p in pairs)
-        else None
-    )
-    text = (value or b"").decode()
-    if (
-        given is None
-        or text.strip(" \t\r\n")[:1] != "{"
-        or re.search(r"[{}]", text.strip(" \t\r\n")[1:-1])
-    ):
+    inside = text.strip(" \t\r\n")[1:-1]
+    if not isinstance(pairs, Pairs) or "{" in inside or "}" in inside:
         raise NotAReadingError("bad_json")
+    given = dict(pairs)
     if any(given.get(name) is None for name in FIELDS):
         raise NotAReadingError("missing_field")
     if len(pairs) > len(FIELDS):
@@ -204,7 +199,7 @@ def checked(given: Row, kafka_time: datetime) -> Reading:
         (re.fullmatch(r"[a-z]+_[0-9]{1,9}", str(given["device_id"])), "bad_device_id"),
         (re.fullmatch(r"[A-Z][A-Z0-9]?", str(given["building"])), "bad_building"),
         (-5 <= floor <= 200, "bad_floor"),
-        (given["type"] in RANGES, "unknown_type"),
+        (str(given["type"]) in RANGES, "unknown_type"),
         (given["unit"] == unit, "wrong_unit"),
         (low <= value <= high, "out_of_range"),
     ):

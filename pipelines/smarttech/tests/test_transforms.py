@@ -76,7 +76,9 @@ WRONG: dict[str, list[bytes | None]] = {
     ],
     "bad_building": [json.dumps(message(building=b)).encode() for b in ("", "a", "ABC", "../A", 1)],
     "bad_floor": [json.dumps(message(floor=floor)).encode() for floor in (-6, 201)],
-    "unknown_type": [json.dumps(message(type=text)).encode() for text in ("noise", "", True)],
+    "unknown_type": [
+        json.dumps(message(type=text)).encode() for text in ("noise", "", True, ["co2"])
+    ],
     "wrong_unit": [json.dumps(message(unit=text)).encode() for text in ("F", "", "c", 1)],
     "out_of_range": [
         json.dumps(message(value=-40.1)).encode(), json.dumps(message(value=1e9)).encode(),
