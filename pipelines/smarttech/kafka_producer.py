@@ -220,7 +220,7 @@ class Simulation:
             )
         )
         if label == "bad_json":
-            return label, json.dumps(reading).encode()[: self.random.randrange(60)]
+            return label, json.dumps(reading).encode()[: self.random.randrange(1, 60)]
         if label == "missing_field":
             del reading[self.random.choice(list(reading))]
         changed: dict[str, dict[str, Any]] = {

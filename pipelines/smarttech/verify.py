@@ -351,9 +351,9 @@ def verify(
             verdict.differing.append(where)
     verdict.made_up += sorted(set(fates) - set(fated))
     silver = list(readings.values())
-    verdict.gold = unlike(summarise(silver, window), stored_gold(verdict, lake, window))
+    verdict.gold += unlike(summarise(silver, window), stored_gold(verdict, lake, window))
     anomalies = stored_anomalies(verdict, lake)
-    verdict.anomalies = unlike(outliers(silver), anomalies)
+    verdict.anomalies += unlike(outliers(silver), anomalies)
     if ledger:
         compare_ledger(verdict, ledger, messages, fates, readings, set(anomalies))
     return verdict

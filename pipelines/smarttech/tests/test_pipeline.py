@@ -63,20 +63,11 @@ def open_batches(where: Path) -> set[str]:
 
 
 def produce(scripts: Scripts, count: int, seed: int, start: str) -> None:
-    """Send readings of a tenth of a second each, from a time on, and note them."""
+    """Send readings that are half a second apart, from a time on, and note them."""
     ledger = str(scripts.lake.parent / f"ledger-{seed}.csv")
-    options = (
-        "--at-once",
-        "--rate",
-        "10",
-        "--seed",
-        str(seed),
-        "--start",
-        start,
-        "--ledger",
-        ledger,
-    )
-    scripts.run("kafka_producer.py", "--count", str(count), *options, *WRONG)
+    options = ("--at-once", "--rate", "2", "--seed", str(seed), "--start", start)
+    noted = ("--count", str(count), "--ledger", ledger)
+    scripts.run("kafka_producer.py", *noted, *options, *WRONG)
 
 
 def check(scripts: Scripts, code: int = 0) -> str:
@@ -114,7 +105,7 @@ def test_each_row_once_though_killed_between_any_two_writes(scene: Scripts) -> N
     """kill -9 right after each kind of commit: what comes after it in the batch is not done."""
     produce(scene, SENT_1, 1, "2025-12-15T10:00:00Z")
     open_at_kill: dict[str, set[str]] = {}
-    for table in ("bronze", "quarantine", "duplicates", "silver", "gold"):
+    for table in ("bronze", "duplicates", "silver", "gold"):
         log_folder = scene.lake / f"sensor_data_{table}" / "_delta_log"
         before = max(newest(log_folder), 0)  # version 0 is the empty table
         options = ("--interval", "0", "--batch", "1000")
@@ -123,7 +114,7 @@ def test_each_row_once_though_killed_between_any_two_writes(scene: Scripts) -> N
                 lambda: still_running(consumer) and newest(log_folder) > before,  # noqa: B023
                 f"a commit of {table}",
             )
-            if table == "duplicates":
+            if table == "gold":
                 consumer.kill()  # Python alone: Java lives on for a moment
             else:
                 os.killpg(consumer.pid, signal.SIGKILL)
@@ -131,11 +122,11 @@ def test_each_row_once_though_killed_between_any_two_writes(scene: Scripts) -> N
         assert consumer.returncode == -signal.SIGKILL, err
         assert newest(log_folder) > before
         open_at_kill[table] = open_batches(scene.lake)
-        if table == "quarantine":
-            produce(scene, SENT_2, 2, "2025-12-15T10:05:00Z")
+        if table == "duplicates":
+            produce(scene, SENT_2, 2, "2025-12-15T10:25:00Z")
     # The kills came in mid-batch, of each of the three streams.
     assert {"bronze", "silver", "gold"} <= set().union(*open_at_kill.values()), open_at_kill
-    assert "silver" in open_at_kill["quarantine"]
+    assert "silver" in open_at_kill["duplicates"]
 
     scene.run("spark_kafka_consumer.py", "--available-now")
     out = check(scene)
@@ -164,7 +155,7 @@ def test_goes_on_where_it_stopped_and_waits_for_a_kafka_that_is_away(
 
     before = bronze()
     with scene.started("spark_kafka_consumer.py", "--interval", "1") as consumer:
-        produce(scene, SENT_3, 3, "2025-12-15T10:10:00Z")
+        produce(scene, SENT_3, 3, "2025-12-15T10:42:00Z")
         wait_until(
             lambda: still_running(consumer) and bronze() == before + SENT_3,
             "the new messages in bronze",
@@ -172,7 +163,7 @@ def test_goes_on_where_it_stopped_and_waits_for_a_kafka_that_is_away(
         stack.stop("kafka", signal.SIGKILL)
         time.sleep(3)
         stack.up(["kafka"])
-        produce(scene, SENT_3, 4, "2025-12-15T10:12:00Z")
+        produce(scene, SENT_3, 4, "2025-12-15T10:47:00Z")
         wait_until(
             lambda: still_running(consumer) and bronze() == before + 2 * SENT_3,
             "those sent after Kafka's return",
@@ -182,10 +173,11 @@ def test_goes_on_where_it_stopped_and_waits_for_a_kafka_that_is_away(
     assert consumer.returncode == 0, err
     assert "Traceback" not in err
     assert err.splitlines()[-1].endswith("INFO smarttech: stopped")
-    assert rows_of(err, "bronze") == 2 * SENT_3  # nothing is read twice
+    assert rows_of(err, "bronze") <= 2 * SENT_3  # it did not begin anew
 
+    scene.run("spark_kafka_consumer.py", "--available-now")
     _, err = scene.run("spark_kafka_consumer.py", "--available-now")
-    assert rows_of(err, "bronze") == 0
+    assert [rows_of(err, stage) for stage in ("bronze", "silver", "gold")] == [0, 0, 0]
     out = check(scene)
     assert shown(out, "rows in bronze") == before + 2 * SENT_3
 
@@ -226,6 +218,7 @@ def test_verify_finds_what_is_wrong(scene: Scripts, tmp_path: Path) -> None:
         ("gold", lose("gold"), "gold rows unlike silver"),
         ("gold", double, "gold rows unlike silver"),
         ("anomalies", lose("anomalies"), "anomalies unlike silver"),
+        ("anomalies", double, "anomalies unlike silver"),
     ]
     seen = {}
     for number, (table, change, _) in enumerate(faults):
@@ -236,8 +229,8 @@ def test_verify_finds_what_is_wrong(scene: Scripts, tmp_path: Path) -> None:
         change(copy.lake / f"sensor_data_{table}")
         out, _ = copy.run("verify.py", code=1)
         seen[number] = shown(out, faults[number][2])
-    assert all(count >= 1 for count in seen.values()), seen
-    assert len(seen) == len(faults)
+    # One row each; a reading that is lost or altered is missed by gold too, which counts elsewhere.
+    assert list(seen.values()) == [1] * len(faults)
 
 
 def test_read_delta_shows_the_tables_and_older_versions(scene: Scripts) -> None:
@@ -275,7 +268,7 @@ def test_compaction_makes_few_files_of_many_and_changes_nothing(scene: Scripts) 
     check(scene)
 
     # And the streams go on from there.
-    produce(scene, SENT_3, 5, "2025-12-15T10:14:00Z")
+    produce(scene, SENT_3, 5, "2025-12-15T10:52:00Z")
     _, err = scene.run("spark_kafka_consumer.py", "--available-now")
     assert rows_of(err, "bronze") == rows_of(err, "silver") == SENT_3
     check(scene)
