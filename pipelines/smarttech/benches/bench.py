@@ -1,0 +1,232 @@
+#!/usr/bin/env python3
+"""Measure the pipeline: rows per second by stage and size, what the settings and OPTIMIZE bring.
+
+    python pipelines/smarttech/benches/bench.py                       # about half an hour
+    python pipelines/smarttech/benches/bench.py --sizes 10000 --runs 1
+
+A Kafka of its own, a topic per size, filled once from a seed (1 % bad, 1 % duplicates). Each run
+takes the whole topic through bronze, silver and gold into a fresh lake, one stage after the other
+(spark_kafka_consumer.py --available-now); a stage's time is from the start of its stream to its
+end, without the start of Spark. A run whose tables do not add up is an error, not a result.
+
+Then, at one size: the same with each setting of lake.py in turn left to Spark's default; and
+compact.py on the tables of a run that was fed in small batches.
+
+What it finds goes into results/DATE.json beside this file. Quiet the machine before.
+
+Exit codes: 0 measured, 1 a run failed or its result is wrong, 2 wrong usage.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from deltalake import DeltaTable
+
+FOLDER = Path(__file__).resolve().parents[1]
+PROJECT = FOLDER.parents[1]
+sys.path.insert(0, str(PROJECT))
+
+from stack.__main__ import Stack  # noqa: E402  # works from any folder
+from stack.servers import free_port  # noqa: E402
+
+RESULTS = Path(__file__).with_name("results")
+SIZES = (10_000, 100_000, 1_000_000)
+STAGES = ("bronze", "silver", "gold")
+RATE_HZ = "10"  # of the simulated clock: a million readings are 28 hours of 48 series
+# What Spark and Delta do without the setting.
+DEFAULTS = {
+    "spark.sql.shuffle.partitions": "200",
+    "spark.databricks.delta.snapshotPartitions": "50",
+    "spark.master": "local[1]",
+}
+SMALL_BATCH = 5000
+
+
+class BenchError(Exception):
+    """A run that gives no result, in one line."""
+
+
+class Bench:
+    """A Kafka with a topic per size, and runs of the consumer on them."""
+
+    def __init__(self, kafka: str, folder: Path) -> None:
+        self.kafka = kafka
+        self.folder = folder
+        self.runs = 0
+
+    def script(self, name: str, topic: str, lake: Path, *arguments: str) -> str:
+        """Run a script to its end; return what it printed.
+
+        Raises:
+            BenchError: it failed.
+        """
+        environ = {
+            **os.environ,
+            "KAFKA_BOOTSTRAP_SERVERS": self.kafka,
+            "SMARTTECH_TOPIC": topic,
+            "SMARTTECH_LAKE": str(lake),
+            "SMARTTECH_CHECKPOINTS": "",
+        }
+        command = [sys.executable, str(FOLDER / name), *arguments]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise BenchError(f"{name} exits with {done.returncode}: {last}")
+        return done.stdout + done.stderr
+
+    def fill(self, size: int) -> str:
+        """Fill the topic of a size; return its name."""
+        topic = f"bench-{size}"
+        wrong = ("--bad", "0.01", "--duplicate", "0.01", "--seed", "1", "--rate", RATE_HZ)
+        self.script(
+            "kafka_producer.py", topic, self.folder, "--count", str(size), "--at-once", *wrong
+        )
+        return topic
+
+    def run(self, size: int, *arguments: str) -> tuple[dict[str, Any], Path]:
+        """Take a topic through the stages into a fresh lake; return the times, and the lake.
+
+        Raises:
+            BenchError: the tables do not add up.
+        """
+        self.runs += 1
+        lake = self.folder / f"lake-{self.runs}"
+        said = self.script(
+            "spark_kafka_consumer.py", f"bench-{size}", lake, "--available-now", *arguments
+        )
+        result: dict[str, Any] = {}
+        for stage in STAGES:
+            found = re.search(rf"{stage} total rows=(\d+) seconds=([\d.]+)", said)
+            if not found:
+                raise BenchError(f"the consumer does not say what {stage} took")
+            rows, seconds = int(found[1]), float(found[2])
+            result[stage] = {"rows": rows, "seconds": seconds, "rows_per_s": round(rows / seconds)}
+        parts = ("silver", "quarantine", "duplicates")
+        count = {t: DeltaTable(str(lake / f"sensor_data_{t}")).count() for t in ("bronze", *parts)}
+        if not count["bronze"] == size == sum(count[t] for t in parts):
+            raise BenchError(f"of {size} messages there are {count}")
+        return result, lake
+
+    def compaction(self, size: int) -> dict[str, Any]:
+        """Return what compact.py says of tables that many small batches have made."""
+        feed = ("--batch", str(SMALL_BATCH))
+        _, lake = self.run(size, *feed)
+        printed = self.script("compact.py", f"bench-{size}", lake, "--retain-hours", "0")
+        line = re.compile(
+            r"^(\w+) +(\d+) -> +(\d+) +([\d.]+) -> +([\d.]+) +(\d+) -> +(\d+)$", re.MULTILINE
+        )
+        return {
+            table: {
+                "files": [int(f1), int(f2)],
+                "read_s": [float(s1), float(s2)],
+                "bytes_on_disk": [int(b1), int(b2)],
+            }
+            for table, f1, f2, s1, s2, b1, b2 in line.findall(printed)
+        }
+
+
+def say(line: str) -> None:
+    """Print a line at once, also into a pipe."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def show(what: str, result: dict[str, Any]) -> None:
+    """Print the rates of a run."""
+    rates = "  ".join(
+        f"{stage} {result[stage]['seconds']:>7.1f} s {result[stage]['rows_per_s']:>7} rows/s"
+        for stage in STAGES
+    )
+    say(f"{what:<46}{rates}")
+
+
+def measure(bench: Bench, sizes: Sequence[int], runs: int) -> dict[str, Any]:
+    """Return everything that is measured, and print it on the way."""
+    middle = sizes[len(sizes) // 2]
+    found: dict[str, Any] = {"sizes": {}, "settings": {}, "compaction": {}}
+    for size in sizes:
+        bench.fill(size)
+        found["sizes"][size] = []
+        for _ in range(runs):
+            result, _ = bench.run(size)
+            found["sizes"][size].append(result)
+            show(f"{size} rows", result)
+    # Side by side in one round: ours again, then each setting at its default.
+    for name, default in [("ours", ""), *DEFAULTS.items()]:
+        conf = ("--conf", f"{name}={default}") if default else ()
+        found["settings"][f"{name}={default}".rstrip("=")] = []
+        for _ in range(runs):
+            result, _ = bench.run(middle, *conf)
+            found["settings"][f"{name}={default}".rstrip("=")].append(result)
+            show(f"{middle} rows, {name}={default}".rstrip("="), result)
+    found["compaction"] = {"rows": middle, "batch": SMALL_BATCH, "tables": bench.compaction(middle)}
+    for table, effect in found["compaction"]["tables"].items():
+        say(f"compact {table:<12} {effect}")
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "processors": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "pyspark": version("pyspark"),
+        "delta-spark": version("delta-spark"),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write the results; return the exit code (see the module docstring)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--sizes", type=int, nargs="+", default=list(SIZES), metavar="ROWS")
+    add("--runs", type=int, default=3, metavar="N", help="of each (default: 3)")
+    add("--output", type=Path, metavar="FILE", help="(default: results/DATE.json)")
+    options = parser.parse_args(argv)
+    if min(options.sizes) < 1 or options.runs < 1:
+        parser.error("--sizes and --runs are at least 1")
+    output = options.output or RESULTS / f"{datetime.now(UTC):%Y-%m-%d}.json"
+    with tempfile.TemporaryDirectory() as folder:
+        ports = {f"{name}_HOST_PORT": str(free_port()) for name in ("ZOOKEEPER", "KAFKA")}
+        environ = {**os.environ, **ports, "STACK_STATE": f"{folder}/stack"}
+        stack = Stack([PROJECT / "docker-compose.yml", FOLDER / "compose.yml"], environ)
+        try:
+            stack.up(["kafka"])
+            bench = Bench(stack.servers["kafka"].address, Path(folder))
+            found = measure(bench, sorted(options.sizes), options.runs)
+        except BenchError as exc:
+            sys.stderr.write(f"bench: {exc}\n")
+            return 1
+        finally:
+            stack.down(wipe=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps({**machine(), **found}, indent=1) + "\n", encoding="utf-8")
+    say(f"written: {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""Compact the tables (OPTIMIZE), delete what no version needs (VACUUM), and say what it brought.
+
+    python pipelines/smarttech/compact.py                      # all tables
+    python pipelines/smarttech/compact.py silver gold
+    python pipelines/smarttech/compact.py --retain-hours 0     # also what is needed for time travel
+
+Each batch adds a file to each folder it touches: soon there are thousands of small ones, and a
+reader opens them all. OPTIMIZE writes them together; the old files stay, for readers of older
+versions, until VACUUM deletes those that have not been needed for 168 hours (--retain-hours).
+
+The read time is that of an average over all rows by building and type, the median of 5 readings,
+before and after, in this run:
+
+    table           files            read s             bytes on disk
+    silver      480 ->   12      1.92 ->  0.31      2411840 ->   801210
+
+OPTIMIZE and VACUUM may run beside the consumer. Less than 168 hours may not: then the consumer must
+be stopped and have read everything, for VACUUM deletes what a stream behind has yet to read.
+
+Environment (or .env at the root of the project; a flag wins over both):
+    SMARTTECH_LAKE          folder of the tables (default: lake/ beside this file)
+    SMARTTECH_CHECKPOINTS   folder of the checkpoints (default: checkpoints/ in the lake)
+
+Exit codes: 0 done, 1 it cannot be done, 2 wrong usage.
+"""
+
+import argparse
+import logging
+import os
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from delta import DeltaTable
+from deltalake import DeltaTable as RustTable
+from deltalake.exceptions import DeltaError
+from dotenv import load_dotenv
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.smarttech.lake import (  # noqa: E402  # works from any folder
+    DEFAULT_LAKE,
+    PARTITIONED_BY,
+    SCHEMAS,
+    LakeError,
+    configure_logging,
+    lock,
+    one_line,
+    spark_session,
+    table_path,
+)
+
+log = logging.getLogger("smarttech")
+
+SAFE_HOURS = 168.0
+READINGS = 5
+# What is averaged, to read a column of every row.
+MEASURE = {"bronze": "offset", "quarantine": "offset", "duplicates": "offset", "gold": "mean"}
+
+
+def read_s(spark: SparkSession, path: Path, column: str) -> float:
+    """Return how long it takes to average a column over all rows, seconds."""
+    spark.catalog.clearCache()
+    began = time.monotonic()
+    rows = spark.read.format("delta").load(str(path))
+    rows.groupBy(*PARTITIONED_BY).agg(F.mean(column), F.count("*")).collect()
+    return time.monotonic() - began
+
+
+def measure(spark: SparkSession, table: str, path: Path) -> tuple[int, float, int]:
+    """Return a table's number of files, its read time in seconds, its bytes on disk."""
+    column = MEASURE.get(table, "value")
+    times = [read_s(spark, path, column) for _ in range(READINGS + 1)][1:]  # the first warms up
+    on_disk = sum(file.stat().st_size for file in path.rglob("*.parquet"))
+    files = len(RustTable(str(path)).file_uris())
+    return files, statistics.median(times), on_disk
+
+
+def compact(spark: SparkSession, table: str, path: Path, retain_hours: float) -> str:
+    """Compact and clean one table; return the line that says what it brought."""
+    before = measure(spark, table, path)
+    stored = DeltaTable.forPath(spark, str(path))
+    stored.optimize().executeCompaction()
+    stored.vacuum(retain_hours)
+    after = measure(spark, table, path)
+    return (
+        f"{table:<12}{before[0]:>6} -> {after[0]:>5}{before[1]:>10.2f} -> {after[1]:>5.2f}"
+        f"{before[2]:>13} -> {after[2]:>9}"
+    )
+
+
+def check_read(lake: Path) -> None:
+    """Refuse to go on while a stream has something left to read.
+
+    Raises:
+        LakeError: it has.
+    """
+    rows = {name: RustTable(str(table_path(lake, name))).count() for name in SCHEMAS}
+    sorted_out = rows["silver"] + rows["quarantine"] + rows["duplicates"]
+    counts = RustTable(str(table_path(lake, "gold"))).to_pyarrow_table(columns=["count"])
+    summarised = sum(counts["count"].to_pylist())
+    if (rows["bronze"], rows["silver"]) != (sorted_out, summarised):
+        raise LakeError(
+            "not all of bronze is in silver and gold yet, and VACUUM could delete what is missing: "
+            "first run spark_kafka_consumer.py --available-now"
+        )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compact the tables on a session of their own.
+
+    Raises:
+        LakeError: it cannot be done.
+    """
+    lake = options.lake.absolute()
+    there = [name for name in SCHEMAS if RustTable.is_deltatable(str(table_path(lake, name)))]
+    if missing := [name for name in options.tables if name not in there] or not there:
+        raise LakeError(f"no table {missing if there else 'at all'} in {lake}")
+    is_short = options.retain_hours < SAFE_HOURS
+    settings = {"spark.databricks.delta.retentionDurationCheck.enabled": str(not is_short).lower()}
+    with spark_session(lake, settings) as spark:
+        if is_short:
+            lock(spark, (options.checkpoints or lake / "checkpoints").absolute())
+            check_read(lake)
+        sys.stdout.write(f"{'table':<12}{'files':>9}{'read s':>18}{'bytes on disk':>26}\n")
+        for table in options.tables or there:
+            line = compact(spark, table, table_path(lake, table), options.retain_hours)
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+
+def load_options(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
+    """Return the command line's choices."""
+    summary, _, epilog = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("tables", nargs="*", metavar="TABLE", help=f"{', '.join(SCHEMAS)} (default: all)")
+    add("--retain-hours", type=float, default=SAFE_HOURS, metavar="HOURS",
+        help="VACUUM spares what a version of that long ago needs (default: 168)")  # fmt: skip
+    add("--lake", type=Path, metavar="FOLDER",
+        default=environ.get("SMARTTECH_LAKE") or DEFAULT_LAKE,
+        help="environment: SMARTTECH_LAKE (default: lake/ beside this file)")  # fmt: skip
+    add("--checkpoints", type=Path, metavar="FOLDER",
+        default=environ.get("SMARTTECH_CHECKPOINTS") or None,
+        help="environment: SMARTTECH_CHECKPOINTS (default: checkpoints/ in the lake)")  # fmt: skip
+    options = parser.parse_args(argv)
+    if options.retain_hours < 0:
+        parser.error(f"--retain-hours {options.retain_hours:g} is below 0")
+    if unknown := set(options.tables) - set(SCHEMAS):
+        parser.error(f"no table {', '.join(sorted(unknown))}: there is {', '.join(SCHEMAS)}")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compact the tables; return the exit code (see the module docstring)."""
+    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    options = load_options(argv, os.environ)
+    configure_logging()
+    try:
+        run(options)
+    except (LakeError, PySparkException, Py4JError, DeltaError, OSError) as exc:
+        log.error("%s", one_line(exc))
+        return 1
+    except KeyboardInterrupt:
+        log.error("interrupted: what was begun is either done or without effect")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,166 @@
+"""The lake: where its tables are, the Spark session that writes them, and who may.
+
+LAKE/sensor_data_bronze/  _silver/  _gold/  _anomalies/  _quarantine/  _duplicates/
+LAKE/checkpoints/bronze/  silver/  gold/     how far each stage has come
+LAKE/spark.log                               what Java says; our own log goes to the terminal
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from delta import DeltaTable, configure_spark_with_delta_pip
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from pipelines.smarttech import transforms
+
+log = logging.getLogger("smarttech")
+
+DEFAULT_LAKE = Path(__file__).with_name("lake")
+SCHEMAS = {
+    "bronze": transforms.BRONZE,
+    "silver": transforms.SILVER,
+    "gold": transforms.GOLD,
+    "anomalies": transforms.ANOMALIES,
+    "quarantine": transforms.QUARANTINE,
+    "duplicates": transforms.DUPLICATES,
+}
+PARTITIONED_BY = ["building", "type"]
+KAFKA_CONNECTOR = "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.7"
+LOCK_WAIT_S = 30.0
+# For one laptop; README says what each is worth.
+SETTINGS = {
+    "spark.master": "local[2]",
+    "spark.driver.memory": "1g",
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.shuffle.partitions": "2",
+    "spark.databricks.delta.snapshotPartitions": "2",
+    "spark.sql.streaming.minBatchesToRetain": "20",
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+
+
+class LakeError(Exception):
+    """What stops the work, in one line for the user: what is wrong, where, and what to do."""
+
+
+def table_path(lake: Path, table: str) -> Path:
+    """Return the folder of a table."""
+    return lake / f"sensor_data_{table}"
+
+
+@contextmanager
+def spark_session(lake: Path, settings: Mapping[str, str]) -> Iterator[SparkSession]:
+    """Give a Spark session whose Java process writes into LAKE/spark.log; stop it at the end.
+
+    Raises:
+        LakeError: it cannot be started, most often because Maven Central cannot be reached.
+    """
+    lake.mkdir(parents=True, exist_ok=True)
+    file = lake / "spark.log"
+    builder = SparkSession.builder.appName("smarttech")
+    for name, value in (SETTINGS | dict(settings)).items():
+        builder = builder.config(name, value)
+    log.info("starting Spark (the first time it fetches its connectors); its log is %s", file)
+    try:
+        with output_into(file):  # Java keeps it
+            builder = configure_spark_with_delta_pip(builder, extra_packages=[KAFKA_CONNECTOR])
+            spark = builder.getOrCreate()
+    except (PySparkException, Py4JError, OSError) as exc:
+        raise LakeError(f"Spark does not start: {one_line(exc)} (see {file})") from exc
+    spark.sparkContext.setLogLevel("ERROR")
+    try:
+        yield spark
+    finally:
+        try:
+            spark.stop()
+        except (Py4JError, OSError):
+            log.debug("Java had ended before")
+
+
+@contextmanager
+def output_into(file: Path) -> Iterator[None]:
+    """Send what this process and those that it starts print into a file."""
+    terminal = {number: os.dup(number) for number in (1, 2)}
+    with file.open("ab") as target:
+        for number in terminal:
+            os.dup2(target.fileno(), number)
+    try:
+        yield
+    finally:
+        for number, saved in terminal.items():
+            os.dup2(saved, number)
+            os.close(saved)
+
+
+def lock(spark: SparkSession, folder: Path) -> Any:
+    """Take a folder for this session alone, until its Java process ends.
+
+    That process holds the lock, not this one: when Python is killed, Java works on for a moment.
+
+    Raises:
+        LakeError: another process holds it and keeps it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = spark._jvm.java.io.RandomAccessFile(str(folder / "lock"), "rw")
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while not (held := file.getChannel().tryLock()):
+        if time.monotonic() > deadline:
+            raise LakeError(f"another consumer is at work on {folder}: stop it first")
+        time.sleep(0.5)
+    return held
+
+
+def create_tables(spark: SparkSession, lake: Path) -> None:
+    """Create the tables that are not there yet, empty, with their schemas and partitions."""
+    for table, schema in SCHEMAS.items():
+        create_table(spark, table_path(lake, table), schema)
+
+
+def create_table(spark: SparkSession, path: Path, schema: str) -> None:
+    """Create one table if it is not there yet."""
+    if DeltaTable.isDeltaTable(spark, str(path)):
+        return
+    columns = spark.createDataFrame([], schema).schema
+    builder = DeltaTable.createIfNotExists(spark).location(str(path)).addColumns(columns)
+    builder.partitionedBy(*PARTITIONED_BY).execute()
+
+
+def stop_on_signals(stop: threading.Event) -> None:
+    """Have Ctrl-C and SIGTERM set an event."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        # Not set in the handler itself: what it interrupts may hold the event's lock.
+        signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
+
+
+def one_line(exc: BaseException, length: int = 300) -> str:
+    """Return what an error says, without Java's trace."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    telling = next((line for line in reversed(lines) if line.startswith("Caused by:")), None)
+    return (telling or (lines[0] if lines else repr(exc)))[:length]
+
+
+def configure_logging() -> None:
+    """Log to stderr, in UTC; of the libraries, errors only."""
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+    log.setLevel(logging.INFO)
+    for library in ("kafka", "py4j"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # their errors reach us as exceptions

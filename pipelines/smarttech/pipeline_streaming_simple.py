@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""Without Kafka: take JSON files that are dropped into a folder into a Delta table, as a stream.
+
+    python pipelines/smarttech/pipeline_streaming_simple.py                   # until Ctrl-C
+    python pipelines/smarttech/pipeline_streaming_simple.py --available-now   # what is there
+
+    (kafka_producer.py --folder pipelines/smarttech/lake/simple/sensor_data makes some)
+
+    LAKE/simple/sensor_data/*.json -> LAKE/simple/sensor_data_bronze/
+
+A file holds one JSON object per line and must appear complete: write it elsewhere (or under a name
+that begins with a dot), then move it in. Each is taken once; a line that does not fit the schema
+is kept as it is, in the column `malformed`.
+
+    2026-06-01T12:00:07.512Z INFO smarttech: batch=0 rows=500 seconds=3.1
+
+Environment (or .env at the root of the project; a flag wins over it):
+    SMARTTECH_LAKE   folder of the tables (default: lake/ beside this file)
+
+Exit codes: 0 done or stopped cleanly, 1 the stream cannot go on, 2 wrong usage.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dotenv import load_dotenv
+from py4j.protocol import Py4JError
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.streaming.query import StreamingQuery
+
+PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.smarttech import transforms  # noqa: E402  # works from any folder
+from pipelines.smarttech.lake import (  # noqa: E402
+    DEFAULT_LAKE,
+    PARTITIONED_BY,
+    LakeError,
+    configure_logging,
+    create_table,
+    lock,
+    one_line,
+    spark_session,
+    stop_on_signals,
+    table_path,
+)
+
+log = logging.getLogger("smarttech")
+
+LINES = f"{transforms.READING}, malformed string"
+TABLE = f"{LINES}, file string, ingested_at timestamp"
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, as asked for; defaults are written in `load_config` only."""
+
+    folder: Path
+    available_now: bool
+    interval_s: float
+
+
+def start(spark: SparkSession, config: Config) -> StreamingQuery:
+    """Start the stream where its checkpoint says."""
+    lines = (
+        spark.readStream.schema(LINES)
+        .option("columnNameOfCorruptRecord", "malformed")
+        .option("maxFilesPerTrigger", 1000)
+        .json(str(config.folder / "sensor_data"))
+    )
+    rows = lines.withColumns(
+        {
+            "file": F.input_file_name(),
+            "ingested_at": F.current_timestamp(),
+            **transforms.folder_of(F.col("building"), F.col("type")),
+        }
+    )
+    writer = rows.repartition(*PARTITIONED_BY).writeStream.format("delta")
+    writer = writer.partitionBy(*PARTITIONED_BY).queryName("simple")
+    writer = writer.option("checkpointLocation", str(config.folder / "checkpoints"))
+    if config.available_now:
+        writer = writer.trigger(availableNow=True)
+    else:
+        writer = writer.trigger(processingTime=f"{config.interval_s} seconds")
+    return writer.start(str(table_path(config.folder, "bronze")))
+
+
+def run(config: Config, stop: threading.Event) -> None:
+    """Run the stream on a session of its own until it is done or told to stop.
+
+    Raises:
+        LakeError: it cannot start, or cannot go on.
+    """
+    with spark_session(config.folder, {}) as spark:
+        stop_on_signals(stop)  # once more: Spark has put its own handler there
+        lock(spark, config.folder / "checkpoints")
+        create_table(spark, table_path(config.folder, "bronze"), TABLE)
+        (config.folder / "sensor_data").mkdir(exist_ok=True)
+        log.info("watching %s", config.folder / "sensor_data")
+        query = start(spark, config)
+        seen = -1
+        while True:
+            is_active = query.isActive  # asked before the progress: none is missed
+            for progress in query.recentProgress:
+                rows, batch_id = progress["numInputRows"], progress["batchId"]
+                if batch_id > seen and rows:
+                    seen, took_s = batch_id, progress["durationMs"]["triggerExecution"] / 1000
+                    log.info("batch=%d rows=%d seconds=%.1f", batch_id, rows, took_s)
+            if not is_active or stop.wait(POLL_S):
+                break
+        query.stop()
+        if failure := query.exception():
+            raise LakeError(f"{one_line(failure)} (see {config.folder / 'spark.log'})")
+
+
+def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
+    """Return the configuration: flag > environment > default. A bad value exits with code 2."""
+    summary, _, epilog = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--available-now", action="store_true", help="take what is there and end")
+    add("--interval", type=float, default=5.0, metavar="SECONDS",
+        help="between two batches (default: 5)")  # fmt: skip
+    add("--lake", type=Path, metavar="FOLDER",
+        default=environ.get("SMARTTECH_LAKE") or DEFAULT_LAKE,
+        help="environment: SMARTTECH_LAKE (default: lake/ beside this file)")  # fmt: skip
+    options = parser.parse_args(argv)
+    if options.interval < 0:
+        parser.error(f"--interval {options.interval:g} is below 0")
+    return Config(options.lake.absolute() / "simple", options.available_now, options.interval)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stream until done or stopped; return the exit code (see the module docstring)."""
+    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    config = load_config(argv, os.environ)
+    configure_logging()
+    stop = threading.Event()
+    stop_on_signals(stop)
+    try:
+        run(config, stop)
+    except LakeError as exc:
+        log.error("%s", exc)
+        return 1
+    except (Py4JError, OSError) as exc:
+        if not stop.is_set():  # else Java was told to stop as well
+            log.error("Java has ended: %s (see %s)", one_line(exc), config.folder / "spark.log")
+            return 1
+    log.info("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

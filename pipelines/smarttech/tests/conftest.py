@@ -1,0 +1,104 @@
+"""What the tests share: a clean environment, one Spark session, one real Kafka."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from pipelines.smarttech.lake import spark_session
+from stack.__main__ import Stack
+from stack.servers import free_port
+
+FOLDER = Path(__file__).resolve().parents[1]
+PROJECT = FOLDER.parents[1]
+
+# A developer's shell or .env must not change a result.
+for name in list(os.environ):
+    if name.startswith(("KAFKA_", "SMARTTECH_", "STACK_")) and name != "STACK_CACHE":
+        del os.environ[name]
+os.environ["PYTHON_DOTENV_DISABLED"] = "1"
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    with spark_session(tmp_path_factory.mktemp("spark"), {}) as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """Real ZooKeeper and Kafka on free ports, for the whole session."""
+    ports = {
+        f"{name}_HOST_PORT": str(free_port())
+        for name in ("ZOOKEEPER", "KAFKA", "ELASTICSEARCH", "KIBANA")
+    }
+    state = {"STACK_STATE": str(tmp_path_factory.mktemp("stack"))}
+    files = [PROJECT / "docker-compose.yml", FOLDER / "compose.yml"]
+    servers = Stack(files, {**os.environ, **ports, **state})
+    try:
+        servers.up(["kafka"])
+        yield servers
+    finally:
+        if request.session.testsfailed:
+            log = servers.log(servers.servers["kafka"])
+            lines = log.read_text(errors="replace").splitlines()[-20:] if log.exists() else []
+            sys.stderr.write("\n".join(["--- kafka", *lines, ""]))
+        servers.down(wipe=True)
+
+
+class Scripts:
+    """Runs the scripts as a user would, on one topic and one lake."""
+
+    def __init__(self, kafka: str, topic: str, lake: Path) -> None:
+        self.topic = topic
+        self.lake = lake
+        self.environ = {
+            **os.environ,
+            "KAFKA_BOOTSTRAP_SERVERS": kafka,
+            "SMARTTECH_TOPIC": topic,
+            "SMARTTECH_LAKE": str(lake),
+        }
+
+    @contextmanager
+    def started(self, script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """Start a script in a process group of its own: Java, which it starts, is in it too."""
+        process = subprocess.Popen(
+            [sys.executable, FOLDER / script, *arguments],
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        with process:
+            try:
+                yield process
+            finally:
+                if process.poll() is None:  # a failed test leaves none behind
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    def run(self, script: str, *arguments: str, code: int = 0) -> tuple[str, str]:
+        """Run a script to its end, check its exit code; return what it wrote to stdout, stderr."""
+        with self.started(script, *arguments) as process:
+            out, err = process.communicate(timeout=600)
+        assert process.returncode == code, out + err
+        assert "Traceback" not in err
+        return out, err
+
+
+@pytest.fixture(scope="session")
+def scripts(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Scripts]:
+    """Scripts on a topic and a lake of a name."""
+
+    def make(name: str) -> Scripts:
+        return Scripts(stack.servers["kafka"].address, name, tmp_path_factory.mktemp(name) / "lake")
+
+    return make

@@ -1,0 +1,361 @@
+"""The whole pipeline on a real Kafka, real Spark and real Delta tables, with real kills.
+
+The tests of the first half share one topic and one lake, and follow each other.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from pyspark.sql import SparkSession
+
+from pipelines.smarttech import compact, lake, spark_kafka_consumer
+from stack.__main__ import Stack
+
+from .conftest import Scripts
+
+TABLES = ("bronze", "silver", "gold", "anomalies", "quarantine", "duplicates")
+WRONG = ("--bad", "0.05", "--duplicate", "0.05", "--late", "0.05", "--spike", "0.01")
+SENT_1, SENT_2, SENT_3 = 3000, 2000, 500
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 240) -> Any:
+    """Return the condition's first true value; fail, saying what was waited for, after a while."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(0.002)
+    return value
+
+
+def still_running(process: subprocess.Popen[str]) -> bool:
+    """Return True, or fail with what the process has said."""
+    if process.poll() is not None:
+        pytest.fail(f"it ended early: {process.communicate()[1]}")
+    return True
+
+
+def newest(folder: Path) -> int:
+    """Return the highest number that names a file of a folder, -1 without any."""
+    numbers = (re.fullmatch(r"(\d+)(\.json)?", file.name) for file in folder.glob("*"))
+    return max((int(match[1]) for match in numbers if match), default=-1)
+
+
+def open_batches(where: Path) -> set[str]:
+    """Return the stages of which a batch is begun and not noted as done."""
+    checkpoints = where / "checkpoints"
+    return {
+        stage
+        for stage in ("bronze", "silver", "gold")
+        if newest(checkpoints / stage / "offsets") > newest(checkpoints / stage / "commits")
+    }
+
+
+def produce(scripts: Scripts, count: int, seed: int, start: str) -> None:
+    """Send readings that are half a second apart, from a time on, and note them."""
+    ledger = str(scripts.lake.parent / f"ledger-{seed}.csv")
+    options = ("--at-once", "--rate", "2", "--seed", str(seed), "--start", start)
+    noted = ("--count", str(count), "--ledger", ledger)
+    scripts.run("kafka_producer.py", *noted, *options, *WRONG)
+
+
+def check(scripts: Scripts, code: int = 0) -> str:
+    """Run verify.py on each ledger; return what it printed last."""
+    out = ""
+    for ledger in sorted(scripts.lake.parent.glob("ledger-*.csv")):
+        out, _ = scripts.run("verify.py", "--ledger", str(ledger), code=code)
+    return out
+
+
+def shown(out: str, name: str) -> int:
+    """Return a number that verify.py has printed."""
+    found = re.search(rf"^\s*{re.escape(name)}\s+(-?\d+)", out, re.MULTILINE)
+    assert found, name
+    return int(found[1])
+
+
+def rows_of(log: str, stage: str) -> int:
+    """Return how many rows the consumer says a stage has taken in."""
+    found = re.search(rf"{stage} total rows=(\d+)", log)
+    assert found, log
+    return int(found[1])
+
+
+@pytest.fixture(scope="module")
+def scene(scripts: Callable[[str], Scripts]) -> Scripts:
+    return scripts("scene")
+
+
+# One topic, one lake
+
+
+@pytest.mark.timeout(1200)
+def test_each_row_once_though_killed_between_any_two_writes(scene: Scripts) -> None:
+    """kill -9 right after each kind of commit: what comes after it in the batch is not done."""
+    produce(scene, SENT_1, 1, "2025-12-15T10:00:00Z")
+    open_at_kill: dict[str, set[str]] = {}
+    for table in ("bronze", "duplicates", "silver", "gold"):
+        log_folder = scene.lake / f"sensor_data_{table}" / "_delta_log"
+        before = max(newest(log_folder), 0)  # version 0 is the empty table
+        options = ("--interval", "0", "--batch", "1000")
+        with scene.started("spark_kafka_consumer.py", *options) as consumer:
+            wait_until(
+                lambda: still_running(consumer) and newest(log_folder) > before,  # noqa: B023
+                f"a commit of {table}",
+            )
+            if table == "gold":
+                consumer.kill()  # Python alone: Java lives on for a moment
+            else:
+                os.killpg(consumer.pid, signal.SIGKILL)
+            _, err = consumer.communicate()
+        assert consumer.returncode == -signal.SIGKILL, err
+        assert newest(log_folder) > before
+        open_at_kill[table] = open_batches(scene.lake)
+        if table == "duplicates":
+            produce(scene, SENT_2, 2, "2025-12-15T10:25:00Z")
+    # The kills came in mid-batch, of each of the three streams.
+    assert {"bronze", "silver", "gold"} <= set().union(*open_at_kill.values()), open_at_kill
+    assert "silver" in open_at_kill["duplicates"]
+
+    scene.run("spark_kafka_consumer.py", "--available-now")
+    out = check(scene)
+    assert shown(out, "messages in scene") == shown(out, "rows in bronze") == SENT_1 + SENT_2
+    parts = [shown(out, f"rows in {name}") for name in ("silver", "quarantine", "duplicates")]
+    assert sum(parts) == SENT_1 + SENT_2
+    assert min(parts) > 50
+    for reason in (
+        "bad_json",
+        "missing_field",
+        "wrong_type",
+        "wrong_unit",
+        "out_of_range",
+        "too_late",
+    ):
+        assert shown(out, f"of which {reason}") > 0
+    assert shown(out, "of which found") > 0
+
+
+@pytest.mark.timeout(900)
+def test_goes_on_where_it_stopped_and_waits_for_a_kafka_that_is_away(
+    scene: Scripts, stack: Stack
+) -> None:
+    def bronze() -> int:
+        count: int = DeltaTable(str(scene.lake / "sensor_data_bronze")).count()
+        return count
+
+    before = bronze()
+    with scene.started("spark_kafka_consumer.py", "--interval", "1") as consumer:
+        produce(scene, SENT_3, 3, "2025-12-15T10:42:00Z")
+        wait_until(
+            lambda: still_running(consumer) and bronze() == before + SENT_3,
+            "the new messages in bronze",
+        )
+        stack.stop("kafka", signal.SIGKILL)
+        time.sleep(3)
+        stack.up(["kafka"])
+        produce(scene, SENT_3, 4, "2025-12-15T10:47:00Z")
+        wait_until(
+            lambda: still_running(consumer) and bronze() == before + 2 * SENT_3,
+            "those sent after Kafka's return",
+        )
+        consumer.send_signal(signal.SIGINT)
+        _, err = consumer.communicate(timeout=120)
+    assert consumer.returncode == 0, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].endswith("INFO smarttech: stopped")
+    assert rows_of(err, "bronze") <= 2 * SENT_3  # it did not begin anew
+
+    scene.run("spark_kafka_consumer.py", "--available-now")
+    _, err = scene.run("spark_kafka_consumer.py", "--available-now")
+    assert [rows_of(err, stage) for stage in ("bronze", "silver", "gold")] == [0, 0, 0]
+    out = check(scene)
+    assert shown(out, "rows in bronze") == before + 2 * SENT_3
+
+
+def test_verify_finds_what_is_wrong(scene: Scripts, tmp_path: Path) -> None:
+    """What verify.py must see when it is there: each on a copy of the lake."""
+
+    def lose(name: str) -> Callable[[Path], None]:
+        def change(folder: Path) -> None:
+            row = DeltaTable(str(folder)).to_pyarrow_table().slice(0, 1).to_pylist()[0]
+            keys = {"gold": ("floor", "mean"), "anomalies": ("value", "score")}
+            wanted = " and ".join(
+                f'"{k}" = {row[k]}' for k in keys.get(name, ("partition", "offset"))
+            )
+            assert DeltaTable(str(folder)).delete(wanted)["num_deleted_rows"] == 1
+
+        return change
+
+    def double(folder: Path) -> None:
+        write_deltalake(
+            str(folder), DeltaTable(str(folder)).to_pyarrow_table().slice(0, 1), mode="append"
+        )
+
+    def warm(folder: Path) -> None:
+        table = DeltaTable(str(folder))
+        row = table.to_pyarrow_table().slice(0, 1).to_pylist()[0]
+        where = f'"partition" = {row["partition"]} and "offset" = {row["offset"]}'
+        table.update(updates={"value": "value + 1"}, predicate=where)
+
+    faults = [
+        ("bronze", lose("bronze"), "lost"),
+        ("bronze", double, "doubled"),
+        ("silver", lose("silver"), "unsettled"),
+        ("silver", double, "doubled"),
+        ("silver", warm, "differing values"),
+        ("quarantine", lose("quarantine"), "unsettled"),
+        ("duplicates", lose("duplicates"), "unsettled"),
+        ("gold", lose("gold"), "gold rows unlike silver"),
+        ("gold", double, "gold rows unlike silver"),
+        ("anomalies", lose("anomalies"), "anomalies unlike silver"),
+        ("anomalies", double, "anomalies unlike silver"),
+    ]
+    seen = {}
+    for number, (table, change, _) in enumerate(faults):
+        copy = Scripts(
+            scene.environ["KAFKA_BOOTSTRAP_SERVERS"], scene.topic, tmp_path / str(number)
+        )
+        shutil.copytree(scene.lake, copy.lake)
+        change(copy.lake / f"sensor_data_{table}")
+        out, _ = copy.run("verify.py", code=1)
+        seen[number] = shown(out, faults[number][2])
+    # One row each; a reading that is lost or altered is missed by gold too, which counts elsewhere.
+    assert list(seen.values()) == [1] * len(faults)
+
+
+def test_read_delta_shows_the_tables_and_older_versions(scene: Scripts) -> None:
+    out, _ = scene.run("read_delta.py")
+    assert [line.split()[0] for line in out.splitlines()] == ["table", *TABLES]
+    for table in TABLES:
+        stored = DeltaTable(str(scene.lake / f"sensor_data_{table}"))
+        out, _ = scene.run("read_delta.py", table, "--rows", "3")
+        assert f"version {stored.version()}, {stored.count()} rows" in out
+        assert out.count("\n") > 20
+    out, _ = scene.run("read_delta.py", "bronze", "--version", "0")
+    assert "version 0, 0 rows" in out
+    _, err = scene.run("read_delta.py", "bronze", "--version", "999", code=1)
+    assert "there is no version 999, the newest is" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.timeout(900)
+def test_compaction_makes_few_files_of_many_and_changes_nothing(scene: Scripts) -> None:
+    def files(table: str) -> int:
+        return len(DeltaTable(str(scene.lake / f"sensor_data_{table}")).file_uris())
+
+    before = {table: files(table) for table in TABLES}
+    out, _ = scene.run("compact.py", "--retain-hours", "0")
+    assert [line.split()[0] for line in out.splitlines()] == ["table", *TABLES]
+    for table in TABLES:
+        folder = scene.lake / f"sensor_data_{table}"
+        assert files(table) <= before[table]
+        # Each folder has one file left, on the disk too.
+        on_disk = [
+            file.parent for file in folder.rglob("*.parquet") if "_delta_log" not in file.parts
+        ]
+        assert len(on_disk) == len(set(on_disk)) == files(table)
+    assert files("silver") < before["silver"]
+    check(scene)
+
+    # And the streams go on from there.
+    produce(scene, SENT_3, 5, "2025-12-15T10:52:00Z")
+    _, err = scene.run("spark_kafka_consumer.py", "--available-now")
+    assert rows_of(err, "bronze") == rows_of(err, "silver") == SENT_3
+    check(scene)
+
+
+def test_cleaning_at_once_is_refused_while_something_is_unread(scene: Scripts) -> None:
+    rows = DeltaTable(str(scene.lake / "sensor_data_bronze")).to_pyarrow_table().slice(0, 1)
+    write_deltalake(str(scene.lake / "sensor_data_bronze"), rows, mode="append")
+    with pytest.raises(lake.LakeError, match="not all of bronze"):
+        compact.check_read(scene.lake)
+
+
+# Without Kafka
+
+
+@pytest.mark.timeout(600)
+def test_the_simple_mode_takes_each_file_once_and_drops_no_line(tmp_path: Path) -> None:
+    scripts = Scripts("127.0.0.1:1", "none", tmp_path / "lake")
+    folder = scripts.lake / "simple/sensor_data"
+    options = ("--at-once", "--bad", "0.1", "--folder", str(folder))
+    for total in (250, 400):
+        count = total - (250 if total == 400 else 0)
+        scripts.run("kafka_producer.py", "--count", str(count), *options)
+        _, err = scripts.run("pipeline_streaming_simple.py", "--available-now")
+        table = DeltaTable(str(scripts.lake / "simple/sensor_data_bronze"))
+        rows = table.to_pyarrow_table().to_pylist()
+        assert f"rows={count} " in err
+        assert len(rows) == total
+    assert table.metadata().partition_columns == ["building", "type"]
+    malformed = [row for row in rows if row["malformed"]]
+    assert 0 < len(malformed) < total
+    sent = b"".join(file.read_bytes() for file in folder.glob("*.json")).decode().splitlines()
+    assert {row["malformed"] for row in malformed} <= set(sent)
+    out, _ = scripts.run("read_delta.py", "simple")
+    assert f"{total} rows" in out
+
+
+def test_kafka_away_at_the_start_is_said_in_one_line(tmp_path: Path) -> None:
+    scripts = Scripts("127.0.0.1:1", "none", tmp_path / "lake")
+    for script in ("spark_kafka_consumer.py", "kafka_producer.py"):
+        _, err = scripts.run(script, "--wait", "0", code=1)
+        assert "Kafka does not answer at 127.0.0.1:1" in err.splitlines()[-1]
+    _, err = scripts.run("verify.py", code=1)
+    assert len(err.splitlines()) == 1
+
+
+def test_only_one_consumer_works_on_a_lake(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lake, "LOCK_WAIT_S", 0.0)
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        with pytest.raises(lake.LakeError, match="another consumer is at work"):
+            lake.lock(spark, tmp_path)
+    lake.lock(spark, tmp_path).release()
+
+
+def test_a_table_without_its_checkpoint_is_refused(tmp_path: Path) -> None:
+    argv = ["--lake", str(tmp_path)]
+    config = spark_kafka_consumer.load_config(argv, {})
+    spark_kafka_consumer.check_checkpoints(config)  # neither is there
+    table = tmp_path / "sensor_data_bronze"
+    write_deltalake(str(table), pa.table({"a": [1]}))
+    spark_kafka_consumer.check_checkpoints(config)  # just created, nothing in it from a stream
+    write_deltalake(str(table), pa.table({"a": [1]}), mode="append")
+    with pytest.raises(lake.LakeError, match="checkpoints/bronze is not"):
+        spark_kafka_consumer.check_checkpoints(config)
+    # Killed in the first batch: begun, perhaps written, not noted as done.
+    for name in ("offsets", "commits"):
+        (tmp_path / "checkpoints/bronze" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints/bronze" / name / "0").write_text("v1")
+        spark_kafka_consumer.check_checkpoints(config)
+    shutil.rmtree(table)
+    with pytest.raises(lake.LakeError, match="sensor_data_bronze is not"):
+        spark_kafka_consumer.check_checkpoints(config)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--window", "5 parsecs"], ["--lateness", "0 minutes"], ["--batch", "0"], ["--conf", "x=1"],
+        ["--bootstrap-servers", "nowhere"], ["--interval", "-1"],
+    ],
+)  # fmt: skip
+def test_a_wrong_option_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        spark_kafka_consumer.load_config(argv, {})
+    assert exit_info.value.code == 2
+    assert argv[0] in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""The producer: the same seed gives the same bytes, and each label says the truth."""
+
+import json
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
+import pytest
+
+from pipelines.smarttech import kafka_producer, transforms, verify
+
+NOW = datetime(2025, 12, 15, 10, tzinfo=UTC)
+ALL = ("--bad", "0.2", "--duplicate", "0.1", "--late", "0.1", "--spike", "0.1")
+
+
+def messages(*argv: str, count: int = 5000) -> list[kafka_producer.Message]:
+    config = kafka_producer.load_config(["--seed", "1", *argv], {}, NOW)
+    return list(islice(kafka_producer.Simulation(config).messages(), count))
+
+
+def test_the_same_seed_and_start_give_the_same_bytes() -> None:
+    assert messages(*ALL) == messages(*ALL)
+    assert messages(*ALL) != messages(*ALL, "--start", "2025-12-16")
+
+
+def test_a_message_is_that_of_the_assignment() -> None:
+    reading = json.loads(messages()[0].value)
+    assert list(reading) == list(transforms.FIELDS) == list(verify.FIELDS)
+    assert (reading["timestamp"], reading["device_id"]) == ("2025-12-15T10:00:00Z", "sensor_001")
+    assert (reading["type"], reading["unit"]) == ("temperature", "C")
+
+
+def test_without_faults_all_are_new_readings_in_order() -> None:
+    rows = [
+        {"partition": 0, "offset": i, "value": m.value, "kafka_timestamp": NOW + timedelta(days=1)}
+        for i, m in enumerate(messages())
+    ]
+    judged = list(verify.judge(rows, timedelta(minutes=10)))
+    assert Counter(fate for _, fate, _ in judged) == {"silver": 5000}
+    assert {reading.type for _, _, reading in judged if reading} == set(verify.RANGES)
+
+
+def test_each_message_is_what_its_label_says() -> None:
+    sent = messages(*ALL)
+    rows = [
+        {"partition": 0, "offset": i, "value": m.value, "kafka_timestamp": NOW + timedelta(days=1)}
+        for i, m in enumerate(sent)
+    ]
+    fates = Counter(
+        (message.label, fate)
+        for message, (_, fate, _) in zip(
+            sent, verify.judge(rows, timedelta(minutes=10)), strict=True
+        )
+    )
+    for (label, fate), number in fates.items():
+        allowed = {"late": ("silver", "too_late"), "duplicate": ("duplicate",)}
+        usual = ("silver",) if label in verify.VALID_LABELS else (label,)
+        assert fate in allowed.get(label, usual), (label, fate, number)
+    assert {label for label, _ in fates} == {
+        "reading", "spike", "duplicate", "late",
+        "bad_json", "missing_field", "wrong_type", "bad_timestamp", "wrong_unit", "out_of_range",
+    }  # fmt: skip
+    assert fates["late", "too_late"] > 0
+    assert fates["late", "silver"] > 0
+
+
+def test_at_once_ends_now() -> None:
+    config = kafka_producer.load_config(["--at-once", "--count", "7200", "--rate", "2"], {}, NOW)
+    assert config.start == NOW - timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--at-once"], ["--bad", "1.5"], ["--bad", "0.6", "--late", "0.6"], ["--rate", "0"],
+        ["--rate", "20000"], ["--count", "0"], ["--topic", "no spaces"],
+        ["--console", "--folder", "x"],
+    ],
+)  # fmt: skip
+def test_a_wrong_option_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        kafka_producer.load_config(argv, {}, NOW)
+    assert exit_info.value.code == 2
+    assert argv[0] in capsys.readouterr().err
