@@ -32,12 +32,14 @@ demo: up ## everything at once: servers, 24 h of readings, half a minute live, v
 verify: setup ## compare the topic with the index and the dead letters
 	@$(BIN)/python tools/verify.py
 
-test: setup ## the tests, on real servers of their own (under 10 minutes)
+test: setup .venv/benches.done ## the tests, on real servers of their own (under 10 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
+	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
 	$(BIN)/python -m pytest
 
-test-all: setup ## the same and the long ones (under 45 minutes)
+test-all: setup .venv/benches.done ## the same and the long ones (under 45 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
+	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
 	$(BIN)/python -m pytest -m "not soak"
 	@set -e; for name in $(PIPELINES); do $(MAKE) test-$$name; done
 
