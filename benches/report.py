@@ -169,9 +169,10 @@ def growth_table(result: Result) -> str:
     """Return the rate at every point of every series."""
     lines = []
     for series, points in result["found"].items():
+        changed = SERIES[series].partition(" ;")[0]
         for name, row in points.items():
             lines.append(
-                [f"{SERIES[series].partition(' ;')[0]} : {point_label(series, name)}", *spread(row["docs_per_s"]),
+                [f"{changed} : {point_label(series, name)}", *spread(row["docs_per_s"]),
                  number(median(row["mb_per_s"]), 1), number(row["message_bytes"]),
                  number(row["readings"]), str(row["runs"]), number(median(row["memory_mb"]))]
             )  # fmt: skip
