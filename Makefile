@@ -36,8 +36,9 @@ test: setup ## the tests, on real servers of their own (under 10 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	$(BIN)/python -m pytest
 
-test-all: setup ## the same and the long ones (under 45 minutes)
+test-all: setup .venv/benches.done ## the same and the long ones (under 45 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
+	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
 	$(BIN)/python -m pytest -m "not soak"
 	@set -e; for name in $(PIPELINES); do $(MAKE) test-$$name; done
 

@@ -48,9 +48,9 @@ SERIES = {
     "backlog": "mesures en attente",
     "partitions": "partitions",
     "consumers": "consommateurs (6 partitions)",
-    "size": "longueur des messages",
+    "size": "longueur des messages ; sensor_id de 128 caractères",
 }
-POINTS = {"long ids": "sensor_id de 128 c."}
+POINTS = {"long ids": "id long"}
 
 Result = Mapping[str, Any]
 
@@ -169,9 +169,10 @@ def growth_table(result: Result) -> str:
     """Return the rate at every point of every series."""
     lines = []
     for series, points in result["found"].items():
+        changed = SERIES[series].partition(" ;")[0]
         for name, row in points.items():
             lines.append(
-                [f"{SERIES[series]} : {point_label(series, name)}", *spread(row["docs_per_s"]),
+                [f"{changed} : {point_label(series, name)}", *spread(row["docs_per_s"]),
                  number(median(row["mb_per_s"]), 1), number(row["message_bytes"]),
                  number(row["readings"]), str(row["runs"]), number(median(row["memory_mb"]))]
             )  # fmt: skip
@@ -257,6 +258,7 @@ def latency_chart(result: Result) -> None:
         axes.plot(row["percentiles_s"], range(1, 100), style, color=colour, lw=2, label=label)
     axes.set(xlabel="secondes de l'envoi à la recherche", ylabel="% des mesures", ylim=(0, 100))
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
     axes.set_title(f"Délai à {number(result['parameters']['rate_hz'])} mesures par seconde")
     axes.legend(loc="lower right", frameon=False)
     axes.grid(visible=True, color="#dddddd")

@@ -17,7 +17,6 @@ from pathlib import Path
 from confluent_kafka import KafkaError, Message, Producer
 
 SETTINGS = {
-    "bootstrap.servers": os.environ["KAFKA_BOOTSTRAP_SERVERS"],
     "acks": "all",
     "enable.idempotence": True,
     "linger.ms": 20,
@@ -36,7 +35,8 @@ def main(file: str) -> int:
         if error:
             failed.append(error)
 
-    producer = Producer(SETTINGS)
+    servers = os.environ["KAFKA_BOOTSTRAP_SERVERS"]
+    producer = Producer({"bootstrap.servers": servers, **SETTINGS})
     for value in islice(cycle(values), count):
         while True:
             try:

@@ -19,8 +19,6 @@ from typing import Any
 from elasticsearch import Elasticsearch, helpers
 from kafka import KafkaConsumer
 
-INDEX = os.environ["ELASTICSEARCH_INDEX"]
-
 
 def readings() -> Iterator[dict[str, Any]]:
     """Yield the readings of the topic."""
@@ -46,7 +44,7 @@ def actions() -> Iterator[dict[str, Any]]:
     for reading in readings():
         yield {
             "_op_type": "create",
-            "_index": INDEX,
+            "_index": os.environ["ELASTICSEARCH_INDEX"],
             "_id": document_id(reading),
             "_source": reading,
         }
@@ -56,8 +54,9 @@ def main(way: str) -> None:
     """Index the topic in one of the ways."""
     client = Elasticsearch(os.environ["ELASTICSEARCH_URL"], request_timeout=60)
     if way == "naive":
+        index = os.environ["ELASTICSEARCH_INDEX"]
         for reading in readings():
-            client.index(index=INDEX, id=document_id(reading), document=reading)
+            client.index(index=index, id=document_id(reading), document=reading)
     elif way == "bulk":
         helpers.bulk(client, actions(), chunk_size=2000)
     elif way == "streaming_bulk":

@@ -84,7 +84,7 @@ def test_growth_is_measured_along_each_series(
     assert size["long ids"] == size["x1"] + growth.LONGEST_ID - len("sensor_001")
     assert all(row["docs_per_s"][0] > 0 for points in found.values() for row in points.values())
     parameters = {"readings": 500, "runs": 1}
-    assert "sensor_id de 128 c." in written(bench, "growth", parameters, found)
+    assert "longueur des messages : id long" in written(bench, "growth", parameters, found)
 
 
 def test_the_generator_is_measured_beside_other_producers(bench: Scene) -> None:
