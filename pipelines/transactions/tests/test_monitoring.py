@@ -1,6 +1,7 @@
 """Prometheus collects from all three, every panel has figures, Grafana knows the dashboard."""
 
 import json
+import signal
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -63,8 +64,8 @@ def test_prometheus_has_a_figure_for_every_panel(pipeline: Pipeline) -> None:
     assert value("sum(transactions_rejected_total)") == bad > 0
     assert value("sum(transactions_batch_seconds_count)") >= 3
     assert value(f'sum(kafka_topic_messagesin_total{{topic="{pipeline.name}"}})') == 900
-    consumer.process.terminate()
-    consumer.end()
+    consumer.process.send_signal(signal.SIGINT)
+    assert "stopped read=900" in consumer.end()
 
 
 def test_grafana_s_model_knows_the_whole_dashboard() -> None:
