@@ -174,8 +174,7 @@ def judge(values: DataFrame, currencies: Iterable[str]) -> DataFrame:
         currencies: the known ones.
     """
     amount = F.col("typed.montant")
-    absent = [name for name in FIELDS]
-    missing = F.concat_ws(",", *[F.when(F.col(f"text.{n}").isNull(), F.lit(n)) for n in absent])
+    missing = F.concat_ws(",", *[F.when(F.col(f"text.{n}").isNull(), F.lit(n)) for n in FIELDS])
     is_number = F.col("text.montant").rlike(NUMBER) & ~F.col("json").rlike(r'"montant"\s*:\s*"')
     wrong = F.concat_ws(
         ",",

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -12,7 +13,13 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from pipelines.transactions.tests.conftest import HERE, Pipeline, is_real_minio, wait_until
+from pipelines.transactions.tests.conftest import (
+    CREDENTIALS,
+    HERE,
+    Pipeline,
+    is_real_minio,
+    wait_until,
+)
 
 MONITORING = HERE / "monitoring"
 DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboards/transactions.json").read_text())
@@ -39,6 +46,9 @@ def test_prometheus_has_a_figure_for_every_panel(pipeline: Pipeline) -> None:
     small = ("--every", "2", "--max-records", "300")
     consumer = pipeline.start("consumer_spark.py", "--metrics-port", port, *small)
     consumer.wait_for(r"batch id=2 ")
+    command_lines = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True)
+    assert "consumer_spark.py" in command_lines.stdout
+    assert CREDENTIALS["MINIO_ROOT_PASSWORD"] not in command_lines.stdout
     expected = {"kafka", "transactions"} | ({"minio"} if is_real_minio(pipeline.stack) else set())
 
     def all_up() -> bool:
