@@ -174,8 +174,7 @@ def judge(values: DataFrame, currencies: Iterable[str]) -> DataFrame:
         currencies: the known ones.
     """
     amount = F.col("typed.montant")
-    absent = [name for name in FIELDS]
-    missing = F.concat_ws(",", *[F.when(F.col(f"text.{n}").isNull(), F.lit(n)) for n in absent])
+    missing = F.concat_ws(",", *[F.when(F.col(f"text.{n}").isNull(), F.lit(n)) for n in FIELDS])
     is_number = F.col("text.montant").rlike(NUMBER) & ~F.col("json").rlike(r'"montant"\s*:\s*"')
     wrong = F.concat_ws(
         ",",
@@ -529,6 +528,13 @@ def configure_logging() -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
+def stop_on_signals(stop: threading.Event) -> None:
+    """Stop on Ctrl-C and `kill`."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        # Not set in the handler itself: what it interrupts may hold the event's lock.
+        signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
+
+
 def stop_with(parent: int, stop: threading.Event) -> None:
     """Stop when spark-submit, which has started this process, has ended: `kill` reaches only it."""
     while os.getppid() == parent:
@@ -542,9 +548,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(argv, os.environ)
     configure_logging()
     stop = threading.Event()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        # Not set in the handler itself: what it interrupts may hold the event's lock.
-        signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
+    stop_on_signals(stop)
     if "PYSPARK_GATEWAY_PORT" in os.environ:
         threading.Thread(target=stop_with, args=(os.getppid(), stop), daemon=True).start()
     try:
@@ -556,6 +560,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not wait_for_servers(store, config, stop, time.monotonic() + config.wait_s):
             return 0 if stop.is_set() else 1
         spark = spark_session("transactions", store)
+        stop_on_signals(stop)  # again: Spark has put its own in place of the first
         return run(spark, store, config, stop)
     except (SparkError, StoreError, OSError, ValueError) as exc:
         log.error("%s", exc)

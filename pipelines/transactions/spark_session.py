@@ -2,6 +2,10 @@
 
 The connectors come from Maven Central, once: Spark's own resolver (Ivy) fetches them into a folder
 of the user's, and its pages of output are kept out of sight. Later sessions take them from there.
+
+Environment (or .env in the project's folder):
+    SPARK_MASTER          default local[2]
+    SPARK_DRIVER_MEMORY   default 1g
 """
 
 import os
@@ -35,19 +39,23 @@ def spark_session(name: str, store: Store) -> SparkSession:
     """Return a session of this process's own, in UTC, with what Spark says in SPARK_LOG.
 
     Started by spark-submit, this process already has a Java of Spark's at hand, but one without the
-    connectors: it is left alone, and another one started. SPARK_MASTER and SPARK_DRIVER_MEMORY
-    change what is local[2] and 1g.
+    connectors: it is left alone, and another one started.
 
     Raises:
         SparkError: the connectors cannot be fetched, or Java does not start.
     """
     for variable in ("PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET"):
         os.environ.pop(variable, None)
+    # In the environment, as any user can read a command line; Spark takes them from there.
+    os.environ.update(AWS_ACCESS_KEY_ID=store.user, AWS_SECRET_ACCESS_KEY=store.password)
+    os.environ.pop("AWS_SESSION_TOKEN", None)
+    settings = (("SPARK_MASTER", "local[2]"), ("SPARK_DRIVER_MEMORY", "1g"))
+    master, memory = (os.environ.get(name) or default for name, default in settings)
     jars = connectors()
     SPARK_LOG.parent.mkdir(exist_ok=True)
     options: dict[str, bool | float | int | str | None] = {
         "spark.jars": ",".join(map(str, jars)),
-        "spark.driver.memory": os.environ.get("SPARK_DRIVER_MEMORY") or "1g",
+        "spark.driver.memory": memory,
         "spark.driver.extraJavaOptions": (
             f"-Dlog4j2.configurationFile=file:{LOGGING} -Dspark.log.file={SPARK_LOG}"
         ),
@@ -64,9 +72,8 @@ def spark_session(name: str, store: Store) -> SparkSession:
         **store.spark_options(),
     }
     builder = SparkSession.builder.appName(name)
-    builder = builder.master(os.environ.get("SPARK_MASTER") or "local[2]")
     try:
-        return builder.config(map=options).getOrCreate()
+        return builder.master(master).config(map=options).getOrCreate()
     except Exception as exc:  # of many kinds, from two languages
         raise SparkError(
             f"Spark does not start ({exc}): is Java 17 there? See {SPARK_LOG}"

@@ -71,14 +71,12 @@ class Store:
         )
 
     def spark_options(self) -> dict[str, str]:
-        """Return Spark's settings for the store: paths of the form s3a://BUCKET/FOLDER."""
+        """Return Spark's settings for the store, without its credentials."""
         s3a = {
             "endpoint": self.endpoint,
             "endpoint.region": "us-east-1",
             "path.style.access": "true",  # http://HOST/BUCKET: a bucket is no host name here
             "connection.ssl.enabled": str(self.endpoint.startswith("https://")).lower(),
-            "access.key": self.user,
-            "secret.key": self.password,
             "aws.credentials.provider": "org.apache.hadoop.fs.s3a.SimpleAWSCredentialsProvider",
             # A store that is away is told within half a minute, not after Hadoop's many minutes;
             # the consumer itself then waits for it.

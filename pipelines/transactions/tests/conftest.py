@@ -127,6 +127,14 @@ class Script:
         assert "Traceback" not in self.text, self.text
         return self.text
 
+    def is_gone(self) -> bool:
+        """Return whether it and all that it has started have ended."""
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
     def kill(self, whole_group: bool = True) -> None:
         """Kill -9, with all that it has started or alone."""
         if whole_group:

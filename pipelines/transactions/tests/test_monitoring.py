@@ -1,6 +1,8 @@
 """Prometheus collects from all three, every panel has figures, Grafana knows the dashboard."""
 
 import json
+import signal
+import subprocess
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -11,7 +13,13 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from pipelines.transactions.tests.conftest import HERE, Pipeline, is_real_minio, wait_until
+from pipelines.transactions.tests.conftest import (
+    CREDENTIALS,
+    HERE,
+    Pipeline,
+    is_real_minio,
+    wait_until,
+)
 
 MONITORING = HERE / "monitoring"
 DASHBOARD: dict[str, Any] = json.loads((MONITORING / "dashboards/transactions.json").read_text())
@@ -38,6 +46,9 @@ def test_prometheus_has_a_figure_for_every_panel(pipeline: Pipeline) -> None:
     small = ("--every", "2", "--max-records", "300")
     consumer = pipeline.start("consumer_spark.py", "--metrics-port", port, *small)
     consumer.wait_for(r"batch id=2 ")
+    command_lines = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True)
+    assert "consumer_spark.py" in command_lines.stdout
+    assert CREDENTIALS["MINIO_ROOT_PASSWORD"] not in command_lines.stdout
     expected = {"kafka", "transactions"} | ({"minio"} if is_real_minio(pipeline.stack) else set())
 
     def all_up() -> bool:
@@ -63,8 +74,8 @@ def test_prometheus_has_a_figure_for_every_panel(pipeline: Pipeline) -> None:
     assert value("sum(transactions_rejected_total)") == bad > 0
     assert value("sum(transactions_batch_seconds_count)") >= 3
     assert value(f'sum(kafka_topic_messagesin_total{{topic="{pipeline.name}"}})') == 900
-    consumer.process.terminate()
-    consumer.end()
+    consumer.process.send_signal(signal.SIGINT)
+    assert "stopped read=900" in consumer.end()
 
 
 def test_grafana_s_model_knows_the_whole_dashboard() -> None:
