@@ -21,7 +21,7 @@ from dotenv import load_dotenv
 PROJECT = Path(__file__).resolve().parents[2]
 HERE = "pipelines/iot_cassandra"
 FILES = ["-f", "docker-compose.yml", "-f", f"{HERE}/compose.yml"]
-BEFORE, LIVE = ("--count", "20000", "--at-once"), ("--count", "300", "--rate", "30")
+BEFORE, LIVE = ("--count", "20000", "--at-once", "--rate", "1"), ("--count", "300", "--rate", "30")
 SPARK_JOB = ["--properties-file", f"{HERE}/spark.conf", f"{HERE}/scripts/spark_cassandra.py"]
 
 
@@ -63,7 +63,7 @@ def start_servers(by_docker: bool) -> None:
 
 
 def run_pipeline() -> None:
-    """Run the writer while one simulator sends readings of the last half hour and one live."""
+    """Run the writer while one simulator sends readings of the last hours and one live."""
     simulators = [
         subprocess.Popen(script("scripts/iot_simulator.py", *arguments), cwd=PROJECT)
         for arguments in ((*BEFORE, "--bad", "0.005"), LIVE)
@@ -78,15 +78,9 @@ def run_pipeline() -> None:
 def aggregate(by_docker: bool) -> None:
     """Run the Spark batch; what Spark says besides is shown only if it fails."""
     if by_docker:
-        command = [
-            "docker",
-            "compose",
-            *FILES,
-            "exec",
-            "spark-master",
-            "/opt/spark/bin/spark-submit",
-        ]
-        command += ["--master", "spark://spark-master:7077", "--conf", "spark.jars.ivy=/tmp/ivy"]
+        command = ["docker", "compose", *FILES, "exec", "-T", "spark-master"]
+        command += ["/opt/spark/bin/spark-submit", "--master", "spark://spark-master:7077"]
+        command += ["--conf", "spark.jars.ivy=/tmp/ivy"]
     else:
         command = ["spark-submit"]
     # spark-submit takes the Python and the Spark that it finds first.
@@ -96,7 +90,9 @@ def aggregate(by_docker: bool) -> None:
         [*command, *SPARK_JOB, "batch"],
         cwd=PROJECT, env=environ, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    sys.stdout.write(done.stdout)
+    for line in done.stdout.splitlines():
+        if not line.startswith(":: "):  # Ivy's
+            say(line)
     if done.returncode:
         sys.stderr.write(done.stderr)
         done.check_returncode()
@@ -104,9 +100,8 @@ def aggregate(by_docker: bool) -> None:
 
 def print_hours() -> None:
     """Print what Spark has written about the first sensor's last hours."""
-    host, _, port = (
-        (os.environ.get("CASSANDRA_HOSTS") or "localhost:9042").split(",")[0].rpartition(":")
-    )
+    hosts = os.environ.get("CASSANDRA_HOSTS") or "localhost:9042"
+    host, _, port = hosts.split(",")[0].rpartition(":")
     keyspace = os.environ.get("CASSANDRA_KEYSPACE") or "iot_keyspace"
     with Cluster([(host, int(port))]) as cluster:
         rows = cluster.connect(keyspace).execute(
@@ -137,7 +132,8 @@ def main() -> int:
         aggregate(by_docker)
         print_hours()
     except subprocess.CalledProcessError as exc:
-        sys.stderr.write(f"demo: {Path(exc.cmd[1]).name} ended with code {exc.returncode}\n")
+        what = " ".join([Path(exc.cmd[0]).name, *exc.cmd[1:3]])
+        sys.stderr.write(f"demo: {what} ... ended with code {exc.returncode}\n")
         return 1
     say("\n── Vérification : chaque message du sujet est relu et cherché dans les deux tables\n")
     code = subprocess.run(script("verify.py"), cwd=PROJECT, check=False).returncode

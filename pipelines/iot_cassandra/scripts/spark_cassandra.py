@@ -32,6 +32,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_
@@ -46,6 +47,7 @@ from pyspark.sql import functions as F  # as everywhere in Spark
 CASSANDRA = "org.apache.spark.sql.cassandra"
 FIELDS = "sensor_id BIGINT, timestamp STRING, temperature DOUBLE, humidity DOUBLE"
 ISO_TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:[0-5]\d)$"
+BATCH_MESSAGES = 200_000  # of one micro-batch, which is held in memory
 # Columns of the two tables of readings.
 TABLES = {
     "sensor_data": ("sensor_id", "timestamp", "temperature", "humidity"),
@@ -178,15 +180,27 @@ def run_stream(spark: SparkSession, config: argparse.Namespace) -> None:
         sys.stdout.write(f"batch={number} written={total - bad} dead_lettered={bad}\n")
         sys.stdout.flush()
 
-    source = {**kafka, "subscribe": config.topic, "startingOffsets": "earliest"}
+    source = {
+        **kafka,
+        "subscribe": config.topic,
+        "startingOffsets": "earliest",
+        "maxOffsetsPerTrigger": str(BATCH_MESSAGES),
+    }
     messages = spark.readStream.format("kafka").options(**source).load()
     writer = messages.writeStream.foreachBatch(write_batch)
     writer = writer.option("checkpointLocation", config.checkpoint)
     trigger = {"availableNow": True} if config.once else {"processingTime": "1 second"}
     query = writer.trigger(**trigger).start()
+    stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: query.stop())
-    query.awaitTermination()
+        signal.signal(signum, lambda *_: stop.set())
+    try:
+        while not stop.is_set() and not query.awaitTermination(1):
+            pass
+        query.stop()
+    except Py4JError:
+        if not stop.is_set():  # else Ctrl-C has ended Spark's own process before
+            raise
 
 
 # The command.
