@@ -259,7 +259,8 @@ def watched(
         stays: whether the processes run until they are told to stop.
 
     Returns:
-        What was seen, from the first reading to the last; when they were started; what it cost.
+        What was seen, from just before the first reading to the last; when they were started;
+        what it cost.
 
     Raises:
         BenchError: they ended before all was done, or stood still.
@@ -295,23 +296,30 @@ def watched(
 def watch(
     count: Callable[[], int], wanted: int, processes: Sequence[subprocess.Popen[bytes]]
 ) -> list[Seen]:
-    """Count until all is there; return what was seen, from the first reading on.
+    """Count until all is there; return what was seen, from the last look that found nothing on.
 
     Raises:
         BenchError: the processes ended before that, or nothing new came for a long time.
     """
-    seen: list[Seen] = []
-    last_news, ended_early, number = time.monotonic(), 0, 0
+    seen: list[Seen] = [(time.monotonic(), 0)]
+    last_news, ended_early = time.monotonic(), 0
     while ended_early <= 5 and time.monotonic() < last_news + STAND_STILL_S:
-        before, number = number, count()
-        if number != before:
+        look = time.monotonic(), count()
+        if look[1] != seen[-1][1]:
+            seen.append(look)
             last_news = time.monotonic()
-            seen.append((last_news, number))
-        if number >= wanted:
+        elif len(seen) == 1:
+            seen[0] = look
+        if look[1] >= wanted:
             return seen
-        ended_early += all(process.poll() is not None for process in processes)
+        ended_early += all(map(has_ended, processes))
         time.sleep(POLL_S)
-    raise BenchError(f"{number} of {wanted} readings arrived, then nothing more")
+    raise BenchError(f"{seen[-1][1]} of {wanted} readings arrived, then nothing more")
+
+
+def has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Return whether a process has ended, and leave it to `end`, which asks what it has used."""
+    return bool(os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG))
 
 
 def end(process: subprocess.Popen[bytes], stays: bool) -> float:
@@ -336,14 +344,12 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def rate(seen: Sequence[Seen]) -> float:
-    """Return the readings per second from the first that was seen to the last.
+    """Return the readings per second from the last look that found none to the last reading.
 
-    >>> rate([(10.0, 100), (11.0, 150), (12.0, 500)])
-    200.0
+    >>> rate([(10.0, 0), (11.0, 150), (12.0, 500)])
+    250.0
     """
     (first_s, first), (last_s, last) = seen[0], seen[-1]
-    if last_s == first_s:
-        raise BenchError(f"all {last} readings arrived at once: too few to measure")
     return (last - first) / (last_s - first_s)
 
 
