@@ -144,7 +144,8 @@ CREATE OR REPLACE FUNCTION site_metrics(v integer DEFAULT water.current_version(
 RETURNS TABLE (site_id text, program_id text, parameter text, unit text,
     count bigint, mean numeric, min numeric, max numeric) LANGUAGE sql STABLE AS $$
     SELECT site_id, program_id, parameter, unit,
-        sum(count), round(sum(total) / sum(count), 6), min(min), max(max)
+        sum(count), round(sum(total) / sum(count), 6),
+        trim_scale(min(min)), trim_scale(max(max))
     FROM water.measures_at(v) GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
 $$;
 
@@ -152,7 +153,8 @@ CREATE OR REPLACE FUNCTION method_metrics(v integer DEFAULT water.current_versio
 RETURNS TABLE (method text, parameter text, unit text,
     count bigint, mean numeric, min numeric, max numeric) LANGUAGE sql STABLE AS $$
     SELECT method, parameter, unit,
-        sum(count), round(sum(total) / sum(count), 6), min(min), max(max)
+        sum(count), round(sum(total) / sum(count), 6),
+        trim_scale(min(min)), trim_scale(max(max))
     FROM water.measures_at(v) GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
 $$;
 
@@ -160,7 +162,8 @@ CREATE OR REPLACE FUNCTION year_metrics(v integer DEFAULT water.current_version(
 RETURNS TABLE (year integer, parameter text, unit text,
     count bigint, mean numeric, min numeric, max numeric) LANGUAGE sql STABLE AS $$
     SELECT year, parameter, unit,
-        sum(count), round(sum(total) / sum(count), 6), min(min), max(max)
+        sum(count), round(sum(total) / sum(count), 6),
+        trim_scale(min(min)), trim_scale(max(max))
     FROM water.measures_at(v) GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
 $$;
 
@@ -181,7 +184,8 @@ CREATE OR REPLACE FUNCTION category_metrics(v integer DEFAULT water.current_vers
 RETURNS TABLE (category text, value text, parameter text, unit text,
     count bigint, mean numeric, min numeric, max numeric) LANGUAGE sql STABLE AS $$
     SELECT category, value, parameter, unit,
-        sum(count), round(sum(total) / sum(count), 6), min(min), max(max)
+        sum(count), round(sum(total) / sum(count), 6),
+        trim_scale(min(min)), trim_scale(max(max))
     FROM water.measures_at(v) f
     CROSS JOIN LATERAL (VALUES ('waterbody_type', f.waterbody_type),
         ('ecoregion_i', f.ecoregion_i), ('ecoregion_iii', f.ecoregion_iii),

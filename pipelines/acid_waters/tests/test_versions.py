@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 import psycopg
 import pytest
+from kafka import KafkaConsumer
 from pyspark.sql import SparkSession
 
 from pipelines.acid_waters import verify
@@ -35,6 +36,8 @@ def test_faulty_lots_are_isolated_whole_and_stop_nothing(scene: Scene) -> None:
     faults = [f"--fault={kind}={lot}" for lot, (kind, _) in FAULTS.items()]
     scene.send(*faults)
     assert scene.consume() == 0
+    with KafkaConsumer(bootstrap_servers=scene.environ["KAFKA_BOOTSTRAP_SERVERS"]) as consumer:
+        assert consumer.partitions_for_topic(scene.topic) == {0, 1, 2}
     refused = {e.batch_id: e for e in scene.events() if e.state == "quarantined"}
     assert set(refused) == {batch(lot) for lot in FAULTS}
     for lot, (_, reason) in FAULTS.items():
