@@ -12,6 +12,7 @@ first. Environment: as the scripts; what neither the environment nor .env says i
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,6 +115,13 @@ class Demo:
         self.run("capteur.py", *arguments, "--interval", "10", *spoilt, "--ledger", str(path))
         return path
 
+    def has_files(self, batch_id: int) -> bool:
+        """Return whether a batch has files in the bucket."""
+        selector = fs.FileSelector(f"{BUCKET}/output", recursive=True, allow_not_found=True)
+        found = Store.from_env(self.environ).filesystem().get_file_info(selector)
+        pattern = re.compile(rf"/output/date=[^/]+/batch_id={batch_id}/")
+        return any(pattern.search(info.path) for info in found)
+
     def kill_in_mid_run(self) -> None:
         """Start the consumer and kill it, with its Java, while it writes a batch."""
         command = [sys.executable, str(HERE / "consumer_spark.py"), "--available-now"]
@@ -125,8 +133,9 @@ class Demo:
             for line in consumer.stderr:
                 sys.stderr.write(line)
                 if "batch id=1 " in line:
-                    time.sleep(0.5)  # batch 2 has begun
-                    os.killpg(consumer.pid, signal.SIGKILL)
+                    while not self.has_files(batch_id=2) and consumer.poll() is None:
+                        time.sleep(0.02)
+                    os.killpg(consumer.pid, signal.SIGKILL)  # before it can say that it is done
                     break
 
 

@@ -188,7 +188,7 @@ def print_report(history: History, size: int, results: dict[str, Quality]) -> No
     write = sys.stdout.write
     rarest = min(range(24), key=lambda hour: history.hours[hour])
     write(
-        f"history: {size} transactions, half of them below {math.exp(history.mean):.2f} EUR, "
+        f"history: {size} transactions, geometric mean {math.exp(history.mean):.2f} EUR, "
         f"standard deviation of the logarithm {history.deviation:.2f}; "
         f"rarest hour {rarest:02d}:00, {history.hours[rarest]:.2%}\n"
     )
