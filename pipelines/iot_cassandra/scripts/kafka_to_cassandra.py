@@ -54,7 +54,7 @@ from queue import Empty, SimpleQueue
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from cassandra import DriverException, InvalidRequest
+from cassandra import ConsistencyLevel, DriverException, InvalidRequest
 from cassandra import cluster as cassandra
 from cassandra.policies import ConstantReconnectionPolicy, FallthroughRetryPolicy
 from cassandra.query import PreparedStatement
@@ -495,6 +495,7 @@ def connect_to_cassandra(config: Config) -> tuple[cassandra.Session, list[Prepar
     """
     profile = cassandra.ExecutionProfile(
         retry_policy=FallthroughRetryPolicy(),  # the retries are ours: with back-off, without end
+        consistency_level=ConsistencyLevel.LOCAL_QUORUM,  # most copies have it: one of one here
         request_timeout=REQUEST_TIMEOUT_S,
     )
     points = [host.rsplit(":", 1) for host in config.hosts.split(",")]

@@ -69,6 +69,19 @@ def test_pause_of_cassandra_beyond_the_client_s_time_out(scene: Scene) -> None:
     assert second.poll() is None
 
 
+def test_too_few_copies_for_a_quorum(scene: Scene) -> None:
+    """Three copies are asked for where there is one node: Cassandra answers "unavailable"."""
+    alter = f"ALTER KEYSPACE {scene.name} WITH replication = "
+    alter += "{'class': 'NetworkTopologyStrategy', 'replication_factor': %d}"
+    scene.session.execute(alter % 3)
+    scene.simulate("--count", "1000", "--at-once", "--bad", "0.01")
+    writer = scene.start_writer()
+    wait_until(lambda: "Unavailable" in scene.log(writer), "the writer is told")
+    assert scene.committed() == 0
+    scene.session.execute(alter % 1)
+    drained(scene, 1000)
+
+
 def test_writers_share_the_partitions_and_hand_them_over(scene: Scene) -> None:
     scene.simulate("--count", str(READINGS), "--at-once", "--partitions", "3")
     first = scene.start_writer("--batch", "100")
