@@ -563,7 +563,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s", exc)
         return 1
     except (Py4JError, OSError) as exc:
-        if not stop.is_set():  # else Java was told to stop as well
+        if not stop.wait(1.0):  # else Java was told to stop as well
             log.error("Java has ended: %s (see %s)", one_line(exc), config.lake / "spark.log")
             return 1
     log.info("stopped")

@@ -169,7 +169,7 @@ def test_goes_on_where_it_stopped_and_waits_for_a_kafka_that_is_away(
             lambda: still_running(consumer) and bronze() == before + 2 * SENT_3,
             "those sent after Kafka's return",
         )
-        consumer.send_signal(signal.SIGINT)
+        os.killpg(consumer.pid, signal.SIGINT)  # as a terminal does: Java gets it, too
         _, err = consumer.communicate(timeout=120)
     assert consumer.returncode == 0, err
     assert "Traceback" not in err
@@ -254,18 +254,18 @@ def test_compaction_makes_few_files_of_many_and_changes_nothing(scene: Scripts) 
     def files(table: str) -> int:
         return len(DeltaTable(str(scene.lake / f"sensor_data_{table}")).file_uris())
 
-    before = {table: files(table) for table in TABLES}
-    out, _ = scene.run("compact.py", "--retain-hours", "0")
-    assert [line.split()[0] for line in out.splitlines()] == ["table", *TABLES]
-    for table in TABLES:
+    tables = ("bronze", "silver")  # those that a stream goes on reading
+    before = {table: files(table) for table in tables}
+    out, _ = scene.run("compact.py", *tables, "--retain-hours", "0")
+    assert [line.split()[0] for line in out.splitlines()] == ["table", *tables]
+    for table in tables:
         folder = scene.lake / f"sensor_data_{table}"
-        assert files(table) <= before[table]
+        assert files(table) < before[table]
         # Each folder has one file left, on the disk too.
         on_disk = [
             file.parent for file in folder.rglob("*.parquet") if "_delta_log" not in file.parts
         ]
         assert len(on_disk) == len(set(on_disk)) == files(table)
-    assert files("silver") < before["silver"]
     check(scene)
 
     # And the streams go on from there.
