@@ -40,9 +40,11 @@ test-all: setup .venv/benches.done ## the same and the long ones (under 45 minut
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
 	$(BIN)/python -m pytest -m "not soak"
-	@set -e; for name in $(PIPELINES); do $(MAKE) test-$$name; done
 
 # The pipelines beside the main one: pipelines/NAME/, each with its own needs and servers.
+
+test-pipelines: ## the tests of the pipelines, one after the other (half an hour)
+	@set -e; for name in $(PIPELINES); do $(MAKE) test-$$name; done
 
 .venv/%.done: pipelines/%/requirements.txt .venv/done
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
@@ -91,4 +93,4 @@ lint: setup ## ruff and mypy
 
 .PHONY: help setup up down wipe demo verify test test-all soak lint \
 	bench bench-latency bench-growth bench-generator bench-all \
-	$(PIPELINES:%=demo-%) $(PIPELINES:%=test-%)
+	test-pipelines $(PIPELINES:%=demo-%) $(PIPELINES:%=test-%)
