@@ -283,7 +283,7 @@ class Writer:
         self.may_be_replay = True
         self.rates = rates_frame(spark).cache()
         self.currencies = {row["rate_currency"] for row in self.rates.collect()}
-        self.model = load_model(store) if config.score else None
+        self.model = PipelineModel.load(store.url(MODEL)) if config.score else None
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
         """Write a batch: what is right under output/, what is not under rejects/."""
@@ -323,8 +323,8 @@ class Writer:
                 files.delete(found.getPath(), True)
 
 
-def load_model(store: Store) -> PipelineModel:
-    """Return the score, as score.py has stored it.
+def check_model(store: Store) -> None:
+    """Make sure that score.py has stored a score.
 
     Raises:
         StoreError: it has not.
@@ -335,7 +335,6 @@ def load_model(store: Store) -> PipelineModel:
             "--score: there is no trained score in the bucket: "
             "run python pipelines/transactions/score.py first"
         )
-    return PipelineModel.load(store.url(MODEL))
 
 
 def start_query(
@@ -361,11 +360,10 @@ def start_query(
     return stream.trigger(processingTime=f"{config.every_s} seconds").start()
 
 
-def run(spark: SparkSession, store: Store, config: Config, stop: threading.Event) -> int:
+def run(
+    spark: SparkSession, store: Store, config: Config, metrics: Metrics, stop: threading.Event
+) -> int:
     """Run the stream until it is done or told to stop, through outages; return the exit code."""
-    metrics = Metrics()
-    if config.metrics_port:
-        serve_metrics(config.metrics_port)
     writer = Writer(spark, store, config, metrics)
     failures, progress = 0, metrics.counts["read"]
     while not stop.is_set():
@@ -559,9 +557,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not wait_for_servers(store, config, stop, time.monotonic() + config.wait_s):
             return 0 if stop.is_set() else 1
+        if config.score:
+            check_model(store)
+        metrics = Metrics()
+        if config.metrics_port:
+            serve_metrics(config.metrics_port)
         spark = spark_session("transactions", store)
         stop_on_signals(stop)  # again: Spark has put its own in place of the first
-        return run(spark, store, config, stop)
+        return run(spark, store, config, metrics, stop)
     except (SparkError, StoreError, OSError, ValueError) as exc:
         log.error("%s", exc)
         return 1

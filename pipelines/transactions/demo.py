@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -135,7 +136,8 @@ class Demo:
                 if "batch id=1 " in line:
                     while not self.has_files(batch_id=2) and consumer.poll() is None:
                         time.sleep(0.02)
-                    os.killpg(consumer.pid, signal.SIGKILL)  # before it can say that it is done
+                    with suppress(ProcessLookupError):  # it has failed, and said why
+                        os.killpg(consumer.pid, signal.SIGKILL)
                     break
 
 

@@ -69,7 +69,7 @@ def test_prometheus_has_a_figure_for_every_panel(pipeline: Pipeline) -> None:
     def value(query: str) -> float:
         return float(get("query", query=query)["result"][0]["value"][1])
 
-    assert value("sum(transactions_read_total)") == 900
+    wait_until(lambda: value("sum(transactions_read_total)") == 900, "all 900 read")
     assert value("sum(transactions_written_total)") == 900 - bad
     assert value("sum(transactions_rejected_total)") == bad > 0
     assert value("sum(transactions_batch_seconds_count)") >= 3
