@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stack.up(["kafka", "cassandra"])
             bench = Bench(stack, options.readings)
             bench.prepare()
-            ways = {
+            ways: dict[str, Callable[[], float]] = {
                 "writer": bench.by_writer,
                 "helper": bench.by_helper,
                 "helper_1000": partial(bench.by_helper, 1000),
