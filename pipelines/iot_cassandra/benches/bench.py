@@ -6,12 +6,14 @@
     way      readings/s: min  median     max   of the writer's median
     writer             ....    ....    ....   1.00
     helper             ....    ....    ....   ....
+    helper_1000        ....    ....    ....   ....
     spark              ....    ....    ....   ....
 
 writer   kafka_to_cassandra.py: reads Kafka, validates, writes, commits. From its first assignment
          to its last commit.
-helper   cassandra-driver's execute_concurrent_with_args with its default concurrency: the rows are
-         in memory, no Kafka, nothing is validated or tried again. What the driver can do.
+helper   cassandra-driver's execute_concurrent_with_args with its default concurrency (100), and
+         with as many writes under way as the writer has (1000): the rows are in memory, no Kafka,
+         nothing is validated or tried again. What the driver can do.
 spark    the connector's write in local[2]: the rows are in Spark's cache, its start is not counted.
 
 The servers are its own, on free ports; the ways take turns; the tables are emptied before each run
@@ -35,6 +37,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -131,7 +134,7 @@ class Bench:
             process.terminate()
         return seconds
 
-    def by_helper(self) -> float:
+    def by_helper(self, concurrency: int = 100) -> float:
         """Let the driver's own helper write rows that are in memory."""
         rows = [writer.row_of(message) for message in read_topic(self.kafka, TOPIC)[0]]
         seconds = 0.0
@@ -141,7 +144,7 @@ class Bench:
                 names = [column.name for column in insert.column_metadata]
                 values = [tuple(row[name] for name in names) for row in rows]
                 began = time.monotonic()
-                execute_concurrent_with_args(session, insert, values)
+                execute_concurrent_with_args(session, insert, values, concurrency)
                 seconds += time.monotonic() - began
         return seconds
 
@@ -218,13 +221,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             stack.up(["kafka", "cassandra"])
             bench = Bench(stack, options.readings)
             bench.prepare()
-            ways = {"writer": bench.by_writer, "helper": bench.by_helper, "spark": bench.by_spark}
+            ways: dict[str, Callable[[], float]] = {
+                "writer": bench.by_writer,
+                "helper": bench.by_helper,
+                "helper_1000": partial(bench.by_helper, 1000),
+                "spark": bench.by_spark,
+            }
             rates: dict[str, list[float]] = {name: [] for name in ways}
             for number in range(-1, options.runs):  # the first warms Cassandra up
                 for name, way in ways.items():
                     rate = bench.measure(way)
                     label = f"run {number + 1}" if number >= 0 else "warm-up"
-                    sys.stdout.write(f"{label:<8} {name:<8} {rate:>8.0f} readings/s\n")
+                    sys.stdout.write(f"{label:<8} {name:<11} {rate:>8.0f} readings/s\n")
                     sys.stdout.flush()
                     if number >= 0:
                         rates[name].append(rate)
