@@ -193,7 +193,8 @@ def configure_logging() -> None:
         format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
-    logging.getLogger("py4j").setLevel(logging.CRITICAL)
+    # What the libraries log, traces included, is not for the user: what matters is said here.
+    logging.root.handlers[0].addFilter(logging.Filter(log.name))
 
 
 if __name__ == "__main__":

@@ -295,14 +295,15 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
 
 
 def configure_logging() -> None:
-    """Log to stderr, in UTC; of the Kafka client only what ends the program."""
+    """Log to stderr, in UTC."""
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    # What the libraries log, traces included, is not for the user: what matters is said here.
+    logging.root.handlers[0].addFilter(logging.Filter(log.name))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

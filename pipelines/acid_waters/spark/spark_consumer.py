@@ -409,15 +409,15 @@ def positive(text: str) -> int:
 
 
 def configure_logging() -> None:
-    """Log to stderr, in UTC; of the libraries only what is not said by the consumer itself."""
+    """Log to stderr, in UTC."""
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
-    for name in ("kafka", "py4j", "pyspark"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # What the libraries log, traces included, is not for the user: what matters is said here.
+    logging.root.handlers[0].addFilter(logging.Filter(log.name))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,6 +33,8 @@ PORTS = (
     "ZOOKEEPER", "KAFKA", "NAMENODE", "NAMENODE_WEB", "DATANODE", "DATANODE_WEB", "POSTGRESQL",
 )  # fmt: skip
 
+GIVEN_DATA = os.environ.pop("LTM_DATA", "")  # the folder with the real files
+
 # A developer's shell or .env must not change a result.
 for name in list(os.environ):
     if re.match(r"(KAFKA|WATER|HDFS|POSTGRESQL|STACK)_", name) and name != "STACK_CACHE":

@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 
 from pipelines.acid_waters import verify
 from pipelines.acid_waters.postgresql import versions
-from pipelines.acid_waters.tests.conftest import HERE, PROJECT, SAMPLE, Scene
+from pipelines.acid_waters.tests.conftest import GIVEN_DATA, HERE, PROJECT, SAMPLE, Scene
 
 QUERIES = sorted((HERE / "postgresql/queries").glob("*.sql"))
 FAULTS = {  # lot -> kind and how its reason begins; "duplicate": the second one
@@ -218,9 +218,8 @@ def test_a_mistake_is_one_line(
 
 def real_folder() -> Path | None:
     """Return the folder with the three real files, None when it is not here."""
-    given = os.environ.get("LTM_DATA")
     beside = PROJECT.parent / "shared/data/ltm"
-    return Path(given) if given else beside if beside.is_dir() else None
+    return Path(GIVEN_DATA) if GIVEN_DATA else beside if beside.is_dir() else None
 
 
 def independent_tables(db: Any, folder: Path) -> None:
