@@ -40,7 +40,8 @@ def test_prometheus_has_a_figure_for_every_panel(pipeline: Pipeline) -> None:
         found = get("targets")["activeTargets"]
         return {target["labels"]["job"]: target["health"] for target in found}
 
-    assert set(targets()) == {"kafka", "minio", "transactions"}
+    # It is ready some seconds before it has looked at its own list of targets.
+    wait_until(lambda: set(targets()) == {"kafka", "minio", "transactions"}, "its targets")
     port = pipeline.stack.site.environ["TRANSACTIONS_METRICS_PORT"]
     pipeline.send("--count", "900", "--seed", "1", "--bad", "0.1")
     small = ("--every", "2", "--max-records", "300")
