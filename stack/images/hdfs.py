@@ -75,7 +75,7 @@ def as_xml(properties: dict[str, str]) -> str:
     r"""Return properties as a Hadoop configuration file.
 
     >>> as_xml({"a.b": "<1>"})
-    '<configuration>\\n<property><name>a.b</name><value>&lt;1&gt;</value></property>\\n</configuration>\\n'
+    '<configuration>\n<property><name>a.b</name><value>&lt;1&gt;</value></property>\n</configuration>\n'
     """
     lines = [
         f"<property><name>{escape(name)}</name><value>{escape(value)}</value></property>"

@@ -65,7 +65,7 @@ def test_the_wait_for_a_search_is_measured(bench: Scene, monkeypatch: pytest.Mon
     own, short, _ = found
     assert (own, short) == ("1s", "50ms")
     for refresh in (own, short):
-        assert 200 < found[refresh]["readings"] <= 400
+        assert found[refresh]["readings"] == pytest.approx(400, abs=100)  # it may be busy
     assert found[own]["p50_s"] <= found[own]["p99_s"] <= found[own]["max_s"]
     assert found["consumer"]["memory_mb"] > 1
     parameters = {"rate_hz": 200, "duration_s": 2, "partitions": 3}
