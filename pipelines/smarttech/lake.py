@@ -36,18 +36,19 @@ SCHEMAS = {
 PARTITIONED_BY = ["building", "type"]
 KAFKA_CONNECTOR = "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.7"
 LOCK_WAIT_S = 30.0
+HELD: list[Any] = []  # the locks of this process
 # For one laptop; README says what each is worth.
 SETTINGS = {
-    "spark.master": "local[2]",
-    "spark.driver.memory": "1g",
-    "spark.driver.host": "127.0.0.1",
+    "spark.master": "local[2]",  # two tasks at a time, all in this one process
+    "spark.driver.memory": "1g",  # so the driver's memory is all there is
+    "spark.driver.host": "127.0.0.1",  # listen on loopback only
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.session.timeZone": "UTC",
-    "spark.sql.shuffle.partitions": "2",
-    "spark.databricks.delta.snapshotPartitions": "2",
-    "spark.sql.streaming.minBatchesToRetain": "20",
+    "spark.sql.shuffle.partitions": "2",  # the default of 200 is as many tasks for each exchange
+    "spark.databricks.delta.snapshotPartitions": "2",  # and 50 for the state of each table
+    "spark.sql.streaming.minBatchesToRetain": "20",  # of 100: smaller checkpoint folders
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
@@ -121,6 +122,7 @@ def lock(spark: SparkSession, folder: Path) -> Any:
         if time.monotonic() > deadline:
             raise LakeError(f"another consumer is at work on {folder}: stop it first")
         time.sleep(0.5)
+    HELD.append(held)  # Java closes the file of a lock that nobody refers to
     return held
 
 

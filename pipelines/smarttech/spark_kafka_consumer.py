@@ -391,7 +391,7 @@ class Supervisor:
         self.failures[stage] += 1
         if self.failures[stage] > RESTARTS and kafka_answers(config.bootstrap_servers):
             raise LakeError(f"{stage} cannot go on: {reason} (see {config.lake / 'spark.log'})")
-        delay_s = min(RESTART_CAP_S, RESTART_BASE_S * 2 ** self.failures[stage])
+        delay_s = min(RESTART_CAP_S, RESTART_BASE_S * 2 ** min(self.failures[stage], 10))
         self.retry_at[stage] = time.monotonic() + delay_s
         log.warning("%s failed, again in %.0f s: %s", stage, delay_s, reason)
 
@@ -578,7 +578,7 @@ def run(config: Config, stop: threading.Event) -> None:
     """
     with spark_session(config.lake, config.settings) as spark:
         stop_on_signals(stop)  # once more: Spark has put its own handler there
-        held = lock(spark, config.checkpoints)
+        lock(spark, config.checkpoints)
         check_checkpoints(config)
         create_tables(spark, config.lake)
         supervisor = Supervisor(Pipeline(spark, config), stop)
@@ -594,7 +594,6 @@ def run(config: Config, stop: threading.Event) -> None:
                 log.info(
                     "%s total rows=%d seconds=%.1f rate_hz=%.0f", stage, rows, took_s, rows / took_s
                 )
-        held.release()
 
 
 if __name__ == "__main__":
