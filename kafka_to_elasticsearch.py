@@ -32,6 +32,12 @@ Environment (or .env beside this file; a flag wins over both):
     ELASTICSEARCH_URL         default http://localhost:9200
     ELASTICSEARCH_INDEX       default sensors_data
     ELASTICSEARCH_DEAD_LETTER_INDEX   default sensors_dead_letters
+    KAFKA_USER, KAFKA_PASSWORD   name and password, where Kafka asks for them (SCRAM-SHA-512, TLS)
+    KAFKA_CA_FILE             certificate of the authority that vouches for Kafka (PEM): TLS
+    ELASTICSEARCH_API_KEY, or ELASTICSEARCH_USER and ELASTICSEARCH_PASSWORD   where it asks for them
+    ELASTICSEARCH_CA_FILE     certificate of the authority that vouches for it (PEM), with https
+The secrets have no flag, which others could see; these names may have CONSUMER_ before them, except
+those of files.
 
 Exit codes: 0 done or stopped cleanly, 1 a server unreachable or a reading unaccounted for,
 2 wrong usage or configuration.
@@ -45,6 +51,9 @@ import os
 import random
 import re
 import signal
+import socket
+import ssl
+import struct
 import threading
 import time
 from collections import Counter, deque
@@ -56,10 +65,12 @@ from datetime import UTC, datetime
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import msgspec
 from dotenv import load_dotenv
+from elastic_transport import ConnectionError as NoConnection
 from elasticsearch import (
     ApiError,
     AuthenticationException,
@@ -71,13 +82,17 @@ from elasticsearch import (
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
+    AuthorizationError,
     InconsistentGroupProtocolError,
     KafkaError,
+    KafkaTimeoutError,
+    SaslAuthenticationFailedError,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
     UnsupportedCodecError,
     UnsupportedVersionError,
 )
+from kafka.net.transport import KafkaSSLTransport
 from kafka.structs import OffsetAndMetadata, TopicPartition
 from msgspec import Meta
 from prometheus_client import CollectorRegistry, MetricsHandler
@@ -116,6 +131,9 @@ STOP_GRACE_S = 10.0  # for what is in flight when told to stop
 KAFKA_TIMEOUT_MS = 5000
 DELIVERY_TIMEOUT_MS = 10_000  # of a dead letter that is not acknowledged: then it is sent again
 PROGRESS_S = 5.0
+# Every client's first request (ApiVersions): Kafka answers it before it knows who asks.
+API_VERSIONS = struct.pack(">ihhih", 10, 18, 0, 0, -1)
+TLS_ALERT = b"\x15"  # begins the answer of a server that expects TLS, if it gives any
 
 
 @dataclass(frozen=True)
@@ -132,6 +150,9 @@ class Config:
     exit_when_idle_s: float
     wait_s: float
     metrics_port: int | None
+    # For the two clients; secrets are in them.
+    kafka_security: Mapping[str, str] = field(repr=False)
+    elasticsearch_security: Mapping[str, Any] = field(repr=False)
 
     @property
     def dead_letter_topic(self) -> str:
@@ -609,6 +630,8 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
 
         Raises:
             KafkaError: one of INCURABLE.
+            SetupError: we have not the right to read, from the start; one that is withdrawn later
+                is waited for.
         """
         polled: Mapping[TopicPartition, Sequence[Any]] = {}
         try:
@@ -623,6 +646,10 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         except KafkaError as exc:
             if isinstance(exc, INCURABLE):
                 raise
+            if isinstance(exc, AuthorizationError) and not self.totals["consumed"]:
+                config = self.config
+                why = refusal(config.bootstrap_servers, config.kafka_security, exc)
+                raise SetupError(why) from exc
             log.warning("Kafka: nothing can be read now (%s)", one_line(exc))
             time.sleep(1)
         return polled
@@ -973,20 +1000,47 @@ def connect_to_elasticsearch(config: Config) -> Elasticsearch:
     """Return a client of an Elasticsearch that answers.
 
     Raises:
-        SetupError: the URL or the rights are wrong.
+        SetupError: the URL, the rights or the certificate are wrong.
         ApiError, TransportError: it does not answer yet.
     """
+    url = shown_url(config)
     try:
         client = Elasticsearch(
-            config.elasticsearch_url, request_timeout=REQUEST_TIMEOUT_S, max_retries=0
+            config.elasticsearch_url,
+            request_timeout=REQUEST_TIMEOUT_S,
+            max_retries=0,
+            **config.elasticsearch_security,
         )
     except ValueError as exc:
         raise SetupError(f"ELASTICSEARCH_URL: {exc} (for example http://localhost:9200)") from exc
     try:
         client.options(request_timeout=5).cluster.health(wait_for_status="yellow", timeout="2s")
     except (AuthenticationException, AuthorizationException) as exc:
-        raise SetupError(f"Elasticsearch refuses us: {one_line(exc)}") from exc
+        raise SetupError(
+            f"Elasticsearch at {url} refuses us ({one_line(exc)}): correct ELASTICSEARCH_USER and "
+            "ELASTICSEARCH_PASSWORD, or ELASTICSEARCH_API_KEY"
+        ) from exc
+    except NoConnection as exc:
+        if why := no_tls(url, exc):
+            raise SetupError(f"Elasticsearch at {url} {why}") from exc
+        raise
     return client
+
+
+def no_tls(url: str, reason: NoConnection) -> str:
+    """Return what is wrong with TLS between us and Elasticsearch, "" when waiting may help."""
+    parts = urlsplit(url)
+    if parts.scheme == "http":
+        is_tls = speaks_tls(str(parts.hostname), parts.port or 80)
+        return "speaks only TLS: let ELASTICSEARCH_URL begin with https" if is_tls else ""
+    if "CERTIFICATE_VERIFY_FAILED" in repr(reason):
+        return (
+            "shows a certificate that ELASTICSEARCH_CA_FILE does not vouch for: let it name the "
+            "authority that has signed it"
+        )
+    if answers(str(parts.hostname), parts.port or 443, b"GET / HTTP/1.0\r\n\r\n"):
+        return "does not speak TLS: let ELASTICSEARCH_URL begin with http"
+    return ""
 
 
 def ensure_indices(client: Elasticsearch, config: Config) -> None:
@@ -1026,6 +1080,10 @@ def ensure_index(
         )
         if not client.indices.exists(index=index):
             client.indices.create(index=index)
+    except AuthorizationException as exc:
+        if exc.error == "cluster_block_exception":  # may be lifted
+            raise
+        raise SetupError(f"we have not the right to make index {index}: {one_line(exc)}") from exc
     except BadRequestError as exc:
         if exc.error != "resource_already_exists_exception":  # another consumer was faster
             raise SetupError(f"index {index}: {one_line(exc)}") from exc
@@ -1059,15 +1117,135 @@ def load_template(file: Path) -> dict[str, Any]:
     return template
 
 
+class Reasons(logging.Handler):
+    """Keeps why kafka-python cannot connect: it logs that, and raises "unable to bootstrap".
+
+    Attributes:
+        last: the last reason since it was entered.
+    """
+
+    last: Exception | None = None
+
+    def __enter__(self) -> "Reasons":
+        """Listen to the library, and let nobody else hear it."""
+        library = logging.getLogger("kafka.net")
+        library.addHandler(self)
+        library.setLevel(logging.WARNING)
+        library.propagate = False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the library as it was."""
+        library = logging.getLogger("kafka.net")
+        library.removeHandler(self)
+        library.setLevel(logging.NOTSET)
+        library.propagate = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the exception that a record is about."""
+        for argument in record.args if isinstance(record.args, tuple) else ():
+            # A time-out says the least: it also follows upon all other reasons.
+            if isinstance(argument, Exception) and not isinstance(argument, KafkaTimeoutError):
+                self.last = argument
+
+
+def hear_last_answer() -> None:
+    """Let kafka-python read an answer that comes together with the end of the connection.
+
+    Version 3.0.12 drops it, and with it Kafka's word that a password is wrong.
+    """
+    receive = KafkaSSLTransport._sock_recv
+
+    def received(transport: KafkaSSLTransport) -> tuple[bytes, Exception | None]:
+        answer, error = receive(transport)
+        return answer, None if answer else error  # the end is met again at the next reading
+
+    KafkaSSLTransport._sock_recv = received
+
+
+def refusal(brokers: str, security: Mapping[str, str], reason: Exception) -> str:
+    """Return what the user must change for Kafka to let us in, "" when waiting may help.
+
+    Args:
+        brokers: HOST:PORT, perhaps more, separated by commas.
+        security: how we present ourselves, see kafka_security.
+        reason: why it did not work.
+    """
+    where = f"Kafka at {brokers}"
+    host, _, port = brokers.split(",")[0].rpartition(":")
+    user = security.get("sasl_plain_username", "(none)")
+    if isinstance(reason, SaslAuthenticationFailedError):
+        return f"{where} refuses user {user}: correct KAFKA_USER and KAFKA_PASSWORD"
+    if isinstance(reason, AuthorizationError):
+        return f"{where} does not give user {user} the right to do this ({type(reason).__name__})"
+    if "CERTIFICATE_VERIFY_FAILED" in str(reason):
+        return (
+            f"{where} shows a certificate that KAFKA_CA_FILE does not vouch for: let it name the "
+            "authority that has signed it"
+        )
+    if security:
+        if answers(host, int(port), API_VERSIONS):
+            return f"{where} does not speak TLS: unset KAFKA_CA_FILE and KAFKA_USER"
+    elif speaks_tls(host, int(port)):
+        return f"{where} speaks only TLS: set KAFKA_CA_FILE, KAFKA_USER and KAFKA_PASSWORD"
+    return ""
+
+
+def speaks_tls(host: str, port: int) -> bool:
+    """Return whether a server is there and speaks TLS."""
+    try:
+        with (
+            socket.create_connection((host, port), timeout=5) as plain,
+            ssl.create_default_context().wrap_socket(plain, server_hostname=host),
+        ):
+            return True
+    except ssl.SSLCertVerificationError:  # of whatever authority
+        return True
+    except OSError:
+        return False
+
+
+def answers(host: str, port: int, request: bytes) -> bool:
+    """Return whether a server is there and answers, without encryption, one that is not either."""
+    try:
+        with socket.create_connection((host, port), timeout=5) as plain:
+            plain.sendall(request)
+            return plain.recv(1) not in (b"", TLS_ALERT)
+    except OSError:
+        return False
+
+
 def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
     """Return a consumer in the group and a producer for dead letters.
 
     Raises:
+        SetupError: Kafka does not let us in, and waiting would not help.
         KafkaError: no broker answers yet, or the topic does not exist.
     """
-    servers = config.bootstrap_servers.split(",")
-    common = {"bootstrap_timeout_ms": 2000, "reconnect_backoff_max_ms": 5000}
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # here the waiting is said by us
+    with Reasons() as reasons:
+        try:
+            clients = open_clients(config)
+        except KafkaError as exc:
+            if why := refusal(config.bootstrap_servers, config.kafka_security, reasons.last or exc):
+                raise SetupError(why) from exc
+            raise
+    logging.getLogger("kafka").setLevel(logging.ERROR)
+    return clients
+
+
+def open_clients(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
+    """Return both clients of Kafka.
+
+    Raises:
+        KafkaError: it does not answer, does not let us in, or has no such topic.
+    """
+    servers = config.bootstrap_servers.split(",")
+    common = {
+        "bootstrap_timeout_ms": 2000,
+        "reconnect_backoff_max_ms": 5000,
+        **config.kafka_security,
+    }
     producer = KafkaProducer(
         bootstrap_servers=servers,
         acks="all",
@@ -1105,12 +1283,13 @@ def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
     # ("No partition metadata for topic"): ask for it before joining, which the first poll does.
     if not consumer.partitions_for_topic(config.topic):
         raise UnknownTopicOrPartitionError(f"topic {config.topic} does not exist")
+    if config.kafka_security:  # have we the right to be in this group?
+        consumer.committed(TopicPartition(config.topic, 0), timeout_ms=KAFKA_TIMEOUT_MS)
     # When a poll ends between the two answers of a join, kafka-python 3.0.12 may forget the join:
     # it commits no more, for ever. Its own flag says that one is under way.
     coordinator = consumer._coordinator
     need_rejoin = coordinator.need_rejoin
     coordinator.need_rejoin = lambda: coordinator.rejoining or need_rejoin()
-    logging.getLogger("kafka").setLevel(logging.ERROR)
     return consumer, producer
 
 
@@ -1150,6 +1329,61 @@ def port_number(text: str) -> int:
     return number
 
 
+def kafka_security(environ: Mapping[str, str], role: str) -> dict[str, str]:
+    """Return what kafka-python must know for TLS and a password; nothing where neither is wanted.
+
+    Args:
+        environ: KAFKA_USER, KAFKA_PASSWORD and KAFKA_CA_FILE, or the first two with the role before
+            them, as in a .env that is for all.
+        role: in capitals.
+
+    Raises:
+        ValueError: one is missing, or the file cannot be read.
+    """
+    before = "" if environ.get("KAFKA_USER") else f"{role}_"
+    user, password = (environ.get(f"{before}KAFKA_{name}") or "" for name in ("USER", "PASSWORD"))
+    authority = environ.get("KAFKA_CA_FILE") or ""
+    if user and not password:
+        raise ValueError(f"{before}KAFKA_PASSWORD is not set, though {before}KAFKA_USER is")
+    if not (user or authority):
+        return {}
+    if not os.access(authority or "/", os.R_OK):
+        raise ValueError(f"KAFKA_CA_FILE: cannot read {authority}")
+    options = {"security_protocol": "SSL"} | ({"ssl_cafile": authority} if authority else {})
+    if user:
+        options |= {"security_protocol": "SASL_SSL", "sasl_mechanism": "SCRAM-SHA-512"}
+        options |= {"sasl_plain_username": user, "sasl_plain_password": password}
+    return options
+
+
+def elasticsearch_security(environ: Mapping[str, str], role: str, url: str) -> dict[str, Any]:
+    """Return what Elasticsearch's client must know to be let in, and to know the server.
+
+    Args:
+        environ: ELASTICSEARCH_API_KEY, or _USER and _PASSWORD, perhaps with the role before them;
+            ELASTICSEARCH_CA_FILE, for https.
+        role: in capitals.
+        url: of Elasticsearch.
+
+    Raises:
+        ValueError: one is missing, or the file cannot be read.
+    """
+    names = ("API_KEY", "USER", "PASSWORD")
+    is_plain = any(environ.get(f"ELASTICSEARCH_{name}") for name in names)
+    before = "ELASTICSEARCH_" if is_plain else f"{role}_ELASTICSEARCH_"
+    key, user, password = (environ.get(f"{before}{name}") or "" for name in names)
+    authority = environ.get("ELASTICSEARCH_CA_FILE") or ""
+    if bool(user) != bool(password) or (key and user):
+        raise ValueError(f"set {before}API_KEY, or {before}USER and {before}PASSWORD")
+    if not os.access(authority or "/", os.R_OK):
+        raise ValueError(f"ELASTICSEARCH_CA_FILE: cannot read {authority}")
+    options: dict[str, Any] = {"api_key": key} if key else {}
+    options |= {"basic_auth": (user, password)} if user else {}
+    if authority and url.startswith("https:"):
+        options["ca_certs"] = authority
+    return options
+
+
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
     """Return the configuration: flag > environment > default. A bad value exits with code 2."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
@@ -1183,6 +1417,13 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     options = vars(parser.parse_args(argv))
     if options["dead_letter_index"] == "none" or options["dynamic_mapping"]:
         options["dead_letter_index"] = None
+    try:
+        options["kafka_security"] = kafka_security(environ, "CONSUMER")
+        options["elasticsearch_security"] = elasticsearch_security(
+            environ, "CONSUMER", options["elasticsearch_url"]
+        )
+    except ValueError as exc:
+        parser.error(str(exc))
     return Config(**options)
 
 
@@ -1219,6 +1460,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     load_dotenv(Path(__file__).with_name(".env"))  # the real environment wins over it
     config = load_config(argv, os.environ)
     configure_logging()
+    hear_last_answer()
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         # Not set in the handler itself: what it interrupts may hold the event's lock.
@@ -1237,21 +1479,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.info("indexing topic=%s group=%s into index=%s at %s",
              config.topic, config.group_id, config.index, shown_url(config))  # fmt: skip
     pipeline = Pipeline(config, consumer, Settler(config, client, producer))
-    failed = False
+    code = 0
     try:
         if config.metrics_port:
             serve_state(pipeline, config.metrics_port)
         pipeline.run(stop)
     except (SetupError, KafkaError) as exc:
         log.error("%s", one_line(exc))
-        failed = True
+        code = 2 if isinstance(exc, SetupError) else 1
     finally:
         closed_at_zero = pipeline.finish()
         with suppress(KafkaError):  # Kafka is away: what is left open is said by now
             consumer.close(timeout_ms=KAFKA_TIMEOUT_MS)
         with suppress(KafkaError):
             producer.close(timeout=1)
-    return 0 if closed_at_zero and not failed else 1
+    return code or (0 if closed_at_zero else 1)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ and offset as acknowledged (empty when not), CRC-32 of its bytes, label (its fau
 Environment (or .env beside this file; a flag wins over both):
     KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
     KAFKA_TOPIC               default smart-city-sensors
+    KAFKA_USER, KAFKA_PASSWORD   name and password, where Kafka asks for them (SCRAM-SHA-512, TLS)
+    KAFKA_CA_FILE             certificate of the authority that vouches for Kafka (PEM): TLS
+The secret has no flag, which others could see; user and password may have GENERATOR_ before them.
 
 Exit codes: 0 done or stopped cleanly, 1 Kafka unreachable or a reading not acknowledged,
 2 wrong usage or configuration.
@@ -58,13 +61,16 @@ import os
 import random
 import re
 import signal
+import socket
+import ssl
+import struct
 import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -72,7 +78,13 @@ from typing import Any, NamedTuple
 
 from dotenv import load_dotenv
 from kafka import KafkaProducer
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.errors import (
+    AuthorizationError,
+    KafkaError,
+    KafkaTimeoutError,
+    SaslAuthenticationFailedError,
+)
+from kafka.net.transport import KafkaSSLTransport
 from kafka.producer.future import RecordMetadata
 
 log = logging.getLogger("sensor_generator")
@@ -85,6 +97,9 @@ CITY_RADIUS_KM = 5.0
 PATCH_KM, PATCH_GRID_KM, PATCH_MEMORY_H = 2.0, (-4, 0, 4), 6
 PROGRESS_S = 5.0
 FLUSH_S = 10.0  # for what is not acknowledged at the end
+# Every client's first request (ApiVersions): Kafka answers it before it knows who asks.
+API_VERSIONS = struct.pack(">ihhih", 10, 18, 0, 0, -1)
+TLS_ALERT = b"\x15"  # begins the answer of a server that expects TLS, if it gives any
 # What a working sensor can read; a faulty one stays within, or it is malformed.
 LIMITS: dict[str, tuple[float, float]] = {
     "temperature": (-40, 60),
@@ -148,6 +163,11 @@ class Config:
     ledger: Path | None
     list_sensors: bool
     wait_s: float
+    kafka_security: Mapping[str, str] = field(repr=False)  # for kafka-python; a secret is in it
+
+
+class SetupError(Exception):
+    """What the user must change before anything can be sent, in one line."""
 
 
 # The city: pure functions of time and seed.
@@ -708,31 +728,126 @@ class ProgressBar:
             sys.stderr.write("\r" + " " * 70 + "\r")
 
 
+# Kafka.
+
+
+class Reasons(logging.Handler):
+    """Keeps why kafka-python cannot connect: it logs that, and raises "unable to bootstrap".
+
+    Attributes:
+        last: the last reason since it was entered.
+    """
+
+    last: Exception | None = None
+
+    def __enter__(self) -> "Reasons":
+        """Listen to the library, and let nobody else hear it."""
+        library = logging.getLogger("kafka.net")
+        library.addHandler(self)
+        library.setLevel(logging.WARNING)
+        library.propagate = False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the library as it was."""
+        library = logging.getLogger("kafka.net")
+        library.removeHandler(self)
+        library.setLevel(logging.NOTSET)
+        library.propagate = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the exception that a record is about."""
+        for argument in record.args if isinstance(record.args, tuple) else ():
+            # A time-out says the least: it also follows upon all other reasons.
+            if isinstance(argument, Exception) and not isinstance(argument, KafkaTimeoutError):
+                self.last = argument
+
+
+def hear_last_answer() -> None:
+    """Let kafka-python read an answer that comes together with the end of the connection.
+
+    Version 3.0.12 drops it, and with it Kafka's word that a password is wrong.
+    """
+    receive = KafkaSSLTransport._sock_recv
+
+    def received(transport: KafkaSSLTransport) -> tuple[bytes, Exception | None]:
+        answer, error = receive(transport)
+        return answer, None if answer else error  # the end is met again at the next reading
+
+    KafkaSSLTransport._sock_recv = received
+
+
+def refusal(brokers: str, security: Mapping[str, str], reason: Exception) -> str:
+    """Return what the user must change for Kafka to let us in, "" when waiting may help.
+
+    Args:
+        brokers: HOST:PORT, perhaps more, separated by commas.
+        security: how we present ourselves, see kafka_security.
+        reason: why it did not work.
+    """
+    where = f"Kafka at {brokers}"
+    host, _, port = brokers.split(",")[0].rpartition(":")
+    user = security.get("sasl_plain_username", "(none)")
+    if isinstance(reason, SaslAuthenticationFailedError):
+        return f"{where} refuses user {user}: correct KAFKA_USER and KAFKA_PASSWORD"
+    if isinstance(reason, AuthorizationError):
+        return f"{where} does not give user {user} the right to do this ({type(reason).__name__})"
+    if "CERTIFICATE_VERIFY_FAILED" in str(reason):
+        return (
+            f"{where} shows a certificate that KAFKA_CA_FILE does not vouch for: let it name the "
+            "authority that has signed it"
+        )
+    if security:
+        if answers(host, int(port), API_VERSIONS):
+            return f"{where} does not speak TLS: unset KAFKA_CA_FILE and KAFKA_USER"
+    elif speaks_tls(host, int(port)):
+        return f"{where} speaks only TLS: set KAFKA_CA_FILE, KAFKA_USER and KAFKA_PASSWORD"
+    return ""
+
+
+def speaks_tls(host: str, port: int) -> bool:
+    """Return whether a server is there and speaks TLS."""
+    try:
+        with (
+            socket.create_connection((host, port), timeout=5) as plain,
+            ssl.create_default_context().wrap_socket(plain, server_hostname=host),
+        ):
+            return True
+    except ssl.SSLCertVerificationError:  # of whatever authority
+        return True
+    except OSError:
+        return False
+
+
+def answers(host: str, port: int, request: bytes) -> bool:
+    """Return whether a server is there and answers, without encryption, one that is not either."""
+    try:
+        with socket.create_connection((host, port), timeout=5) as plain:
+            plain.sendall(request)
+            return plain.recv(1) not in (b"", TLS_ALERT)
+    except OSError:
+        return False
+
+
 def connect(config: Config, stop: threading.Event) -> KafkaProducer | None:
     """Return a producer whose topic is known, or None when told to stop.
 
     Raises:
+        SetupError: Kafka does not let us in, and waiting would not help.
         KafkaError: no broker answered within --wait seconds, or the topic does not exist there.
     """
     deadline = time.monotonic() + config.wait_s
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # here the waiting is said below
+    hear_last_answer()
     while not stop.is_set():
         try:
-            producer = KafkaProducer(
-                bootstrap_servers=config.bootstrap_servers.split(","),
-                bootstrap_timeout_ms=2000,
-                acks="all",  # acknowledged by every replica in sync
-                enable_idempotence=True,  # a send that is retried is stored once
-                linger_ms=20,  # a batch waits this long to fill ...
-                batch_size=128 * 1024,  # ... up to this many bytes: fewer, fuller requests
-                compression_type="gzip",  # the one codec that needs no further package
-                max_block_ms=5000,
-                reconnect_backoff_max_ms=5000,
-            )
-            producer.partitions_for(config.topic)  # creates it, where the broker allows that
+            with Reasons() as reasons:
+                producer = open_producer(config)
             logging.getLogger("kafka").setLevel(logging.ERROR)
             return producer
         except KafkaError as exc:
+            if why := refusal(config.bootstrap_servers, config.kafka_security, reasons.last or exc):
+                raise SetupError(why) from exc
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise
@@ -743,12 +858,35 @@ def connect(config: Config, stop: threading.Event) -> KafkaProducer | None:
     return None
 
 
+def open_producer(config: Config) -> KafkaProducer:
+    """Return a producer whose topic is known.
+
+    Raises:
+        KafkaError: Kafka does not answer, does not let us in, or has no such topic.
+    """
+    producer = KafkaProducer(
+        bootstrap_servers=config.bootstrap_servers.split(","),
+        bootstrap_timeout_ms=2000,
+        acks="all",  # acknowledged by every replica in sync
+        enable_idempotence=True,  # a send that is retried is stored once
+        linger_ms=20,  # a batch waits this long to fill ...
+        batch_size=128 * 1024,  # ... up to this many bytes: fewer, fuller requests
+        compression_type="gzip",  # the one codec that needs no further package
+        max_block_ms=5000,
+        reconnect_backoff_max_ms=5000,
+        **config.kafka_security,
+    )
+    producer.partitions_for(config.topic)  # creates it, where the broker allows that
+    return producer
+
+
 class Sender:
     """Sends messages to the topic, keyed by sensor, and counts what becomes of them.
 
     Attributes:
         pending: serial number -> message whose outcome is not known yet.
         failed: refused, or not acknowledged in time.
+        last_error: of the last of these.
     """
 
     def __init__(
@@ -760,7 +898,7 @@ class Sender:
         self.stop = stop
         self.pending: dict[int, Message] = {}
         self.sent = self.acknowledged = self.failed = 0
-        self.last_error = ""
+        self.last_error: BaseException | None = None
         self.began = time.monotonic()
 
     def __str__(self) -> str:
@@ -769,6 +907,11 @@ class Sender:
             f"sent={self.sent} acknowledged={self.acknowledged} failed={self.failed} "
             f"seconds={seconds:.1f} rate_hz={self.sent / seconds:.1f}"
         )
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether we have never had the right to write."""
+        return isinstance(self.last_error, AuthorizationError) and not self.acknowledged
 
     def send_all(self, messages: Iterator[Message], bar: ProgressBar) -> None:
         """Send messages, wait until the outcome of each is known, and close the producer."""
@@ -818,7 +961,9 @@ class Sender:
             self.acknowledged += 1
         else:
             self.failed += 1
-            self.last_error = str(error)
+            self.last_error = error
+            if self.is_refused:
+                self.stop.set()
         self.ledger.note(message, stored)
 
 
@@ -898,6 +1043,33 @@ def fault_rate(text: str) -> tuple[str, float]:
     return kind, number
 
 
+def kafka_security(environ: Mapping[str, str], role: str) -> dict[str, str]:
+    """Return what kafka-python must know for TLS and a password; nothing where neither is wanted.
+
+    Args:
+        environ: KAFKA_USER, KAFKA_PASSWORD and KAFKA_CA_FILE, or the first two with the role before
+            them, as in a .env that is for all.
+        role: in capitals.
+
+    Raises:
+        ValueError: one is missing, or the file cannot be read.
+    """
+    before = "" if environ.get("KAFKA_USER") else f"{role}_"
+    user, password = (environ.get(f"{before}KAFKA_{name}") or "" for name in ("USER", "PASSWORD"))
+    authority = environ.get("KAFKA_CA_FILE") or ""
+    if user and not password:
+        raise ValueError(f"{before}KAFKA_PASSWORD is not set, though {before}KAFKA_USER is")
+    if not (user or authority):
+        return {}
+    if not os.access(authority or "/", os.R_OK):
+        raise ValueError(f"KAFKA_CA_FILE: cannot read {authority}")
+    options = {"security_protocol": "SSL"} | ({"ssl_cafile": authority} if authority else {})
+    if user:
+        options |= {"security_protocol": "SASL_SSL", "sasl_mechanism": "SCRAM-SHA-512"}
+        options |= {"sasl_plain_username": user, "sasl_plain_password": password}
+    return options
+
+
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: datetime) -> Config:
     """Return the configuration: flag > environment > default. A bad value exits with code 2."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
@@ -954,6 +1126,10 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
         parser.error("--backfill and --until exclude each other")
     if options.until and not (options.start and options.start < options.until):
         parser.error("--until needs a --start before it")
+    try:
+        security = kafka_security(environ, "GENERATOR")
+    except ValueError as exc:
+        parser.error(str(exc))
     start = options.start or (now - options.backfill if options.backfill else now)
     end = start + options.backfill if options.backfill else options.until
     return Config(
@@ -973,6 +1149,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
         ledger=options.ledger,
         list_sensors=options.list_sensors,
         wait_s=options.wait,
+        kafka_security=security,
     )
 
 
@@ -1040,6 +1217,9 @@ def send_to_kafka(
     """Send the messages; return the exit code."""
     try:
         producer = connect(config, stop)
+    except SetupError as exc:
+        log.error("%s", exc)
+        return 2
     except KafkaError as exc:
         log.error(
             "Kafka does not answer at %s (%s): is it started? (docker compose up -d --wait)",
@@ -1054,6 +1234,10 @@ def send_to_kafka(
     log.info("stopped %s", sender)
     if not sender.failed:
         return 0
+    if sender.is_refused and isinstance(sender.last_error, AuthorizationError):
+        why = refusal(config.bootstrap_servers, config.kafka_security, sender.last_error)
+        log.error("%s", why)
+        return 2
     log.error(
         "not acknowledged: %d of %d messages (%s)",
         sender.failed, sender.sent, sender.last_error,
