@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-from stack.compose import Service, StackError
+from stack.compose import Service
 from stack.servers import (
     Server,
     Site,
@@ -73,20 +73,13 @@ def elasticsearch(service: Service, site: Site) -> Server:
 
 
 def copy_mounts(service: Service, config: Path) -> None:
-    """Copy what the service sees through its mounts into its configuration.
-
-    Raises:
-        StackError: it is not there.
-    """
+    """Copy what the service sees through its mounts into its configuration."""
     for inside, source in service.binds.items():
         target = config / Path(inside).relative_to(CONFIG)
-        try:
-            if source.is_dir():
-                shutil.copytree(source, target, dirs_exist_ok=True)
-            else:
-                shutil.copy(source, target)
-        except OSError as exc:
-            raise StackError(f"{service.name}: {source}: {exc.strerror}") from exc
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        else:
+            shutil.copy(source, target)
 
 
 def elasticsearch_is_ready(port: int, settings: Mapping[str, str], config: Path) -> bool:
