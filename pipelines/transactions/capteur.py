@@ -7,11 +7,11 @@
 
 A transaction, one JSON object; montant is a number with the decimals of its currency:
 
-    {"transaction_id": 123, "montant": 47.9, "devise": "USD", "timestamp": "2026-10-24T10:00:00.000Z"}
+    {"transaction_id": 7, "montant": 47.9, "devise": "USD", "timestamp": "2026-10-24T10:00:00.000Z"}
 
 The simulated clock begins at --start. By default that is 2026-10-24T00:00:00Z, inside the dated
-table of exchange rates (rates.csv); the night after it, the clocks go back in Paris. The same --seed
-and --start give the same transactions, byte for byte.
+table of exchange rates (rates.csv); the night after it, the clocks go back in Paris. The same
+--seed and --start give the same transactions, byte for byte.
 
 Wrong records, off by default: --bad RATE is the share of records that are spoilt, each in one of
 these ways, which are also the reasons that the consumer gives:
@@ -20,7 +20,7 @@ these ways, which are also the reasons that the consumer gives:
     amount_too_precise, unknown_currency, bad_timestamp, no_rate
 
 Frauds, off by default: --fraud RATE adds that share of valid transactions of another kind, at any
-hour and of about ten times the amount; their label is fraud. They are for pipelines/transactions/score.py.
+hour and of about ten times the amount; their label is fraud. They are for score.py.
 
 --ledger FILE notes every record, as CSV: partition and offset as acknowledged (empty when not),
 transaction_id, montant, devise, timestamp, label. verify.py compares it with what is stored.
@@ -425,13 +425,13 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     add("--console", action="store_true", help="print the records instead of sending them")
     add("--count", type=number_between(1, 1e12, int), metavar="N", help="stop after N records")
     add("--start", type=parse_time, default=DEFAULT_START, metavar="TIME",
-        help=f'the simulated clock at the start, ISO 8601 or "now" (default: {DEFAULT_START})')  # fmt: skip
+        help=f'simulated start, ISO 8601 or "now" (default: {DEFAULT_START})')  # fmt: skip
     add("--backfill", type=parse_duration, metavar="DURATION",
-        help="send at once the period of that length from --start on, such as 90s, 48h or 7d")  # fmt: skip
+        help="send at once the period of that length from --start on: 90s, 48h, 7d")  # fmt: skip
     add("--interval", type=positive, default=1.0, metavar="SECONDS",
         help="mean time between two transactions (default: 1)")  # fmt: skip
     add("--speed", type=positive, metavar="N",
-        help="let the simulated clock run N times as fast (default: 1; at once with --backfill)")  # fmt: skip
+        help="let the simulated clock run N times as fast (default: 1)")  # fmt: skip
     add("--first-id", type=number_between(0, 2**62, int), default=1, metavar="N",
         help="transaction_id of the first one (default: 1)")  # fmt: skip
     add("--seed", type=int, help="for the same transactions again (default: a new one, shown)")

@@ -9,16 +9,15 @@ What happens to a record:
     Kafka -> parse -> judge --+-- valid -> in euros, in UTC and in Paris' time -> output/
                               +-- wrong -> its bytes, its place in Kafka, the reason -> rejects/
 
-A batch is a stretch of offsets that Spark has noted in checkpoint/ before it is worked on. Its files
-lie in folders of its number; when a batch is done again, after a crash, what it had left there is
-deleted first. So every reader finds each row once, not only one that knows Spark's own log.
+A batch is a stretch of offsets that Spark has noted in checkpoint/ before it is worked on. Its
+files lie in folders of its number; when a batch is done again, after a crash, what it had left
+there is deleted first. So every reader finds each row once, not only one that knows Spark's log.
 
 Rules, and where they are from:
     amount      a decimal number, more than 0, at most 1 000 000 000, with at most two decimals
     euros       montant / rate, the rate being units of the currency for one euro; rounded to the
-                cent, half a cent up: Regulation (EC) 1103/97, article 5; nor is an inverse rate
-                used (article 4)
-    rate        the ECB's of the day in Paris, or the last one before, a week old at most (rates.csv)
+                cent, half a cent up (Regulation (EC) 1103/97, article 5)
+    rate        the ECB's of the day in Paris, or the last before, a week old at most (rates.csv)
     timestamp   ISO 8601 with its offset from UTC: without one it could be any of 24 instants
     date        the day in Paris
 
@@ -45,7 +44,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -62,7 +61,7 @@ from pyspark.errors import PySparkException
 from pyspark.ml import PipelineModel
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # as Spark's own documentation does
-from pyspark.sql.streaming import StreamingQuery
+from pyspark.sql.streaming.query import StreamingQuery
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
@@ -202,7 +201,7 @@ def judge(values: DataFrame, currencies: Iterable[str]) -> DataFrame:
 
 
 def with_score(rows: DataFrame, model: PipelineModel | None) -> DataFrame:
-    """Return the rows with `score`, how unusual each is, and `suspect` (see score.py); else null."""
+    """Return the rows with `score` and `suspect` (see score.py); null without a model."""
     if model is None:
         return rows.selectExpr("*", "CAST(null AS DOUBLE) score", "CAST(null AS BOOLEAN) suspect")
     return model.transform(rows)
@@ -217,29 +216,30 @@ def rates_frame(spark: SparkSession, path: Path = RATES_FILE) -> DataFrame:
 # What others can ask.
 
 
-@dataclass
 class Metrics:
-    """Counts of this run, for the log and for Prometheus."""
+    """Counts of this run, for the log and for Prometheus; one for a process."""
 
-    read: Total = field(default_factory=lambda: Total(
-        "transactions_read", "Records read from Kafka"))  # fmt: skip
-    written: Total = field(default_factory=lambda: Total(
-        "transactions_written", "Transactions written to output/"))  # fmt: skip
-    rejected: Total = field(default_factory=lambda: Total(
-        "transactions_rejected", "Records written to rejects/", ["reason"]))  # fmt: skip
-    failures: Total = field(default_factory=lambda: Total(
-        "transactions_failures", "Batches that ended in an error and were tried again"))  # fmt: skip
-    batch_seconds: Histogram = field(default_factory=lambda: Histogram(
-        "transactions_batch_seconds", "Duration of a batch, from its rows to its files",
-        buckets=(0.5, 1, 2, 5, 10, 30, 60)))  # fmt: skip
-    last_batch: Gauge = field(default_factory=lambda: Gauge(
-        "transactions_last_batch_timestamp_seconds", "When the last batch was written"))  # fmt: skip
-    lag: Gauge = field(default_factory=lambda: Gauge(
-        "transactions_lag_records", "Records in Kafka that the last batch did not reach"))  # fmt: skip
-    counts: Counter[str] = field(default_factory=Counter)
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.read = Total("transactions_read", "Records read from Kafka")
+        self.written = Total("transactions_written", "Transactions written to output/")
+        self.rejected = Total("transactions_rejected", "Records written to rejects/", ["reason"])
+        self.failures = Total("transactions_failures", "Batches tried again after an error")
+        buckets = (0.5, 1, 2, 5, 10, 30, 60)
+        self.batch_seconds = Histogram(
+            "transactions_batch_seconds", "Duration of a batch", buckets=buckets
+        )
+        self.last_batch = Gauge(
+            "transactions_last_batch_timestamp_seconds", "When the last batch was written"
+        )
+        self.lag = Gauge("transactions_lag_records", "Records that the last batch did not reach")
+        self.last_id = -1
 
     def note(self, batch_id: int, reasons: Mapping[str | None, int], seconds: float) -> None:
         """Count a batch that is written; reasons: number of rows by reason, None for the valid."""
+        if batch_id <= self.last_id:
+            return  # done again, as its commit had failed: counted already
+        self.last_id = batch_id
         read, written = sum(reasons.values()), reasons.get(None, 0)
         self.counts.update(read=read, written=written, rejected=read - written)
         self.read.inc(read)
@@ -253,6 +253,18 @@ class Metrics:
             "batch id=%d read=%d written=%d rejected=%d seconds=%.1f",
             batch_id, read, written, read - written, seconds,
         )  # fmt: skip
+
+
+def serve_metrics(port: int) -> None:
+    """Answer /metrics on a loopback port, in a thread that ends with the process.
+
+    Raises:
+        ValueError: the port is taken.
+    """
+    try:
+        start_http_server(port, addr="127.0.0.1")
+    except OSError as exc:
+        raise ValueError(f"--metrics-port {port}: {exc.strerror}: choose another") from exc
 
 
 # The stream.
@@ -271,9 +283,7 @@ class Writer:
         self.metrics = metrics
         self.may_be_replay = True
         self.rates = rates_frame(spark).cache()
-        self.currencies = [
-            row[0] for row in self.rates.select("rate_currency").distinct().collect()
-        ]
+        self.currencies = {row["rate_currency"] for row in self.rates.collect()}
         self.model = load_model(store) if config.score else None
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
@@ -284,9 +294,8 @@ class Writer:
         values = with_values(parse(batch), self.rates)
         rows = judge(values, self.currencies).withColumn("batch_id", F.lit(batch_id)).persist()
         try:
-            reasons = {
-                row["reason"]: row["count"] for row in rows.groupBy("reason").count().collect()
-            }
+            counted = rows.groupBy("reason").count().collect()
+            reasons = {row["reason"]: row["count"] for row in counted}
             if reasons.get(None):
                 valid = with_score(rows.where("reason IS NULL"), self.model)
                 # One file for each day of the batch.
@@ -306,7 +315,7 @@ class Writer:
     def delete(self, batch_id: int) -> None:
         """Delete what an earlier attempt has left of a batch."""
         jvm: Any = self.spark.sparkContext._jvm  # Hadoop has no interface in Python
-        configuration = self.spark.sparkContext._jsc.hadoopConfiguration()  # type: ignore[attr-defined]
+        configuration = self.spark.sparkContext._jsc.hadoopConfiguration()
         for pattern in (f"{OUTPUT}/date=*/batch_id={batch_id}", f"{REJECTS}/batch_id={batch_id}"):
             path = jvm.org.apache.hadoop.fs.Path(self.store.url(pattern))
             files = path.getFileSystem(configuration)
@@ -354,10 +363,10 @@ def start_query(
 
 
 def run(spark: SparkSession, store: Store, config: Config, stop: threading.Event) -> int:
-    """Run the stream until it is done or told to stop, through the outages; return the exit code."""
+    """Run the stream until it is done or told to stop, through outages; return the exit code."""
     metrics = Metrics()
     if config.metrics_port:
-        start_http_server(config.metrics_port, addr="127.0.0.1")
+        serve_metrics(config.metrics_port)
     writer = Writer(spark, store, config, metrics)
     failures, progress = 0, metrics.counts["read"]
     while not stop.is_set():
@@ -365,17 +374,15 @@ def run(spark: SparkSession, store: Store, config: Config, stop: threading.Event
             query = start_query(spark, store, config, writer)
             log.info(
                 "reading topic=%s at %s into %s",
-                config.topic,
-                config.bootstrap_servers,
-                store.url(""),
-            )
+                config.topic, config.bootstrap_servers, store.url(""),
+            )  # fmt: skip
             watch(query, metrics, stop)
             break
         except (PySparkException, Py4JError) as exc:
             if stop.is_set():
                 break
             cause = last_cause(exc)
-            if "data may have been lost" in cause:
+            if "data may have been lost" in str(exc):
                 log.error("Kafka has deleted records before they were read: %s", cause)
                 return 1
             failures = failures + 1 if metrics.counts["read"] == progress else 1
@@ -401,13 +408,12 @@ def watch(query: StreamingQuery, metrics: Metrics, stop: threading.Event) -> Non
     Raises:
         PySparkException: the query has failed.
     """
-    parent = os.getppid()
     while not query.awaitTermination(1):
         progress = query.lastProgress
         if progress and progress["sources"]:
             lag = (progress["sources"][0].get("metrics") or {}).get("maxOffsetsBehindLatest")
             metrics.lag.set(float(lag or 0))
-        if stop.is_set() or os.getppid() != parent:  # spark-submit, which started us, was killed
+        if stop.is_set():
             query.stop()
             return
 
@@ -523,6 +529,13 @@ def configure_logging() -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
+def stop_with(parent: int, stop: threading.Event) -> None:
+    """Stop when spark-submit, which has started this process, has ended: `kill` reaches only it."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    stop.set()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write transactions until done or stopped; return the exit code."""
     load_dotenv(PROJECT / ".env")  # the real environment wins over it
@@ -532,6 +545,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         # Not set in the handler itself: what it interrupts may hold the event's lock.
         signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
+    if "PYSPARK_GATEWAY_PORT" in os.environ:
+        threading.Thread(target=stop_with, args=(os.getppid(), stop), daemon=True).start()
     try:
         store = Store.from_env(os.environ)
     except StoreError as exc:

@@ -55,17 +55,24 @@ def succeeds(*command: str) -> bool:
         return False
 
 
-def start_servers(environ: dict[str, str]) -> bool:
-    """Start Kafka, the store and Prometheus; return whether the first two are there."""
-    if succeeds("docker", "info") and succeeds("docker", "compose", "version"):
-        compose = ["docker", "compose", *FILES, "--profile", "monitoring"]
-        up = [*compose, "up", "-d", "--wait", "kafka", "minio", "prometheus", "grafana"]
-        return subprocess.run(up, cwd=PROJECT, env=environ, check=False).returncode == 0
-    stack = [sys.executable, "-m", "stack", *FILES, "up"]
-    started = subprocess.run([*stack, "kafka", "minio"], cwd=PROJECT, env=environ, check=False)
-    if started.returncode == 0:  # the monitoring is not needed to go on
-        subprocess.run([*stack, "prometheus"], cwd=PROJECT, env=environ, check=False)
-    return started.returncode == 0
+def has_docker() -> bool:
+    """Return whether a Docker engine and Compose 2 answer."""
+    return succeeds("docker", "info") and succeeds("docker", "compose", "version")
+
+
+def start_servers(environ: dict[str, str], docker: bool) -> bool:
+    """Start Kafka, the store and the monitoring; return whether the first two are there."""
+
+    def up(*names: str) -> bool:
+        command = [sys.executable, "-m", "stack", *FILES, "up", *names]
+        if docker:
+            command = ["docker", "compose", *FILES, "up", "-d", "--wait", *names]
+        return subprocess.run(command, cwd=PROJECT, env=environ, check=False).returncode == 0
+
+    if not up("kafka", "minio"):
+        return False
+    up("prometheus", *["grafana"] * docker)  # it goes on without
+    return True
 
 
 def empty_bucket(environ: dict[str, str]) -> None:
@@ -128,8 +135,9 @@ def main() -> int:
     began = time.monotonic()
     environ = environment()
     port = environ["TRANSACTIONS_METRICS_PORT"]
+    docker = has_docker()
     say("── Les serveurs\n")
-    if not start_servers(environ):
+    if not start_servers(environ, docker):
         return 1
     demo = Demo(environ)
     try:
@@ -156,14 +164,16 @@ def main() -> int:
     except subprocess.CalledProcessError as exc:
         say(f"\n✗ {exc.cmd} s'est arrêté avec le code {exc.returncode} : voir ci-dessus.")
         return 1
-    say(
-        f"\n✓ Ce qui a été envoyé est exactement ce qui est écrit ({time.monotonic() - began:.0f} s)."
-    )
-    say(f"  Prometheus : http://127.0.0.1:{environ['PROMETHEUS_HOST_PORT']}")
-    say(
-        f"  MinIO : http://127.0.0.1:{environ['MINIO_CONSOLE_HOST_PORT']} (sauf si S3Proxy le remplace)"
-    )
-    say("  make down                                     arrêter les serveurs")
+    seconds = time.monotonic() - began
+    say(f"\n✓ Ce qui a été envoyé est exactement ce qui est écrit ({seconds:.0f} s).")
+    say("\nÀ voir, et pour finir :")
+    say(f"  http://127.0.0.1:{environ['PROMETHEUS_HOST_PORT']}    Prometheus")
+    say(f"  http://127.0.0.1:{environ['MINIO_CONSOLE_HOST_PORT']}    MinIO (pas avec S3Proxy)")
+    if docker:
+        say(f"  http://127.0.0.1:{environ['GRAFANA_HOST_PORT']}    Grafana")
+    files = " ".join(FILES)
+    down = f"docker compose {files} --profile monitoring down" if docker else "make down"
+    say(f"  {down}    arrêter les serveurs")
     return 0
 
 

@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write(f"\n{'date':<12}{'devise':<8}{'transactions':>12}{'montant':>20}{'montant_eur':>20}\n")
     for total in totals:
         write(
-            f"{total.day} {' '}{total.currency:<8}{total.transactions:>12}"
+            f"{total.day!s:<12}{total.currency:<8}{total.transactions:>12}"
             f"{amount(total.amount):>20}{amount(total.euros):>20}\n"
         )
     by_reason = ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items()))

@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
 """Train the score that says how unusual a transaction is, and report how well it finds frauds.
 
-    python pipelines/transactions/score.py                 # train, choose the threshold, report, store
-    python pipelines/transactions/consumer_spark.py --score     # then: apply it on the stream
+    python pipelines/transactions/score.py                    # train, choose, report, store
+    python pipelines/transactions/consumer_spark.py --score   # then: apply it on the stream
 
-The score has two features, each standardised (mean 0, standard deviation 1) on the history that the
-pipeline has written, frauds and all, as nobody has labelled them there:
+A score is the surprise of a transaction, in nats: how much rarer it is in the history that the
+pipeline has written (frauds and all, as nobody has labelled them there) than a usual one.
 
-    size      natural logarithm of montant_eur
-    daytime   cosine of the hour in Paris, 1 at 15:00 and -1 at 03:00
+    size    z^2 / 2, where z, from 0 up, is how many standard deviations the logarithm of
+            montant_eur is above its mean: how far a normal density's logarithm has fallen
+    hour    -ln(24 x share of the history in that hour, in Paris), from 0 up: 3 at an hour with a
+            twentieth of the transactions of an average one
+    score   size + hour, as if the two were independent
 
-    score = (how far size is above its mean)^2 + (how far daytime is below its mean)^2
-
-in standard deviations; the other two directions, small amounts and the afternoon, count 0. `suspect`
-is a score above the threshold. That is chosen on labelled transactions simulated by capteur.py, so
-that F1 (harmonic mean of precision and recall) is highest there, and judged on others, simulated
-with another seed. Beside it, for comparison, what the amount alone would give, its threshold chosen
-in the same way.
+`suspect` is a score above the threshold. That is chosen on labelled transactions simulated by
+capteur.py, so that F1 (harmonic mean of precision and recall) is highest there, and judged on
+others, simulated with another seed. Beside it, for comparison, what the amount alone would give,
+its threshold chosen in the same way.
 
 The report says what the score is worth on these simulated frauds, in the share that was asked for
 (--fraud); of real ones it says nothing. Floats are used here, never for money.
@@ -28,9 +28,10 @@ Exit codes: 0 trained and stored, 1 no store or too little history, 2 wrong usag
 
 import argparse
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ from pyspark.errors import AnalysisException
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F  # as Spark's own documentation does
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
@@ -49,18 +51,16 @@ from pipelines.transactions.store import MODEL, OUTPUT, Store, StoreError  # noq
 
 LEAST_HISTORY = 1000  # transactions; with fewer, mean and deviation are a matter of chance
 CHOICE_SEED, JUDGE_SEED = 1001, 1002
-HOUR = "(hour(timestamp_paris) + minute(timestamp_paris) / 60D)"
-FEATURES = {
-    "size": "ln(CAST(montant_eur AS DOUBLE))",
-    "daytime": f"cos(2 * pi() * ({HOUR} - 15) / 24)",
-}
+SIZE = "ln(CAST(montant_eur AS DOUBLE))"
+HOUR = "hour(timestamp_paris)"
 
 
-class Scale(NamedTuple):
-    """What a feature is measured by: its mean and standard deviation in the history."""
+class History(NamedTuple):
+    """What the history says: mean and standard deviation of the size, share of each hour."""
 
     mean: float
     deviation: float
+    hours: list[float]
 
 
 class Quality(NamedTuple):
@@ -122,29 +122,32 @@ def best_threshold(scored: Sequence[tuple[float, bool]]) -> float:
     return best
 
 
-def learn_scales(history: DataFrame) -> dict[str, Scale]:
-    """Return the mean and standard deviation of each feature in the history."""
-    features = history.selectExpr(*[f"{sql} AS {name}" for name, sql in FEATURES.items()])
-    assembled = VectorAssembler(inputCols=list(FEATURES), outputCol="features").transform(features)
-    scaler = StandardScaler(inputCol="features", outputCol="standardised", withMean=True)
-    model = scaler.fit(assembled)
-    pairs = zip(model.mean.toArray(), model.std.toArray(), strict=True)
-    return {name: Scale(*map(float, pair)) for name, pair in zip(FEATURES, pairs, strict=True)}
-
-
-def score_stage(scales: dict[str, Scale], threshold: float) -> PipelineModel:
-    """Return the Spark ML model that adds `score` and `suspect` to transactions."""
-    size, daytime = (
-        f"({FEATURES[name]} - {scales[name].mean!r}D) / {scales[name].deviation!r}D"
-        for name in FEATURES
+def learn(history: DataFrame) -> History:
+    """Return what the history says; an hour without any counts as one transaction."""
+    sizes = VectorAssembler(inputCols=["size"], outputCol="features").transform(
+        history.selectExpr(f"{SIZE} AS size")
     )
-    score = f"pow(greatest({size}, 0), 2) + pow(least({daytime}, 0), 2)"
-    statement = f"SELECT *, {score} AS score, ({score}) > {threshold!r}D AS suspect FROM __THIS__"
+    scaler = StandardScaler(inputCol="features", outputCol="standardised", withMean=True)
+    model = scaler.fit(sizes)
+    by_hour = history.groupBy(F.expr(HOUR).alias("hour")).count().collect()
+    counted: dict[int, int] = {row["hour"]: row["count"] for row in by_hour}
+    counts = [counted.get(hour, 1) for hour in range(24)]
+    hours = [count / sum(counts) for count in counts]
+    return History(float(model.mean.toArray()[0]), float(model.std.toArray()[0]), hours)
+
+
+def score_model(history: History, threshold: float) -> PipelineModel:
+    """Return the Spark ML model that adds `score` and `suspect` to transactions."""
+    size = f"pow(greatest(({SIZE} - {history.mean!r}D) / {history.deviation!r}D, 0), 2) / 2"
+    hours = ", ".join(f"{max(0.0, -math.log(24 * share))!r}D" for share in history.hours)
+    score = f"{size} + array({hours})[{HOUR}]"
+    columns = f"{score} AS score, {score} > {threshold!r}D AS suspect"
+    statement = f"SELECT *, {columns} FROM __THIS__"  # noqa: S608  # numbers of our own
     return PipelineModel([SQLTransformer(statement=statement)])
 
 
 def simulated(spark: SparkSession, count: int, fraud: float, seed: int) -> DataFrame:
-    """Return labelled transactions: what capteur.py makes, through the consumer's own transforms."""
+    """Return labelled transactions: what capteur.py makes, through the consumer's transforms."""
     options = ["--count", str(count), "--fraud", str(fraud), "--seed", str(seed)]
     config = capteur.load_config([*options, "--interval", "10"], {})
     rows = [
@@ -154,12 +157,8 @@ def simulated(spark: SparkSession, count: int, fraud: float, seed: int) -> DataF
     records = spark.createDataFrame(rows, "value BINARY, is_fraud BOOLEAN")
     rates = consumer_spark.rates_frame(spark)
     values = consumer_spark.with_values(consumer_spark.parse(records), rates)
-    return consumer_spark.judge(values, capteur_currencies()).where("reason IS NULL")
-
-
-def capteur_currencies() -> list[str]:
-    """Return the currencies that are simulated."""
-    return [currency.code for currency in capteur.CURRENCIES]
+    currencies = [currency.code for currency in capteur.CURRENCIES]
+    return consumer_spark.judge(values, currencies).where("reason IS NULL")
 
 
 def pairs_of(transactions: DataFrame, column: str) -> list[tuple[float, bool]]:
@@ -169,54 +168,48 @@ def pairs_of(transactions: DataFrame, column: str) -> list[tuple[float, bool]]:
 
 
 def train(
-    spark: SparkSession, history: DataFrame, count: int, fraud: float, say: Callable[[str], object]
-) -> tuple[PipelineModel, dict[str, object]]:
-    """Return the score and a card of what it is worth; say the same on the way.
-
-    Raises:
-        StoreError: there is too little history.
-    """
-    size = history.count()
-    if size < LEAST_HISTORY:
-        raise StoreError(
-            f"only {size} transactions are written, {LEAST_HISTORY} are needed: send more "
-            "(capteur.py --backfill 48h --interval 10), then run consumer_spark.py"
-        )
-    scales = learn_scales(history)
-    say(f"history: {size} transactions")
-    for name, scale in scales.items():
-        say(f"  {name:<8} mean {scale.mean:6.3f}   standard deviation {scale.deviation:.3f}")
-    unlimited = score_stage(scales, 0.0)
-    choice = simulated(spark, count, fraud, CHOICE_SEED).cache()
-    judge = simulated(spark, count, fraud, JUDGE_SEED).cache()
-    results = {}
-    for name, column, model in (
-        ("score", "score", unlimited),
-        ("amount alone", "montant_eur", None),
-    ):
-        with_column = [model.transform(rows) if model else rows for rows in (choice, judge)]
-        threshold = best_threshold(pairs_of(with_column[0], column))
-        results[name] = quality(pairs_of(with_column[1], column), threshold)
-    frauds = results["score"].found + results["score"].missed
-    say(f"judged on {judge.count()} simulated transactions, {frauds} of them frauds:")
-    say(
-        f"  {'':<14}{'threshold':>10}{'precision':>11}{'recall':>8}{'F1':>7}{'found':>8}{'false':>7}{'missed':>8}"
+    spark: SparkSession, transactions: DataFrame, count: int, fraud: float
+) -> tuple[PipelineModel, History, dict[str, Quality]]:
+    """Return the score, what it has learnt, and the quality of it and of the amount alone."""
+    history = learn(transactions)
+    choice, judge = (
+        score_model(history, 0.0).transform(simulated(spark, count, fraud, seed)).cache()
+        for seed in (CHOICE_SEED, JUDGE_SEED)
     )
+    results = {}
+    for name, column in (("score", "score"), ("amount alone", "montant_eur")):
+        threshold = best_threshold(pairs_of(choice, column))
+        results[name] = quality(pairs_of(judge, column), threshold)
+    return score_model(history, results["score"].threshold), history, results
+
+
+def print_report(history: History, size: int, results: dict[str, Quality]) -> None:
+    """Print what was learnt and what it is worth."""
+    write = sys.stdout.write
+    rarest = min(range(24), key=lambda hour: history.hours[hour])
+    write(
+        f"history: {size} transactions, half of them below {math.exp(history.mean):.2f} EUR, "
+        f"standard deviation of the logarithm {history.deviation:.2f}; "
+        f"rarest hour {rarest:02d}:00, {history.hours[rarest]:.2%}\n"
+    )
+    write(f"{'':<14}{'threshold':>10}{'precision':>11}{'recall':>8}{'F1':>7}")
+    write(f"{'found':>8}{'false':>7}{'missed':>8}\n")
     for name, one in results.items():
-        say(
-            f"  {name:<14}{one.threshold:>10.2f}{one.precision:>11.2f}{one.recall:>8.2f}"
-            f"{one.f1:>7.2f}{one.found:>8}{one.false:>7}{one.missed:>8}"
-        )
+        write(f"{name:<14}{one.threshold:>10.2f}{one.precision:>11.2f}{one.recall:>8.2f}")
+        write(f"{one.f1:>7.2f}{one.found:>8}{one.false:>7}{one.missed:>8}\n")
+
+
+def store_score(
+    store: Store, model: PipelineModel, history: History, results: dict[str, Quality]
+) -> None:
+    """Write the model into the bucket, and beside it, to be read by people, what it is."""
+    model.write().overwrite().save(store.url(MODEL))
     card = {
-        "history": size,
-        "scales": {name: scale._asdict() for name, scale in scales.items()},
-        "judged_on": {"transactions": judge.count(), "fraud_rate": fraud, "seed": JUDGE_SEED},
-        "results": {
-            name: {**one._asdict(), "precision": one.precision, "recall": one.recall, "f1": one.f1}
-            for name, one in results.items()
-        },
+        "history": history._asdict(),
+        "results": {name: one._asdict() for name, one in results.items()},
     }
-    return score_stage(scales, results["score"].threshold), card
+    with store.filesystem().open_output_stream(f"{store.bucket}/{MODEL}/card.json") as file:
+        file.write(json.dumps(card, indent=2).encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -225,23 +218,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--count", type=int, default=20_000, metavar="N",
-        help="simulated transactions to choose on, and as many to judge on (default: 20000)")  # fmt: skip
+        help="simulated ones to choose on, and as many to judge on (default: 20000)")  # fmt: skip
     parser.add_argument("--fraud", type=float, default=0.01, metavar="RATE",
         help="share of frauds among them, 0 to 1 (default: 0.01)")  # fmt: skip
     options = parser.parse_args(argv)
     if not (options.count >= 100 and 1 <= options.fraud * options.count < options.count):
         parser.error("--count must be 100 or more, and --fraud leave at least one fraud in it")
     load_dotenv(PROJECT / ".env")
-    say: Callable[[str], object] = lambda line: print(line, flush=True)  # noqa: E731, T201
     try:
         store = Store.from_env(os.environ)
         store.check()
         spark = spark_session("score", store)
-        history = spark.read.parquet(store.url(OUTPUT))
-        model, card = train(spark, history, options.count, options.fraud, say)
-        model.write().overwrite().save(store.url(MODEL))
-        with store.filesystem().open_output_stream(f"{store.bucket}/{MODEL}/card.json") as file:
-            file.write(json.dumps(card, indent=2).encode())
+        transactions = spark.read.parquet(store.url(OUTPUT))
+        if (size := transactions.count()) < LEAST_HISTORY:
+            raise StoreError(
+                f"only {size} transactions are written, {LEAST_HISTORY} are needed: send more "
+                "(capteur.py --backfill 48h --interval 10), then run consumer_spark.py"
+            )
+        model, history, results = train(spark, transactions, options.count, options.fraud)
+        print_report(history, size, results)
+        store_score(store, model, history, results)
     except AnalysisException as exc:
         if "PATH_NOT_FOUND" not in str(exc):
             raise
@@ -250,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (StoreError, SparkError) as exc:
         sys.stderr.write(f"score: {exc}\n")
         return 1
-    say(f"stored in {store.url(MODEL)}; apply it with: consumer_spark.py --score")
+    sys.stdout.write(f"stored in {store.url(MODEL)}; apply it with: consumer_spark.py --score\n")
     return 0
 
 

@@ -45,7 +45,7 @@ def spark_session(name: str, store: Store) -> SparkSession:
         os.environ.pop(variable, None)
     jars = connectors()
     SPARK_LOG.parent.mkdir(exist_ok=True)
-    options = {
+    options: dict[str, bool | float | int | str | None] = {
         "spark.jars": ",".join(map(str, jars)),
         "spark.driver.memory": os.environ.get("SPARK_DRIVER_MEMORY") or "1g",
         "spark.driver.extraJavaOptions": (

@@ -6,8 +6,8 @@
 LEDGER is a file that `capteur.py --ledger` has written; together they must cover the whole topic.
 Each record is known by its place in Kafka (partition, offset). It must be in exactly one file of
 the bucket, once: among the transactions, with the amount, currency and time that were sent and with
-the euros that are due, or, when it was spoilt, among the rejects, with that reason. Nothing else may
-be there. The store is read by pyarrow, without Spark and without its checkpoint; the euros are
+the euros that are due, or, when it was spoilt, among the rejects, with that reason. Nothing else
+may be there. The store is read by pyarrow, without Spark and without its checkpoint; the euros are
 worked out here anew, from rates.csv, in Python's decimals.
 
 Environment (or .env in the project's folder): as store.py.

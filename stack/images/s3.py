@@ -61,7 +61,7 @@ def s3proxy(service: Service, site: Site, binary: Path) -> Server:
 
     def prepare() -> None:
         say(
-            f"{service.name}: S3Proxy stands in for MinIO. For MinIO itself, once (5 to 8 minutes): "
+            f"{service.name}: S3Proxy stands in for MinIO. For MinIO, once (5 to 8 minutes): "
             f"GOBIN={binary.parent} go install github.com/minio/minio@{MINIO_VERSION}"
         )
         version = f"-Ds3proxy.version={S3PROXY_VERSION}"

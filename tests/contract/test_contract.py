@@ -25,6 +25,7 @@ PROPERTIES: dict[str, Any] = MAPPING["mappings"]["properties"]
 README = PROJECT / "README.md"
 COMPOSE = PROJECT / "docker-compose.yml"
 KRAFT = PROJECT / "docker-compose.kraft.yml"
+OVERLAYS = sorted(PROJECT.glob("pipelines/*/compose.yml"))
 ELASTIC_TYPES = {str: {"keyword", "date"}, float: {"float"}, int: {"integer"}}
 
 
@@ -106,13 +107,13 @@ def test_mapping_refuses_what_it_does_not_know() -> None:
 
 
 def variables(text: str) -> dict[str, str]:
-    return dict(re.findall(r"^([A-Z_]+)=(.*)$", text, flags=re.MULTILINE))
+    return dict(re.findall(r"^([A-Z0-9_]+)=(.*)$", text, flags=re.MULTILINE))
 
 
 def test_env_example_names_every_variable_with_its_default() -> None:
     example = variables((PROJECT / ".env.example").read_text())
     used: dict[str, str] = {}
-    for file in (COMPOSE, KRAFT):
+    for file in (COMPOSE, KRAFT, *OVERLAYS):
         used |= dict(re.findall(r"\$\{(\w+):-([^}]*)\}", file.read_text()))
     for script in ("sensor_generator.py", "kafka_to_elasticsearch.py"):
         source = (PROJECT / script).read_text()
@@ -123,6 +124,14 @@ def test_env_example_names_every_variable_with_its_default() -> None:
     used |= dict.fromkeys(
         re.findall(r'"(STACK_\w+|JAVA_HOME)"', (PROJECT / "stack/servers.py").read_text()), ""
     )
+    for path in PROJECT.glob("pipelines/*/*.py"):  # ("NAME", "default")
+        pairs = re.findall(r'"([A-Z0-9]+_[A-Z0-9_]+)", "([^"]*[a-z0-9][^"]*)"', path.read_text())
+        used |= {name: default for name, default in pairs if name not in used}
+    # What an overlay requires has its value in .env.example only.
+    required = {n for f in OVERLAYS for n in re.findall(r"\$\{(\w+):\?", f.read_text())}
+    assert not required & used.keys()
+    assert all(example[name] for name in required)
+    used |= {name: example[name] for name in required}
     assert example == used
 
 
@@ -157,7 +166,9 @@ def test_twins_in_the_two_scripts_are_equal() -> None:
 # Compose
 
 
-@pytest.mark.parametrize("file", [COMPOSE, KRAFT], ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", [COMPOSE, KRAFT, *OVERLAYS], ids=lambda file: str(file.relative_to(PROJECT))
+)
 def test_compose_file_is_valid_by_the_schema(file: Path, tmp_path: Path) -> None:
     plain = tmp_path / file.name  # without the tags, which the schema does not know
     plain.write_text(re.sub(r"^.*!reset null.*\n", "", file.read_text(), flags=re.MULTILINE))
@@ -200,15 +211,32 @@ def environment(service: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in pairs}
 
 
-@pytest.mark.parametrize("files", [(COMPOSE,), (COMPOSE, KRAFT)], ids=["zookeeper", "kraft"])
-def test_the_native_stack_reads_the_files_as_compose_does(files: tuple[Path, ...]) -> None:
-    theirs = resolved(*files)["services"]
-    ours = load_services(files, {})
+STACKS = [(COMPOSE,), (COMPOSE, KRAFT), *((COMPOSE, overlay) for overlay in OVERLAYS)]
+STACK_NAMES = ["zookeeper", "kraft", *(overlay.parent.name for overlay in OVERLAYS)]
+
+
+@pytest.mark.parametrize("files", STACKS, ids=STACK_NAMES)
+def test_the_native_stack_reads_the_files_as_compose_does(
+    files: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = variables((PROJECT / ".env.example").read_text())
+    copies = [tmp_path / f"{number}.yml" for number, _ in enumerate(files)]
+    for file, copy in zip(files, copies, strict=True):  # compose-go alone knows no variables
+        required = re.compile(r"\$\{(\w+):\?[^}]*\}")
+        copy.write_text(required.sub(lambda match: example[match[1]], file.read_text()))
+    monkeypatch.setenv("COMPOSE_PROFILES", "*")
+    theirs = resolved(*copies)["services"]
+    ours = load_services(copies, {})
     assert set(ours) == set(theirs)
     for name, service in ours.items():
         assert f"{service.image}:{service.tag}" == theirs[name]["image"].rpartition("/")[2]
         assert service.environment == environment(theirs[name])
         assert set(service.depends_on) == set(theirs[name].get("depends_on", {}))
+        assert service.profiles == theirs[name].get("profiles", [])
+        published = {
+            int(port["target"]): int(port["published"]) for port in theirs[name].get("ports", [])
+        }
+        assert service.ports == published
 
 
 def test_every_image_is_pinned_and_every_port_is_on_loopback() -> None:

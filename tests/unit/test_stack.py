@@ -11,6 +11,7 @@ import pytest
 from stack import prerequisites
 from stack.__main__ import Stack, main
 from stack.compose import Service, StackError, load_services
+from stack.images.s3 import MINIO_VERSION
 from stack.servers import Site, java_home
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -158,3 +159,100 @@ def test_prerequisites_say_what_to_type(
         "missing: java, maven; type: sudo apt-get install openjdk-17-jre-headless maven\n"
     )
     assert prerequisites.main(["python2"]) == 2
+
+
+# Profiles, configs, required variables, the servers of the transactions pipeline
+
+PROFILES = """
+services:
+  always: {image: "kibana:1"}
+  asked: {image: "kibana:1", profiles: [extra], depends_on: [always]}
+"""
+
+
+def started_by_default(tmp_path: Path, *profiles: str) -> list[str]:
+    (tmp_path / "profiles.yml").write_text(PROFILES)
+    environ = {**os.environ, "STACK_STATE": str(tmp_path)}
+    return Stack([tmp_path / "profiles.yml"], environ, profiles).default
+
+
+def test_a_service_with_a_profile_starts_only_when_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert started_by_default(tmp_path) == ["always"]
+    assert started_by_default(tmp_path, "other") == ["always"]
+    assert started_by_default(tmp_path, "extra", "other") == ["always", "asked"]
+    monkeypatch.setenv("STACK_STATE", str(tmp_path))
+    command = ["-f", str(tmp_path / "profiles.yml")]
+    assert main([*command, "up"]) == 0
+    assert "asked" not in capsys.readouterr().out
+    monkeypatch.setenv("COMPOSE_PROFILES", "extra,other")
+    assert main([*command, "up"]) == 0
+    assert "asked          not started" in capsys.readouterr().out
+
+
+def test_ports_of_an_overlay_are_added(tmp_path: Path) -> None:
+    base = 'services: {a: {image: "z:2", ports: ["127.0.0.1:1:1", "127.0.0.1:2:2"]}}'
+    overlay = 'services: {a: {ports: ["127.0.0.1:2:2", "127.0.0.1:13:3"]}}'
+    (service,) = services_of(tmp_path, base, overlay)
+    assert service.ports == {1: 1, 2: 2, 3: 13}
+
+
+def test_configs_and_commands_are_read(tmp_path: Path) -> None:
+    text = """
+services:
+  a: {image: "z:2", command: run --all "two words", configs: [{source: c, target: /etc/c.yml}]}
+  b: {image: "z:2", command: [run, "$$HOME"]}
+configs: {c: {content: "port ${PORT:-80}, price $$1"}}
+"""
+    a, b = services_of(tmp_path, text)
+    assert (a.command, b.command) == (["run", "--all", "two words"], ["run", "$HOME"])
+    assert a.configs == {"/etc/c.yml": "port 80, price $1"}
+
+
+def test_a_required_variable_that_is_missing_is_one_line(tmp_path: Path) -> None:
+    text = 'services: {a: {image: "z:2", environment: {P: "${SECRET:?copy .env.example to .env}"}}}'
+    with pytest.raises(StackError, match=r"^SECRET is not set: copy \.env\.example to \.env$"):
+        services_of(tmp_path, text)
+    (tmp_path / "0.yml").write_text(text)
+    assert load_services([tmp_path / "0.yml"], {"SECRET": "x"})["a"].environment == {"P": "x"}
+
+
+TRANSACTIONS = PROJECT / "pipelines/transactions/compose.yml"
+
+
+def transactions_stack(tmp_path: Path, **environ: str) -> Stack:
+    given = {"MINIO_ROOT_USER": "u", "MINIO_ROOT_PASSWORD": "secret", "STACK_STATE": str(tmp_path)}
+    return Stack([COMPOSE, TRANSACTIONS], {**os.environ, **given, **environ})
+
+
+def test_minio_is_run_when_it_is_built_and_s3proxy_otherwise(tmp_path: Path) -> None:
+    stand_in = transactions_stack(tmp_path, STACK_CACHE=str(tmp_path)).servers["minio"]
+    assert "org.gaul.s3proxy.Main" in stand_in.command
+    binary = tmp_path / f"minio-{MINIO_VERSION}" / "minio"
+    binary.parent.mkdir()
+    binary.touch()
+    real = transactions_stack(tmp_path, STACK_CACHE=str(tmp_path)).servers["minio"]
+    assert real.command[0] == str(binary)
+    for server in (stand_in, real):
+        assert server.address == "127.0.0.1:9000"
+        assert "secret" not in " ".join(server.command)  # any user can read a command line
+
+
+def test_prometheus_listens_where_its_command_says(tmp_path: Path) -> None:
+    stack = transactions_stack(tmp_path, PROMETHEUS_HOST_PORT="19090")
+    server = stack.servers["prometheus"]
+    assert server.address == "127.0.0.1:19090"
+    assert "--web.listen-address=127.0.0.1:19090" in server.command
+    assert f"--config.file={tmp_path}/config/prometheus.yml" in server.command
+    assert "prometheus" not in stack.default
+
+
+def test_kafka_shows_its_metrics_where_an_overlay_asks_for_it(tmp_path: Path) -> None:
+    stack = transactions_stack(tmp_path, KAFKA_METRICS_HOST_PORT="19404")
+    agents = [part for part in stack.servers["kafka"].command if part.startswith("-javaagent:")]
+    assert len(agents) == 1
+    assert "=127.0.0.1:19404:" in agents[0]
+    assert not any(
+        "javaagent" in part for part in Stack([COMPOSE], dict(os.environ)).servers["kafka"].command
+    )

@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
+from pyarrow import fs
 from pyspark.sql import SparkSession
 
 from pipelines.transactions.store import Store
@@ -79,7 +81,10 @@ def is_real_minio(stack: Stack) -> bool:
 class Script:
     """A running script, its output collected line by line."""
 
+    started: ClassVar[list["Script"]] = []
+
     def __init__(self, command: list[str], environ: Mapping[str, str]) -> None:
+        self.started.append(self)
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             command, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -90,7 +95,8 @@ class Script:
 
     def _read(self) -> None:
         assert self.process.stdout
-        self.lines.extend(iter(self.process.stdout.readline, ""))
+        with self.process.stdout as output:
+            self.lines.extend(iter(output.readline, ""))
 
     @property
     def text(self) -> str:
@@ -109,28 +115,27 @@ class Script:
                 pytest.fail(f"ended without {pattern!r}:\n{self.text}")
             return False
 
-        wait_until(found, f"{pattern} x {times} in:\n{self.text}", timeout_s)
+        wait_until(found, f"{pattern!r} printed by {self.process.args!r}", timeout_s)
 
     def end(self, code: int = 0, timeout_s: float = 180) -> str:
         """Wait for the end, check the exit code; return what was printed."""
         try:
-            assert self.process.wait(timeout=timeout_s) == code, self.text
+            ended = self.process.wait(timeout=timeout_s)
         finally:
             self.kill()
-        self.reader.join(10)
-        assert "Traceback" not in self.text
+        assert ended == code, self.text
+        assert "Traceback" not in self.text, self.text
         return self.text
 
     def kill(self, whole_group: bool = True) -> None:
         """Kill -9, with all that it has started or alone."""
         if whole_group:
-            try:
+            with suppress(ProcessLookupError):  # all have ended
                 os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return
         else:
             self.process.kill()
         self.process.wait()
+        self.reader.join(30)  # until Java, too, has let go of the pipe
 
 
 @dataclass
@@ -141,7 +146,6 @@ class Pipeline:
     name: str
     folder: Path
     s3_endpoint: str = ""
-    started: list[Script] = field(default_factory=list)
     ledgers: list[Path] = field(default_factory=list)
 
     @property
@@ -150,6 +154,8 @@ class Pipeline:
         return {
             **os.environ,
             **CREDENTIALS,
+            # As in an activated environment: spark-submit looks there for Python.
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "KAFKA_BOOTSTRAP_SERVERS": self.stack.servers["kafka"].address,
             "TRANSACTIONS_TOPIC": self.name,
             "S3_ENDPOINT": endpoint,
@@ -161,9 +167,7 @@ class Pipeline:
         return Store.from_env(self.environ)
 
     def start(self, script: str, *arguments: str, launcher: str = sys.executable) -> Script:
-        running = Script([launcher, str(HERE / script), *arguments], self.environ)
-        self.started.append(running)
-        return running
+        return Script([launcher, str(HERE / script), *arguments], self.environ)
 
     def run(self, script: str, *arguments: str, code: int = 0) -> str:
         return self.start(script, *arguments).end(code)
@@ -171,7 +175,8 @@ class Pipeline:
     def send(self, *arguments: str) -> Path:
         """Send transactions; return the ledger, which `verify` will ask for too."""
         self.ledgers.append(self.folder / f"ledger-{len(self.ledgers)}.csv")
-        self.run("capteur.py", *arguments, "--ledger", str(self.ledgers[-1]))
+        at_once = ("--speed", "1e9", "--ledger", str(self.ledgers[-1]))
+        self.run("capteur.py", *arguments, *at_once)
         return self.ledgers[-1]
 
     def verify(self, code: int = 0) -> str:
@@ -179,8 +184,6 @@ class Pipeline:
 
     def batch_files(self, batch_id: int) -> list[str]:
         """Return the data files of a batch under output/."""
-        from pyarrow import fs
-
         client = self.store.filesystem()
         selector = fs.FileSelector(f"{self.name}/output", recursive=True, allow_not_found=True)
         pattern = re.compile(rf"/output/date=[^/]+/batch_id={batch_id}/[^/]+\.parquet$")
@@ -196,18 +199,24 @@ def new_pipeline(stack: Stack, name: str, folder: Path, s3_endpoint: str = "") -
 
 
 @pytest.fixture
-def pipeline(stack: Stack, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pipeline]:
+def pipeline(stack: Stack, request: pytest.FixtureRequest, tmp_path: Path) -> Pipeline:
     """A fresh topic and bucket on the servers of the session."""
-    pipeline = new_pipeline(stack, request.node.name, tmp_path)
-    yield pipeline
-    for script in pipeline.started:  # what a failed test has left running
+    return new_pipeline(stack, request.node.name, tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _no_script_is_left() -> Iterator[None]:
+    """End what a failed test has left running."""
+    yield
+    for script in Script.started:
         script.kill()
+    Script.started.clear()
 
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
     """Spark alone, without connectors and servers, for the pure transforms."""
-    options = {
+    options: dict[str, bool | float | int | str | None] = {
         "spark.ui.enabled": "false",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",

@@ -1,4 +1,4 @@
-"""Prometheus collects from all three, every panel of the dashboard has figures, Grafana knows it."""
+"""Prometheus collects from all three, every panel has figures, Grafana knows the dashboard."""
 
 import json
 import urllib.parse

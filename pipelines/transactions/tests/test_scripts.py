@@ -166,11 +166,11 @@ def test_the_bank_s_file_becomes_the_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", ["2026-13-01,USD,1.1", "2026-01-01,USD,zero", "2026-01-01,USD,-1", "2026-01-01,USD"]
+    "line", ["2026-13-01,USD,1.1", "2026-01-01,USD,zero", "2026-01-01,USD,-1", "2026-01-01,USD"]
 )
-def test_a_row_that_is_no_rate_is_named(tmp_path: Path, row: str) -> None:
+def test_a_row_that_is_no_rate_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "rates.csv"
-    file.write_text(f"# source\ndate,devise,taux\n2026-01-01,USD,1.1\n{row}\n")
+    file.write_text(f"# source\ndate,devise,taux\n2026-01-01,USD,1.1\n{line}\n")
     with pytest.raises(ValueError, match="row 2 is not date,devise,taux"):
         rates.read_rates(file)
 
@@ -205,13 +205,20 @@ SENT = [
 ]
 
 
+def row(offset: int, number: int, montant: str, devise: str, euros: str) -> dict[str, Any]:
+    return {
+        "transaction_id": number,
+        "montant": Decimal(montant),
+        "devise": devise,
+        "montant_eur": Decimal(euros),
+        "timestamp_utc": datetime(2026, 10, 24, 10, 0, offset, tzinfo=UTC),
+        "kafka_partition": 0,
+        "kafka_offset": offset,
+    }
+
+
 def good_rows() -> tuple[Rows, Rows]:
-    written = [
-        {"transaction_id": 1, "montant": Decimal("100.00"), "devise": "USD", "montant_eur": Decimal("89.34"),
-         "timestamp_utc": datetime(2026, 10, 24, 10, tzinfo=UTC), "kafka_partition": 0, "kafka_offset": 0},
-        {"transaction_id": 2, "montant": Decimal("50.50"), "devise": "EUR", "montant_eur": Decimal("50.50"),
-         "timestamp_utc": datetime(2026, 10, 24, 10, 0, 1, tzinfo=UTC), "kafka_partition": 0, "kafka_offset": 1},
-    ]  # fmt: skip
+    written = [row(0, 1, "100.00", "USD", "89.34"), row(1, 2, "50.50", "EUR", "50.50")]
     return written, [{"reason": "not_json", "kafka_partition": 1, "kafka_offset": 0}]
 
 
