@@ -7,7 +7,7 @@
 What was edited in the browser becomes a small difference for git: the objects keep their order, the
 keys are sorted, also in the JSON that is kept as text, and what changes at each export (dates,
 versions of the object) is left out. What a dashboard has come to use besides is added at the end.
-From the space that they were first imported into: in another one Kibana gave them other ids.
+In a space where Kibana has given the objects other ids, they come back with those of the files.
 
 Environment (or .env beside README.md; a flag wins over both): as for import.py.
 
@@ -24,18 +24,8 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from kibana.server import (  # noqa: E402  # works from any folder
-    FILES,
-    Kibana,
-    KibanaError,
-    SavedObject,
-    in_short,
-    inner_json,
-    kibana_from,
-    parser,
-    read_objects,
-    wait_for,
-)
+from kibana import server  # noqa: E402  # works from any folder
+from kibana.server import Kibana, KibanaError, SavedObject  # noqa: E402
 
 KEPT = ("attributes", "coreMigrationVersion", "id", "managed", "references", "type")
 # The oldest versions that hold what these objects hold: what a newer Kibana writes, an older one
@@ -62,7 +52,7 @@ def compact(value: Any) -> str:
 def stable(found: SavedObject) -> SavedObject:
     """Return an object without what changes from export to export."""
     kept = {key: found[key] for key in KEPT if key in found}
-    for holder, key in list(inner_json(kept["attributes"])):
+    for holder, key in list(server.inner_json(kept["attributes"])):
         try:
             holder[key] = compact(json.loads(holder[key]))
         except ValueError:  # a text that only looks like JSON
@@ -79,15 +69,20 @@ def export(kibana: Kibana, file: Path) -> str:
     Raises:
         KibanaError: Kibana does not answer, or lacks an object.
     """
-    before = [{"type": o["type"], "id": o["id"]} for o in read_objects(file)]
+    before = server.read_objects(file)
+    ids = kibana.ids(before)
     question = {
-        "objects": before, "includeReferencesDeep": True, "excludeExportDetails": True
+        "objects": [{"type": kind, "id": id_} for (kind, _), id_ in ids.items()],
+        "includeReferencesDeep": True, "excludeExportDetails": True,
     }  # fmt: skip
     status, body = kibana.ask("POST", "/api/saved_objects/_export", json=question)
     if status != 200:
-        raise KibanaError(f"{file.name}: Kibana does not export it: {in_short(body)}")
+        raise KibanaError(f"{file.name}: Kibana does not export it: {server.in_short(body)}")
     objects = [stable(json.loads(line)) for line in body.decode().splitlines() if line]
-    order = {(name["type"], name["id"]): place for place, name in enumerate(before)}
+    ours = {(kind, there): here for (kind, here), there in ids.items()}
+    for named in [*objects, *(reference for o in objects for reference in o["references"])]:
+        named["id"] = ours.get((named["type"], named["id"]), named["id"])
+    order = {key: place for place, key in enumerate(ids)}
     objects.sort(key=lambda o: (order.get((o["type"], o["id"]), len(order)), o["type"], o["id"]))
     details = {
         "excludedObjects": [], "excludedObjectsCount": 0, "exportedCount": len(objects),
@@ -98,12 +93,10 @@ def export(kibana: Kibana, file: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export; return the exit code (see the module docstring)."""
-    options_of = parser(__doc__ or "")
-    options_of.add_argument("files", nargs="*", type=Path, default=FILES, metavar="FILE")
-    options = options_of.parse_args(argv)
-    kibana = kibana_from(options)
+    options = server.parser(__doc__ or "").parse_args(argv)
+    kibana = server.kibana_from(options)
     try:
-        wait_for(kibana, options.wait)
+        server.wait_for(kibana, options.wait)
         texts = {file: export(kibana, file) for file in options.files}
     except KibanaError as exc:
         sys.stderr.write(f"export: {exc}\n")

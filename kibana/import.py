@@ -20,44 +20,32 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from kibana.server import (  # noqa: E402  # works from any folder
-    FILES,
-    Kibana,
-    KibanaError,
-    in_short,
-    kibana_from,
-    parser,
-    read_objects,
-    wait_for,
-)
+from kibana import server  # noqa: E402  # works from any folder
+from kibana.server import Key, Kibana, KibanaError  # noqa: E402
 
 
-def import_file(kibana: Kibana, file: Path) -> dict[tuple[str, str], str]:
-    """Import one file, over what is there; return (type, id) -> the id it has in Kibana.
+def import_file(kibana: Kibana, file: Path) -> dict[Key, str]:
+    """Import one file, over what is there; return (type, id) -> the id it has in the space.
 
-    In another space than the first, Kibana gives the objects new ids.
+    Kibana gives new ids to what another space already holds.
 
     Raises:
         KibanaError: Kibana refuses the file or a part of it, or does not answer.
     """
-    objects = read_objects(file)
-    status, body = kibana.ask(
+    objects = server.read_objects(file)
+    answer = kibana.ask_json(
+        f"{file.name}: Kibana refuses it",
         "POST",
         "/api/saved_objects/_import?overwrite=true",
         fields={"file": (file.name, file.read_bytes(), "application/ndjson")},
     )
-    if status != 200:
-        raise KibanaError(f"{file.name}: Kibana refuses it (HTTP {status}): {in_short(body)}")
-    answer: dict[str, Any] = json.loads(body)
     if not answer.get("success"):
         errors = [
-            f"{error['type']} {error['id']}: {error['error']['type']} "
-            f"{error['error'].get('message', '')}".strip()
+            f"{error['type']} {error['id']}: {json.dumps(error['error'], ensure_ascii=False)}"
             for error in answer.get("errors", [])
         ]
         raise KibanaError(f"{file.name}: not imported: {'; '.join(errors)[:500]}")
@@ -71,18 +59,18 @@ def import_file(kibana: Kibana, file: Path) -> dict[tuple[str, str], str]:
     }
 
 
-def verify(kibana: Kibana, file: Path, ids: dict[tuple[str, str], str]) -> None:
+def verify(kibana: Kibana, file: Path, ids: dict[Key, str]) -> None:
     """Read every object of a file back.
 
     Raises:
         KibanaError: one is missing, or has another title.
     """
-    objects = read_objects(file)
+    objects = server.read_objects(file)
     wanted = [{"type": o["type"], "id": ids.get((o["type"], o["id"]), o["id"])} for o in objects]
-    status, body = kibana.ask("POST", "/api/saved_objects/_bulk_get", json=wanted)
-    if status != 200:
-        raise KibanaError(f"{file.name}: cannot be read back (HTTP {status}): {in_short(body)}")
-    for given, found in zip(objects, json.loads(body)["saved_objects"], strict=True):
+    answer = kibana.ask_json(
+        f"{file.name}: cannot be read back", "POST", "/api/saved_objects/_bulk_get", json=wanted
+    )
+    for given, found in zip(objects, answer["saved_objects"], strict=True):
         if "error" in found or found["attributes"]["title"] != given["attributes"]["title"]:
             raise KibanaError(f"{file.name}: {given['type']} {given['id']} is not in Kibana")
 
@@ -95,12 +83,10 @@ def say(line: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Import and verify; return the exit code (see the module docstring)."""
-    options_of = parser(__doc__ or "")
-    options_of.add_argument("files", nargs="*", type=Path, default=FILES, metavar="FILE")
-    options = options_of.parse_args(argv)
-    kibana = kibana_from(options)
+    options = server.parser(__doc__ or "").parse_args(argv)
+    kibana = server.kibana_from(options)
     try:
-        version = wait_for(kibana, options.wait)
+        version = server.wait_for(kibana, options.wait)
         for file in options.files:
             ids = import_file(kibana, file)
             verify(kibana, file, ids)

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,22 @@ sys.path.insert(0, str(PROJECT))
 from kibana.server import FILES, KibanaError, SavedObject, read_objects  # noqa: E402
 from tools.connection import elasticsearch_client  # noqa: E402  # works from any folder
 
-GRID_COLUMNS = 48  # of a dashboard; a row is half a column high at 1920 pixels
-WIDTH_IN, ROW_IN, DPI = 19.2, 0.26, 100
-HEADER_IN = 0.6
+WIDTH_IN, HEADER_IN, DPI = 19.2, 0.6, 100
+COLUMN_IN, ROW_IN = WIDTH_IN / 48, 0.28  # of a dashboard's grid, as Kibana's at 1920 pixels
+GAP_IN, TITLE_IN = 0.08, 0.45  # between panels; above what a panel shows
+LINE_IN, CHARACTERS_PER_IN = 0.3, 12  # of a table, at most
+PAPER, FRAME, GREY = "#F7F8FC", "#D3DAE6", "#555555"
 # Okabe and Ito (2008), "Color Universal Design": told apart also by the colour-blind.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-BARS = 50  # in a date histogram of Kibana's, about: it chooses the next of these steps, in seconds
-STEPS_S = (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 10_800, 43_200, 86_400)
+# Width of a time slice in seconds, for a fiftieth of the period below a bound, as Kibana chooses it
+# (src/plugins/data/common/search/aggs/buckets/lib/time_buckets/calc_auto_interval).
+BARS = 50
+STEPS_S = (
+    (5, 1), (7.5, 5), (15, 10), (45, 30), (180, 60), (540, 300), (1200, 600), (2700, 1800),
+    (7200, 3600), (21_600, 10_800), (86_400, 43_200), (604_800, 86_400), (math.inf, 604_800),
+)  # fmt: skip
 METRICS = {"average": "avg", "min": "min", "max": "max"}
 DOCUMENTS = 12  # shown of a saved search
-TABLE_LINES = DOCUMENTS + 1  # that fill a panel
-
 NARROW_SPACE = "\u202f"  # between thousands
 
 Row = dict[str, Any]  # column id -> value
@@ -74,6 +79,16 @@ class Panel:
     def title(self) -> str:
         """Its title."""
         return str(self.shown["attributes"]["title"])
+
+    @property
+    def kind(self) -> str:
+        """What it is: search, or a visualization of Lens's."""
+        return str(self.shown["attributes"].get("visualizationType", self.shown["type"]))
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """How a visualization shows its columns."""
+        return dict(self.shown["attributes"]["state"]["visualization"])
 
     @property
     def layer(self) -> Mapping[str, Any]:
@@ -122,7 +137,7 @@ class Search:
         self.indices = indices
         self.start, self.end = start, end
         wanted_s = (end - start).total_seconds() / BARS
-        self.step_s = next((step for step in STEPS_S if step >= wanted_s), STEPS_S[-1])
+        self.step_s = next(step for bound, step in STEPS_S if wanted_s < bound)
 
     def ask(self, panel: Panel, **body: Any) -> dict[str, Any]:
         """Run a search in the panel's index and period."""
@@ -210,43 +225,67 @@ def unfold(
             yield from unfold(panel, bucket, inner, {**row, name: bucket["key"]})
         return
     columns = panel.layer["columns"]
-    for name in panel.columns(is_bucketed=False):
-        column = columns[name]
-        if column["operationType"] == "count":
-            row[name] = node["doc_count"]
-        elif column["operationType"] == "last_value":
-            hits = node[name]["last"]["hits"]["hits"]
-            row[name] = hits[0]["_source"][column["sourceField"]] if hits else None
-        else:
-            row[name] = node[name]["value"]
-    yield row
+    names = panel.columns(is_bucketed=False)
+    yield row | {name: metric(columns[name], node.get(name), node) for name in names}
 
 
-def nice_step(span: float, max_bars: int) -> float:
-    """Return the width of a histogram's bars: 1, 2 or 5 times a power of ten, at most max_bars.
+def metric(column: Mapping[str, Any], found: Any, bucket: Mapping[str, Any]) -> Any:
+    """Return a metric column's value from its aggregation's answer, None where it has none."""
+    if column["operationType"] == "count":
+        return bucket["doc_count"]
+    if column["operationType"] == "last_value":
+        hits = found["last"]["hits"]["hits"]
+        return hits[0]["_source"][column["sourceField"]] if hits else None
+    return found["value"]
 
-    >>> nice_step(560, 20), nice_step(560, 25), nice_step(0, 25)
+
+def nice_step(span: float, max_bars: int) -> int:
+    """Return the width of an integer's histogram bars: 1, 2 or 5 times a power of ten.
+
+    The narrowest that gives at most max_bars, as Kibana chooses it
+    (src/plugins/data/common/search/aggs/buckets/lib/histogram_calculate_interval).
+
+    >>> nice_step(560, 20), nice_step(560, 25), nice_step(10, 25)
     (50, 50, 1)
     """
-    power = 10.0 ** math.floor(math.log10(span / max_bars)) if span else 1.0
-    found = next(power * f for f in (1, 2, 5, 10) if span / (power * f) <= max_bars)
-    return int(found) if found >= 1 else found
+    if span < max_bars:
+        return 1
+    power: int = 10 ** math.floor(math.log10(span / max_bars))
+    return next(power * f for f in (1, 2, 5, 10) if span / (power * f) <= max_bars)
 
 
 # Drawing.
 
 
-def shown(value: Any, column: Mapping[str, Any] | None = None, is_age: bool = False) -> str:
-    """Return a value as text: decimals and unit as its column asks, French thousands."""
+def shown(value: Any, column: Mapping[str, Any] | None = None) -> str:
+    """Return a value as text: decimals and unit as its column asks, in French."""
     if value is None:
         return "—"
-    if is_age:
-        return age(datetime.now(UTC) - datetime.fromtimestamp(value / 1000, UTC))
     if isinstance(value, str):
         return value
-    number = ((column or {}).get("params") or {}).get("format", {}).get("params", {})
-    text = f"{value:,.{number.get('decimals', 0 if value == int(value) else 1)}f}"
-    return f"{text.replace(',', NARROW_SPACE).replace('.', ',')}{number.get('suffix', '')}"
+    form = ((column or {}).get("params") or {}).get("format", {})
+    if form.get("id") == "relative_date":
+        return age(datetime.now(UTC) - datetime.fromtimestamp(value / 1000, UTC))
+    params = form.get("params", {})
+    decimals = params.get("decimals", 0 if value == int(value) else 1)
+    return french(value, decimals) + str(params.get("suffix", ""))
+
+
+def in_pattern(value: Any, pattern: str) -> str:
+    """Return a field's value as its pattern in the data view asks ("0,0.0": one decimal)."""
+    if isinstance(value, str):
+        return value
+    text = french(value, len(pattern.partition(".")[2]))
+    return text if "," in pattern else text.replace(NARROW_SPACE, "")
+
+
+def french(number: float, decimals: int) -> str:
+    """Return a number with a comma and spaces between thousands.
+
+    >>> french(21659.26, 1)
+    '21\u202f659,3'
+    """
+    return f"{number:,.{decimals}f}".replace(",", NARROW_SPACE).replace(".", ",")
 
 
 def age(ago: timedelta) -> str:
@@ -262,68 +301,134 @@ def age(ago: timedelta) -> str:
     return f"il y a {max(0.0, seconds):.0f} s"
 
 
-def draw(panel: Panel, search: Search, axes: Axes) -> None:
-    """Draw one panel.
+def draw_dashboard(dashboard: SavedObject, panels: Sequence[Panel], search: Search) -> Figure:
+    """Return a figure with a dashboard's panels on its grid."""
+    height_in = HEADER_IN + ROW_IN * max(panel.y + panel.height for panel in panels)
+    figure = pyplot.figure(figsize=(WIDTH_IN, height_in), facecolor=PAPER)
+    middle = height_in - HEADER_IN / 2
+    period = f"{search.start:%d/%m/%Y %H:%M} – {search.end:%d/%m/%Y %H:%M} (UTC)"
+    inches: dict[str, Any] = {"transform": figure.dpi_scale_trans, "va": "center"}
+    figure.text(
+        GAP_IN, middle, dashboard["attributes"]["title"], fontsize=18, fontweight="bold", **inches
+    )
+    figure.text(
+        WIDTH_IN - GAP_IN, middle, f"aperçu sans Kibana · {period}", ha="right", fontsize=12,
+        color=GREY, **inches,
+    )  # fmt: skip
+    for panel in panels:
+        top = height_in - HEADER_IN - panel.y * ROW_IN
+        draw(panel, search, figure, panel.x * COLUMN_IN, top)
+    return figure
+
+
+def draw(panel: Panel, search: Search, figure: Figure, left: float, top: float) -> None:
+    """Draw one panel, whose upper left corner is given in inches.
 
     Raises:
         KibanaError: a kind of panel that is not drawn here.
     """
-    axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold")
-    if panel.shown["type"] == "search":
+    width, height = panel.width * COLUMN_IN, panel.height * ROW_IN
+    inches = figure.dpi_scale_trans
+    frame = Rectangle(
+        (left + GAP_IN / 2, top - height + GAP_IN / 2), width - GAP_IN, height - GAP_IN,
+        facecolor="white", edgecolor=FRAME, transform=inches, zorder=-1,
+    )  # fmt: skip
+    figure.add_artist(frame)
+    figure.text(
+        left + 0.15, top - 0.12, panel.title, va="top", fontsize=11, fontweight="bold",
+        transform=inches,
+    )  # fmt: skip
+    before, after, below = margins(panel)
+    inside = Bbox.from_extents(
+        left + before, top - height + below, left + width - after, top - TITLE_IN
+    )
+    axes = figure.add_axes(inside.transformed(inches - figure.transFigure).bounds)
+    axes.axis("off")
+    if panel.kind == "search":
         draw_documents(panel, search.documents(panel), axes)
-        return
-    kind = panel.shown["attributes"]["visualizationType"]
-    rows = search.rows(panel)
-    if not rows:
+    elif not (rows := search.rows(panel)):
         axes.text(0.5, 0.5, "aucune donnée dans la période", ha="center", transform=axes.transAxes)
-        axes.axis("off")
-    elif kind == "lnsMetric":
+    elif panel.kind == "lnsMetric":
         draw_tiles(panel, rows, axes)
-    elif kind == "lnsDatatable":
+    elif panel.kind == "lnsDatatable":
         draw_table(panel, rows, axes)
-    elif kind == "lnsXY":
+    elif panel.kind == "lnsXY":
         draw_xy(panel, rows, search, axes)
     else:
-        raise KibanaError(f"panel {panel.title!r}: {kind} is not drawn here")
+        raise KibanaError(f"panel {panel.title!r}: {panel.kind} is not drawn here")
+
+
+def margins(panel: Panel) -> tuple[float, float, float]:
+    """Return what a panel's axes leave free at its left, its right and below, in inches."""
+    if panel.kind != "lnsXY":
+        return 0.15, 0.15, 0.15
+    left = 1.05 if panel.state["preferredSeriesType"] == "bar_horizontal" else 0.95
+    return left, 1.35 if panel.state["legend"]["isVisible"] else 0.3, 0.6
 
 
 def draw_tiles(panel: Panel, rows: Sequence[Row], axes: Axes) -> None:
     """Draw one big number, or one for each bucket."""
-    axes.axis("off")
-    state = panel.shown["attributes"]["state"]["visualization"]
-    metric, split = state["metricAccessor"], state.get("breakdownByAccessor")
+    metric, split = panel.state["metricAccessor"], panel.state.get("breakdownByAccessor")
     column = panel.layer["columns"][metric]
-    formats = json.loads(panel.view["fieldFormatMap"])
-    is_age = formats.get(column["sourceField"], {}).get("id") == "relative_date"
+    width = 1 / len(rows)
     for place, row in enumerate(rows):
-        box = (place / len(rows), 0.0, 0.98 / len(rows), 0.96)
-        axes.add_patch(Rectangle(box[:2], *box[2:], color=state["color"], transform=axes.transAxes))
-        middle = box[0] + box[2] / 2
-        axes.text(
-            middle, 0.14, row[split] if split else column["label"],
-            ha="center", transform=axes.transAxes, fontsize=10, color="#444444",
-        )  # fmt: skip
-        axes.text(
-            middle, 0.56, shown(row[metric], column, is_age),
-            ha="center", va="center", transform=axes.transAxes, fontsize=19, fontweight="bold",
-        )  # fmt: skip
+        axes.add_patch(Rectangle((place * width, 0), 0.98 * width, 1, color=panel.state["color"]))
+        middle: dict[str, Any] = {"x": (place + 0.49) * width, "ha": "center", "va": "center"}
+        label = row[split] if split else column["label"]
+        axes.text(y=0.8, s=label, fontsize=10, color=GREY, **middle)
+        axes.text(y=0.4, s=shown(row[metric], column), fontsize=19, fontweight="bold", **middle)
 
 
-def draw_cells(texts: Sequence[Sequence[str]], labels: Sequence[str], axes: Axes) -> None:
-    """Draw a table as wide as its panel; a column is as wide as its longest text asks."""
-    axes.axis("off")
-    lines = [labels, *([cut(text, 60) for text in line] for line in texts)]
-    longest = [max(len(line[place]) for line in lines) + 3 for place in range(len(labels))]
-    height = min(1.0, len(lines) / TABLE_LINES)
-    table = axes.table(
-        lines, colWidths=[width / sum(longest) for width in longest], cellLoc="left", edges="B",
-        bbox=Bbox.from_bounds(0.0, 1 - height, 1.0, height),
-    )  # fmt: skip
-    table.auto_set_font_size(False)
-    table.set_fontsize(10)
-    for (line, _), cell in table.get_celld().items():
-        cell.set_edgecolor("#DDDDDD")
-        cell.set_text_props(fontweight="bold" if line == 0 else "normal")
+def draw_table(panel: Panel, rows: Sequence[Row], axes: Axes) -> None:
+    """Draw a table, one line for each bucket."""
+    columns = panel.layer["columns"]
+    names = [column["columnId"] for column in panel.state["columns"]]
+    labels = [columns[name]["label"] for name in names]
+    numeric = [columns[name]["dataType"] == "number" for name in names]
+    draw_lines([[shown(row[name], columns[name]) for name in names] for row in rows],
+        labels, numeric, axes)  # fmt: skip
+
+
+def draw_documents(panel: Panel, documents: Sequence[Row], axes: Axes) -> None:
+    """Draw the documents of a saved search as a table."""
+    labels = json.loads(panel.view["fieldAttrs"])
+    patterns = {
+        field: form["params"]["pattern"]
+        for field, form in json.loads(panel.view["fieldFormatMap"]).items()
+    }
+    names = [panel.view["timeFieldName"], *panel.shown["attributes"]["columns"]]
+    texts = []
+    for document in documents:
+        when = document[names[0]]
+        if isinstance(when, str):
+            when = datetime.fromisoformat(when).timestamp() * 1000
+        date = f"{datetime.fromtimestamp(when / 1000, UTC):%d/%m/%Y %H:%M:%S}"
+        texts.append([date, *(in_pattern(document[n], patterns.get(n, "")) for n in names[1:])])
+    numeric = [name in patterns and name != names[0] for name in names]
+    draw_lines(texts, [labels[name]["customLabel"] for name in names], numeric, axes)
+
+
+def draw_lines(
+    texts: Sequence[Sequence[str]], labels: Sequence[str], numeric: Sequence[bool], axes: Axes
+) -> None:
+    """Draw a table as wide as its axes; a column is as wide as its longest text asks, if it can."""
+    box = axes.get_window_extent()
+    width_in, height_in = box.width / axes.figure.dpi, box.height / axes.figure.dpi
+    lines = [labels, *texts]
+    widths = [max(len(line[column]) for line in lines) + 3 for column in range(len(labels))]
+    while sum(widths) > width_in * CHARACTERS_PER_IN:
+        widths[widths.index(max(widths))] -= 1
+    step = min(LINE_IN, height_in / len(lines)) / height_in
+    for number, line in enumerate(lines):
+        y, left = 1 - (number + 0.5) * step, 0.0
+        for text, width, is_number in zip(line, widths, numeric, strict=True):
+            right = left + width / sum(widths)
+            axes.text(
+                right - 0.01 if is_number else left, y, cut(text, width - 2), va="center",
+                ha="right" if is_number else "left", fontweight="normal" if number else "bold",
+            )  # fmt: skip
+            left = right
+        axes.axhline(1 - (number + 1) * step, color=FRAME, linewidth=0.8)
 
 
 def cut(text: str, width: int) -> str:
@@ -332,112 +437,70 @@ def cut(text: str, width: int) -> str:
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
-def draw_table(panel: Panel, rows: Sequence[Row], axes: Axes) -> None:
-    """Draw a table, one row for each bucket."""
-    columns = panel.layer["columns"]
-    names = [
-        column["columnId"]
-        for column in panel.shown["attributes"]["state"]["visualization"]["columns"]
-    ]
-    texts = [[shown(row[name], columns[name]) for name in names] for row in rows]
-    draw_cells(texts, [columns[name]["label"] for name in names], axes)
-
-
-def draw_documents(panel: Panel, documents: Sequence[Row], axes: Axes) -> None:
-    """Draw the documents of a saved search as a table."""
-    labels = json.loads(panel.view["fieldAttrs"])
-    names = [panel.view["timeFieldName"], *panel.shown["attributes"]["columns"]]
-    texts = []
-    for document in documents:
-        when = document[names[0]]
-        if isinstance(when, int):
-            when = datetime.fromtimestamp(when / 1000, UTC).isoformat(timespec="milliseconds")
-        texts.append([when[:19].replace("T", " "), *(shown(document[name]) for name in names[1:])])
-    draw_cells(texts, [labels[name]["customLabel"] for name in names], axes)
-
-
 def draw_xy(panel: Panel, rows: Sequence[Row], search: Search, axes: Axes) -> None:
     """Draw lines or bars."""
-    state = panel.shown["attributes"]["state"]["visualization"]
-    (layer,) = state["layers"]
-    columns = panel.layer["columns"]
-    colours = {config["forAccessor"]: config["color"] for config in layer.get("yConfig", ())}
-    x, split = layer["xAccessor"], layer.get("splitAccessor")
+    axes.axis("on")
+    (layer,) = panel.state["layers"]
+    columns, x = panel.layer["columns"], layer["xAccessor"]
+    series = series_of(columns, layer, rows)
+    colours = [config["color"] for config in layer.get("yConfig", ())] or COLOURS
     is_time = columns[x]["operationType"] == "date_histogram"
-    series: dict[str, list[tuple[Any, float]]] = {}
-    for row in rows:
-        for metric in layer["accessors"]:
-            name = str(row[split]) if split else columns[metric]["label"]
-            place = datetime.fromtimestamp(row[x] / 1000, UTC) if is_time else row[x]
-            if row[metric] is not None:
-                series.setdefault(name, []).append((place, row[metric]))
-    fixed = [colours[metric] for metric in layer["accessors"] if metric in colours]
-    floor: dict[Any, float] = {}
-    for (name, points), colour in zip(
-        series.items(), [*fixed, *COLOURS] * len(series), strict=False
-    ):
-        places, values = zip(*points, strict=True)
-        if layer["seriesType"] == "line":
-            axes.plot(places, values, color=colour, label=name, linewidth=1.6)
-        elif layer["seriesType"] == "bar_horizontal":
-            axes.barh(list(map(str, places)), values, color=colour, label=name)
-            axes.invert_yaxis()
-        else:
-            step: Any = timedelta(seconds=search.step_s)
-            if not is_time:
-                step = min((b - a for a, b in pairwise(sorted(set(places)))), default=1)
-            width = 0.9 * step
-            below = [floor.get(place, 0.0) for place in places]
-            axes.bar(places, values, width, below, color=colour, label=name, align="edge")
-            floor |= {p: b + v for p, b, v in zip(places, below, values, strict=True)}
-    lies = layer["seriesType"] == "bar_horizontal"
-    numbers = axes.xaxis if lies else axes.yaxis
-    numbers.set_major_formatter(lambda value, _: shown(value))
+    lie = layer["seriesType"] == "bar_horizontal"
+    if lie:
+        ((names, values),) = series.values()
+        axes.barh(list(map(str, names)), values, color=colours[0])
+        axes.invert_yaxis()
+    elif layer["seriesType"] == "line":
+        for (name, points), colour in zip(series.items(), cycle(colours), strict=False):
+            axes.plot(*points, color=colour, label=name, linewidth=1.6)
+    else:
+        draw_bars(series, colours, timedelta(seconds=search.step_s) if is_time else None, axes)
     if is_time:
         axes.set_xlim(search.start, search.end)  # type: ignore[arg-type]  # dates are understood
         is_long = search.end - search.start > timedelta(days=2)
         axes.xaxis.set_major_formatter(dates.DateFormatter("%d/%m" if is_long else "%H:%M"))
-    elif not lies:
-        axes.set_xlabel(columns[x]["label"])
-    axes.set_ylabel("" if lies else state["yTitle"])
-    axes.grid(axis="x" if lies else "y", alpha=0.3)
+    else:
+        axes.set_xlabel(panel.state["yTitle"] if lie else columns[x]["label"])
+    axes.set_ylabel("" if lie else panel.state["yTitle"])
+    numbers = axes.xaxis if lie else axes.yaxis
+    numbers.set_major_formatter(lambda value, _: shown(value))
+    axes.grid(axis="x" if lie else "y", alpha=0.3)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if state["legend"]["isVisible"]:
+    if panel.state["legend"]["isVisible"]:
         axes.legend(fontsize=9, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def draw_dashboard(dashboard: SavedObject, panels: Sequence[Panel], search: Search) -> Figure:
-    """Return a figure with a dashboard's panels on its grid."""
-    rows = max(panel.y + panel.height for panel in panels)
-    height_in = HEADER_IN + rows * ROW_IN
-    figure = pyplot.figure(figsize=(WIDTH_IN, height_in))
-    title = dashboard["attributes"]["title"]
-    period = f"{search.start:%d/%m/%Y %H:%M} – {search.end:%d/%m/%Y %H:%M} (UTC)"
-    top = 1 - 0.35 / height_in
-    figure.text(0.01, top, title, fontsize=18, fontweight="bold", va="center")
-    figure.text(
-        0.99, top, f"aperçu sans Kibana · {period}", ha="right", va="center", fontsize=12,
-        color="#666666",
-    )  # fmt: skip
-    for panel in panels:
-        is_chart = panel.shown["attributes"].get("visualizationType") == "lnsXY"
-        state = panel.shown["attributes"].get("state", {}).get("visualization", {})
-        has_legend = is_chart and state["legend"]["isVisible"]
-        bars_lie = is_chart and state["preferredSeriesType"] == "bar_horizontal"
-        left = 0.045 if is_chart else 0.008
-        left += 0.02 if bars_lie else 0
-        right = 0.065 if has_legend else 0.01
-        bottom_in, top_in = (0.5 if is_chart else 0.12), 0.42
-        x, width = panel.x / GRID_COLUMNS, panel.width / GRID_COLUMNS
-        y = (rows - panel.y - panel.height) * ROW_IN
-        box = (
-            x + left,
-            (y + bottom_in) / height_in,
-            width - left - right,
-            (panel.height * ROW_IN - bottom_in - top_in) / height_in,
-        )
-        draw(panel, search, figure.add_axes(box))
-    return figure
+def series_of(
+    columns: Mapping[str, Any], layer: Mapping[str, Any], rows: Sequence[Row]
+) -> dict[str, tuple[list[Any], list[float]]]:
+    """Return the places and values of each line, or colour of bars, by its name."""
+    x, split = layer["xAccessor"], layer.get("splitAccessor")
+    found: dict[str, tuple[list[Any], list[float]]] = {}
+    for row in rows:
+        for metric in layer["accessors"]:
+            name = str(row[split]) if split else columns[metric]["label"]
+            places, values = found.setdefault(name, ([], []))
+            if row[metric] is not None:
+                is_time = columns[x]["operationType"] == "date_histogram"
+                places.append(datetime.fromtimestamp(row[x] / 1000, UTC) if is_time else row[x])
+                values.append(row[metric])
+    return found
+
+
+def draw_bars(
+    series: Mapping[str, tuple[list[Any], list[float]]],
+    colours: Sequence[str],
+    step: timedelta | None,
+    axes: Axes,
+) -> None:
+    """Draw bars, stacked; each begins at its place and is as wide as a step between places."""
+    floor: dict[Any, float] = {}
+    for (name, (places, values)), colour in zip(series.items(), cycle(colours), strict=False):
+        width: Any = step or min((b - a for a, b in pairwise(places)), default=1)
+        below = [floor.get(place, 0.0) for place in places]
+        axes.bar(places, values, 0.9 * width, below, color=colour, label=name, align="edge")
+        floor |= {p: b + v for p, b, v in zip(places, below, values, strict=True)}
 
 
 def page(figures: Mapping[str, Figure]) -> str:

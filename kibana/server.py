@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,15 @@ TIMEOUT_S = 60.0
 RETRY_S = 2.0
 
 SavedObject = dict[str, Any]
+Key = tuple[str, str]  # type and id of a saved object
 
 
 class KibanaError(Exception):
     """What went wrong with Kibana or with a file, in one line."""
+
+
+class RefusedError(KibanaError):
+    """Kibana does not let us in: waiting does not help."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class Kibana:
         """Send one request to a path of the space; return the status and the body.
 
         Raises:
-            KibanaError: it does not answer, or refuses who we are.
+            KibanaError: it does not answer.
+            RefusedError: it refuses who we are.
         """
         try:
             answer = self.pool.request(
@@ -61,11 +67,47 @@ class Kibana:
         except (urllib3.exceptions.HTTPError, ValueError) as exc:
             raise KibanaError(f"Kibana does not answer at {self.url} ({exc})") from exc
         if answer.status in (401, 403):
-            raise KibanaError(
+            raise RefusedError(
                 f"Kibana at {self.url} refuses us (HTTP {answer.status}): set KIBANA_API_KEY, or "
                 "KIBANA_USER and KIBANA_PASSWORD, of somebody who may write saved objects"
             )
         return answer.status, answer.data
+
+    def ask_json(self, failure: str, method: str, path: str, **arguments: Any) -> Any:
+        """Send one request; return what the answer's JSON holds.
+
+        Raises:
+            KibanaError: another status than 200, after the words for this failure; no JSON.
+        """
+        status, body = self.ask(method, path, **arguments)
+        if status != 200:
+            raise KibanaError(f"{failure} (HTTP {status}): {in_short(body)}")
+        try:
+            return json.loads(body)
+        except ValueError as exc:
+            raise KibanaError(f"{failure}: what answers at {self.url} is not Kibana") from exc
+
+    def ids(self, objects: Sequence[SavedObject]) -> dict[Key, str]:
+        """Return the ids that a file's objects have in the space: (type, id) in the file -> id.
+
+        Kibana gives new ids to what another space already holds, and notes ours as their origin.
+
+        Raises:
+            KibanaError: it lacks one, or does not answer.
+        """
+        query = [("type", kind) for kind in sorted({o["type"] for o in objects})]
+        query += [("fields", "title"), ("per_page", "10000")]
+        answer = self.ask_json(
+            "Kibana does not list what it holds", "GET", "/api/saved_objects/_find", fields=query
+        )
+        found = {(o["type"], o["originId"]): o["id"] for o in answer["saved_objects"]
+            if "originId" in o}  # fmt: skip
+        found |= {(o["type"], o["id"]): o["id"] for o in answer["saved_objects"]}
+        wanted = [(o["type"], o["id"]) for o in objects]
+        if missing := [" ".join(key) for key in wanted if key not in found]:
+            lacks = f"{len(missing)} of {len(wanted)} objects ({missing[0]}...)"
+            raise KibanaError(f"Kibana lacks {lacks}: import them first, by kibana/import.py")
+        return {key: found[key] for key in wanted}
 
     def version(self) -> str | None:
         """Return its version when it is ready, "unknown" if it hides it, None when not ready.
@@ -88,7 +130,8 @@ def wait_for(kibana: Kibana, wait_s: float) -> str:
     """Return Kibana's version as soon as it is ready; it takes a minute or two to start.
 
     Raises:
-        KibanaError: it is not, after wait_s seconds, or refuses who we are.
+        KibanaError: it is not, after wait_s seconds.
+        RefusedError: it refuses who we are.
     """
     deadline, why = time.monotonic() + wait_s, ""
     while True:
@@ -96,9 +139,9 @@ def wait_for(kibana: Kibana, wait_s: float) -> str:
             if version := kibana.version():
                 return version
             now = f"Kibana at {kibana.url} is not ready yet"
+        except RefusedError:
+            raise
         except KibanaError as exc:
-            if "refuses us" in str(exc):
-                raise
             now = str(exc)
         if time.monotonic() >= deadline:
             raise KibanaError(f"{now}: is it started? (docker compose up -d --wait)")
@@ -149,6 +192,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     found.add_argument("--space", default=space, type=space_id, help="environment: KIBANA_SPACE")
     found.add_argument("--wait", type=float, default=120.0, metavar="SECONDS",
         help="how long to wait until Kibana is ready (default: 120)")  # fmt: skip
+    found.add_argument("files", nargs="*", type=Path, default=FILES, metavar="FILE",
+        help="default: kibana/*.ndjson")  # fmt: skip
     return found
 
 

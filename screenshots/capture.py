@@ -2,6 +2,7 @@
 """Take pictures of Discover and of the dashboards in a running Kibana, by a real browser.
 
     python screenshots/capture.py --until 2026-06-02T00:00:00Z
+    python screenshots/capture.py --until 2026-06-02T00:00:00Z --hours 1 kibana/data_quality.ndjson
 
 Every picture has the same window and the same period (--hours up to --until), so that it can be
 taken again. Each page is waited for until all its panels say that they have drawn; notices are
@@ -19,7 +20,7 @@ Exit codes: 0 taken, 1 Kibana does not answer or a page does not draw; 2 wrong u
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,19 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from kibana.server import FILES, Kibana, KibanaError, kibana_from, parser, read_objects, wait_for  # noqa: E402
+from kibana.server import (  # noqa: E402  # works from any folder
+    FILES,
+    Key,
+    KibanaError,
+    kibana_from,
+    parser,
+    read_objects,
+    wait_for,
+)
 
 FOLDER = Path(__file__).resolve().parent
 HEIGHT = 1080
+APPS = {"search": ("discover", "discover-"), "dashboard": ("dashboards", "")}
 DRAWN_MS = 90_000
 # A panel, once drawn, has data-render-complete="true"; Discover's table says so too.
 ALL_DRAWN = """
@@ -41,14 +51,17 @@ ALL_DRAWN = """
       && !document.querySelector('[data-test-subj="globalLoadingIndicator"]');
   }
 """
-# Panels glide to their places: true when each is where it was at the last question.
+# Closes what notices there are, and asks whether there was none and each panel, which glides to its
+# place, is where it was at the last question.
 AT_REST = """
-  () => {
+  (notices) => {
+    const buttons = document.querySelectorAll(notices);
+    buttons.forEach((button) => button.click());
     const items = [...document.querySelectorAll('[data-shared-item]')];
     const now = JSON.stringify(items.map((item) => item.getBoundingClientRect()));
     const before = window.smartCityPlaces;
     window.smartCityPlaces = now;
-    return now === before;
+    return buttons.length === 0 && now === before;
   }
 """
 CONTENT_HEIGHT = "document.documentElement.scrollHeight"
@@ -59,21 +72,22 @@ NOTICES = ", ".join(
 NOTICES += ', [data-test-subj="dscDocumentExplorerTourCallout"] .euiButtonIcon'
 
 
-def pages_of(until: datetime, hours: float) -> list[tuple[str, str, int]]:
-    """Return what is taken: file name, path in Kibana, number of panels that must draw."""
+def pages_of(ids: Mapping[Key, str], until: datetime, hours: float) -> list[tuple[str, str, int]]:
+    """Return what is taken: file name, path in Kibana, number of panels that must draw.
+
+    Of all searches and dashboards, those that have an id in Kibana; each keeps its number.
+    """
     start = until - timedelta(hours=hours)
     period = f"time:(from:'{stamp(start)}',to:'{stamp(until)}'),refreshInterval:(pause:!t,value:0)"
+    objects = [o for file in FILES for o in read_objects(file) if o["type"] in APPS]
     found = []
-    for file in FILES:
-        for item in read_objects(file):
-            if item["type"] == "search":
-                path = f"/app/discover#/view/{item['id']}?_g=({period})"
-                found.append((f"discover-{item['id']}", path, 1))
-            if item["type"] == "dashboard":
-                panels = len(json.loads(item["attributes"]["panelsJSON"]))
-                path = f"/app/dashboards#/view/{item['id']}?_g=({period})"
-                found.append((item["id"], path, panels))
-    return [(f"{place:02d}-{name}", path, n) for place, (name, path, n) in enumerate(found, 1)]
+    for place, item in enumerate(objects, 1):
+        if id_ := ids.get((item["type"], item["id"])):
+            app, prefix = APPS[item["type"]]
+            panels = json.loads(item["attributes"].get("panelsJSON", '["the table"]'))
+            path = f"/app/{app}#/view/{id_}?_g=({period})"
+            found.append((f"{place:02d}-{prefix}{item['id']}", path, len(panels)))
+    return found
 
 
 def stamp(when: datetime) -> str:
@@ -81,9 +95,9 @@ def stamp(when: datetime) -> str:
     return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def log_in(page: Any, kibana: Kibana) -> None:
-    """Fill in the login form, if there is one."""
-    if page.locator('[data-test-subj="loginUsername"]').count():
+def log_in(page: Any) -> None:
+    """Fill in the login form, if Kibana has sent us there."""
+    if "/login" in page.url:
         page.fill('[data-test-subj="loginUsername"]', os.environ.get("KIBANA_USER", ""))
         page.fill('[data-test-subj="loginPassword"]', os.environ.get("KIBANA_PASSWORD", ""))
         page.click('[data-test-subj="loginSubmit"]')
@@ -98,9 +112,7 @@ def take(page: Any, url: str, panels: int, file: Path) -> None:
     window = page.viewport_size
     page.set_viewport_size({**window, "height": page.evaluate(CONTENT_HEIGHT)})  # all of it at once
     page.wait_for_function(ALL_DRAWN, arg=panels, timeout=DRAWN_MS)
-    for button in page.locator(NOTICES).all():
-        button.click()
-    page.wait_for_function(AT_REST, polling=500, timeout=DRAWN_MS)
+    page.wait_for_function(AT_REST, arg=NOTICES, polling=500, timeout=DRAWN_MS)
     page.screenshot(path=file)
     page.set_viewport_size(window)
 
@@ -122,13 +134,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         version = wait_for(kibana, options.wait)
+        ids = kibana.ids([o for file in options.files for o in read_objects(file)])
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM"))
             window = {"width": options.width, "height": HEIGHT}
             page = browser.new_page(viewport=window, locale="fr-FR", timezone_id="UTC")
             page.goto(f"{kibana.root}/app/home")
-            log_in(page, kibana)
-            for name, path, panels in pages_of(options.until, options.hours):
+            log_in(page)
+            for name, path, panels in pages_of(ids, options.until, options.hours):
                 take(page, kibana.root + path, panels, options.output / f"{name}.png")
                 sys.stdout.write(f"{name}.png (Kibana {version})\n")
             browser.close()

@@ -82,7 +82,7 @@ class Pipeline:
 
     @property
     def dead_letter_index(self) -> str:
-        return f"dead-{self.index}"
+        return f"sensors_dead_{self.topic}"
 
     @property
     def environ(self) -> dict[str, str]:
@@ -183,12 +183,13 @@ def pipeline(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Pipeline]
     name = f"{stem}-{uuid4().hex[:8]}"
     url = f"http://{stack.servers['elasticsearch'].address}"
     with Elasticsearch(url, request_timeout=60) as client:
-        pipeline = Pipeline(stack.servers["kafka"].address, url, name, name, name, client)
+        index = f"sensors_{name}"  # of the pattern that Elasticsearch may not create by itself
+        pipeline = Pipeline(stack.servers["kafka"].address, url, name, index, name, client)
         yield pipeline
         for process in pipeline.started:  # what a failed test has left running
             with process:
                 process.kill()
-        for index in (name, pipeline.dead_letter_index):
+        for index in (pipeline.index, pipeline.dead_letter_index):
             client.indices.delete(index=index, ignore_unavailable=True)
             client.options(ignore_status=404).indices.delete_index_template(name=index)
 

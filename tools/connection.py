@@ -42,7 +42,7 @@ def elasticsearch_client(role: str) -> Elasticsearch:
     return Elasticsearch(url, request_timeout=60, **elasticsearch_security(os.environ, role, url))
 
 
-class RefusedError(Exception):
+class AccessError(Exception):
     """What the user must change for a server to let us in, in one line."""
 
 
@@ -51,12 +51,12 @@ def explained(brokers: str, security: dict[str, str]) -> Iterator[None]:
     """Say why Kafka does not let us in, where it can be known.
 
     Raises:
-        RefusedError: instead of a KafkaError, when there is something to change.
+        AccessError: instead of a KafkaError, when there is something to change.
     """
     with Reasons() as reasons:
         try:
             yield
         except KafkaError as exc:
             if why := refusal(brokers, security, reasons.last or exc):
-                raise RefusedError(why) from exc
+                raise AccessError(why) from exc
             raise

@@ -55,7 +55,7 @@ from kafka_to_elasticsearch import (  # noqa: E402  # works from any folder
     servers,
     topic_name,
 )
-from tools.connection import RefusedError, explained, kafka_options  # noqa: E402
+from tools.connection import AccessError, explained, kafka_options  # noqa: E402
 
 BATCH = 500  # letters in one transaction
 TIMEOUT_MS = 30_000  # for an answer of Kafka, and until it gives up a killed replay's transaction
@@ -371,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KafkaError as exc:
         fenced = "another replay of this topic has begun, or this one took too long"
         why = fenced if FENCED.search(repr(exc)) else f"Kafka at {address}: {one_line(exc)}"
-    except RefusedError as exc:
+    except AccessError as exc:
         why = str(exc)
     except KeyboardInterrupt:
         why = "interrupted"

@@ -25,7 +25,7 @@ sys.path.insert(0, str(PROJECT))
 
 from kibana.server import KibanaError, kibana_at  # noqa: E402  # works from any folder
 from tools.connection import (  # noqa: E402  # works from any folder
-    RefusedError,
+    AccessError,
     elasticsearch_client,
     explained,
     kafka_options,
@@ -177,7 +177,7 @@ def main() -> int:
         print_verdict(verdict, topic, index)
         say("\n── Ce que montre le tableau de bord\n")
         print_tables(client, index)
-    except (RefusedError, KafkaError, ApiError, TransportError, ValueError) as exc:
+    except (AccessError, KafkaError, ApiError, TransportError, ValueError) as exc:
         sys.stderr.write(f"demo: {' '.join(str(exc).split())}\n")
         return 1
     kibana = environ.get("KIBANA_URL")

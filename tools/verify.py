@@ -41,7 +41,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from tools.connection import (  # noqa: E402  # works from any folder
-    RefusedError,
+    AccessError,
     elasticsearch_client,
     explained,
     kafka_options,
@@ -171,24 +171,23 @@ def verify(
         documents[key] = reading_values(hit["_source"])
     verdict.indexed = client.count(index=index)["count"]
     accounted: set[Key] = set()
+    rejected: dict[Key, list[tuple[Where, tuple[Any, ...]]]] = {}
     messages, verdict.forgotten = read_topic(servers, topic, security or {})
     for message in messages:
         verdict.messages += 1
         where = (message.partition, message.offset)
         is_dead = where in dead
-        found = read(message.value)
-        is_conflict = (
-            is_dead and found is not None and documents.get(found[0], found[1]) != found[1]
-        )
         if where in noted:
             checksum, is_malformed = noted.pop(where)
             if checksum != zlib.crc32(message.value or b""):
                 verdict.altered.append(where)
-            if is_malformed != is_dead and not is_conflict:
+            if is_malformed != is_dead:
                 verdict.misjudged.append(where)
+        found = read(message.value)
         if is_dead:
             verdict.dead_lettered += 1
-            verdict.conflicting += is_conflict
+            if found:
+                rejected.setdefault(found[0], []).append((where, found[1]))
             continue
         if found is None:  # malformed, and nobody has said so
             verdict.missing.append(where)
@@ -201,6 +200,16 @@ def verify(
         elif key in accounted:
             verdict.repeated += 1
         accounted.add(key)
+    # Of two readings of one sensor and time either may be the one that stays.
+    conflicts: set[Where] = set()
+    for key, claims in rejected.items():
+        stored = documents.get(key)
+        if stored and any(values != stored for _, values in claims):
+            conflicts |= {where for where, _ in claims}
+            if any(values == stored for _, values in claims):
+                accounted.add(key)
+    verdict.conflicting = len(conflicts)
+    verdict.misjudged = [where for where in verdict.misjudged if where not in conflicts]
     verdict.unexpected = sorted(set(documents) - accounted)
     verdict.altered += sorted(noted)  # what is left of it is not in the topic
     return verdict
@@ -245,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with explained(servers, security):
             verdict = verify(servers, topic, client, index, ledger, security)
-    except (RefusedError, KafkaError, ApiError, TransportError, OSError, ValueError) as exc:
+    except (AccessError, KafkaError, ApiError, TransportError, OSError, ValueError) as exc:
         sys.stderr.write(f"verify: cannot compare: {' '.join(str(exc).split())}\n")
         return 1
     print_verdict(verdict, topic, index)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaProducer
 from kafka.structs import TopicPartition
 
 import sensor_generator
@@ -186,6 +186,28 @@ def test_the_verifier_sees_what_is_lost_changed_or_made_up(pipeline: Pipeline) -
     assert len(verdict.doubled) == 1
     out, _ = pipeline.run("tools/verify.py", code=1)
     assert re.search(r"^missing +1   for example \(\d, \d+\)$", out, re.MULTILINE)
+
+
+def test_of_two_readings_in_conflict_either_may_stay(pipeline: Pipeline) -> None:
+    """Bulks go side by side, and another group, into another index, has dead letters here too."""
+    for count, seed in (("3", "1"), ("3", "2")):
+        period = ("--start", "2026-06-01", "--rate", "1000", "--sensors", "1", "--speed", "1000")
+        pipeline.generate("--count", count, "--seed", seed, *period)
+    pipeline.consume()
+    verdict = verify(pipeline.kafka, pipeline.topic, pipeline.client, pipeline.index)
+    assert verdict.holds, verdict
+    assert verdict.conflicting == 3
+    (letter, *_) = pipeline.dead_letters()
+    first = str(int(dict(letter.headers)["source.offset"]) - 3).encode()
+    headers = [
+        (name, first if name == "source.offset" else value) for name, value in letter.headers
+    ]
+    with KafkaProducer(bootstrap_servers=pipeline.kafka) as producer:
+        topic = f"{pipeline.topic}.dead-letter"
+        producer.send(topic, value=letter.value, headers=headers).get(timeout=30)
+    verdict = verify(pipeline.kafka, pipeline.topic, pipeline.client, pipeline.index)
+    assert verdict.holds, verdict
+    assert verdict.conflicting == 4
 
 
 def test_the_ledger_says_what_was_sent_and_what_became_of_it(

@@ -79,7 +79,7 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def added(value: bytes | None) -> indexer.Batch:
     """Return a batch with this message alone."""
     batch = indexer.Batch()
-    batch.add(PARTITION, SimpleNamespace(offset=0, value=value))
+    batch.add(PARTITION, [SimpleNamespace(offset=0, value=value)])
     return batch
 
 

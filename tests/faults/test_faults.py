@@ -418,11 +418,13 @@ def test_index_deleted_under_load(scene: Scene) -> None:
     scene.start_load(rate_hz=300)
     scene.wait_for_progress()
     committed_before = scene.pipeline.committed()
-    scene.pipeline.client.indices.delete(index=scene.pipeline.index)
+    client, index = scene.pipeline.client, scene.pipeline.index
+    client.indices.delete_index_template(name=index)  # nor does anything say its mapping
+    client.indices.delete(index=index)
     scene.wait_for_progress()
     verdict = scene.drain()
     assert "was gone: made anew with its mapping" in scene.logs()
-    assert mapping_is_ours(scene, scene.pipeline.index)
+    assert mapping_is_ours(scene, index)
     # What was in the index is gone with it; all that was not committed by then is there.
     assert not verdict.differing
     assert not verdict.doubled
@@ -472,7 +474,7 @@ def test_retention_deletes_what_was_not_read(scene: Scene) -> None:
     scene.backlog(20_000)
     scene.bulks.fault = refuse(503)
     scene.changes = "indexer.BULK_READINGS = indexer.POLL_READINGS = 50"
-    scene.changes += "\nindexer.PARTITION_FETCH_BYTES = 4096"  # it has read little ahead
+    scene.changes += "\nindexer.FETCH_BYTES = 4096"  # it has read little ahead
     scene.start_consumer()
     wait_until(lambda: "messages wait" in scene.logs(), "it waits")
     with KafkaAdminClient(bootstrap_servers=scene.pipeline.kafka) as admin:

@@ -18,7 +18,8 @@ from kibana.server import FILES, read_objects
 from tests.conftest import Pipeline
 
 OBJECTS = {(o["type"], o["id"]): o for file in FILES for o in read_objects(file)}
-SUFFIX = "smart-city-lens-"
+Reading = dict[str, Any]
+PREFIX = "smart-city-lens-"
 
 
 def panels() -> dict[str, preview.Panel]:
@@ -56,13 +57,15 @@ def test_every_panel_shows_what_was_sent(pipeline: Pipeline, tmp_path: Path) -> 
     readings = [json.loads(m.value) for m in messages if (m.partition, m.offset) not in malformed]
     assert len(bad) > 50
     found = {
-        name: search.rows(panel)
+        name.removeprefix(PREFIX): search.rows(panel)
         for name, panel in panels().items()
         if panel.shown["type"] == "lens"
     }
     assert all(found.values()), "no panel is empty"
-    check_readings({n.removeprefix(SUFFIX): rows for n, rows in found.items()}, readings)
-    check_dead_letters({n.removeprefix(SUFFIX): rows for n, rows in found.items()}, bad)
+    check_readings(found, readings, search)
+    check_dead_letters(found, bad, search)
+    reasons = [dict(m.headers)["reason"].decode() for m in pipeline.dead_letters()]
+    check_causes(found["dead-causes"], reasons)
     latest = search.documents(panels()["smart-city-search-readings"])
     by_time = sorted(readings, key=lambda r: r["timestamp"], reverse=True)
     assert [d["timestamp"] for d in latest] == [r["timestamp"] for r in by_time[: len(latest)]]
@@ -71,12 +74,12 @@ def test_every_panel_shows_what_was_sent(pipeline: Pipeline, tmp_path: Path) -> 
     assert {(d["partition"], d["offset"]) for d in rejected} <= malformed
 
 
-def epoch_ms(reading: dict[str, Any]) -> float:
+def epoch_ms(reading: Reading) -> float:
     return datetime.fromisoformat(reading["timestamp"]).timestamp() * 1000
 
 
-def check_readings(found: dict[str, Any], readings: list[dict[str, Any]]) -> None:
-    by_sensor: dict[str, list[dict[str, Any]]] = defaultdict(list)
+def check_readings(found: dict[str, Any], readings: list[Reading], search: preview.Search) -> None:
+    by_sensor: dict[str, list[Reading]] = defaultdict(list)
     for reading in sorted(readings, key=epoch_ms):
         by_sensor[reading["sensor_id"]].append(reading)
     last = {sensor: theirs[-1] for sensor, theirs in by_sensor.items()}
@@ -93,27 +96,14 @@ def check_readings(found: dict[str, Any], readings: list[dict[str, Any]]) -> Non
         sensor: len(theirs) for sensor, theirs in by_sensor.items()
     }
     for panel, field in (("temperature-by-sensor", "temperature"), ("light", "light_intensity")):
-        expected = means(
-            readings, field, by=("sensor_id",), starts={r["time"] for r in found[panel]}
-        )
-        got = {
-            (row["sensor"], row["time"]): row["avg"]
-            for row in found[panel]
-            if row["avg"] is not None
-        }
-        assert got == {key: pytest.approx(value, abs=1e-3) for key, value in expected.items()}
-    starts = {row["time"] for row in found["temperature"]}
-    expected = means(readings, "temperature", by=(), starts=starts)
-    rows = {row["time"]: row for row in found["temperature"] if row["avg"] is not None}
-    assert {(time,): row["avg"] for time, row in rows.items()} == {
-        key: pytest.approx(value, abs=1e-3) for key, value in expected.items()
+        got = {(r["sensor"], r["time"]): r["avg"] for r in found[panel] if r["avg"] is not None}
+        slices = by_slice(readings, field, search, "sensor_id")
+        assert got == {key: approx(statistics.mean(values)) for key, values in slices.items()}
+    rows = [row for row in found["temperature"] if row["avg"] is not None]
+    assert {(r["time"],): (r["min"], r["avg"], r["max"]) for r in rows} == {
+        key: (approx(min(values)), approx(statistics.mean(values)), approx(max(values)))
+        for key, values in by_slice(readings, "temperature", search).items()
     }
-    assert max(row["max"] for row in rows.values()) == pytest.approx(
-        max(reading["temperature"] for reading in readings), abs=1e-3
-    )
-    assert min(row["min"] for row in rows.values()) == pytest.approx(
-        min(reading["temperature"] for reading in readings), abs=1e-3
-    )
     bins = sorted(row["bin"] for row in found["co2"])
     step = bins[1] - bins[0]
     assert {row["bin"]: row["n"] for row in found["co2"] if row["n"]} == Counter(
@@ -122,30 +112,60 @@ def check_readings(found: dict[str, Any], readings: list[dict[str, Any]]) -> Non
     assert len(bins) <= 27
 
 
-def means(
-    readings: list[dict[str, Any]], field: str, by: tuple[str, ...], starts: set[float]
-) -> dict[tuple[Any, ...], float]:
-    """Return the mean of a field for each time slice, whose starts are given, and each group."""
-    ordered = sorted(starts)
-    values: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+def by_slice(
+    readings: list[Reading], field: str, search: preview.Search, *groups: str
+) -> dict[tuple[Any, ...], list[float]]:
+    """Return a field's values by the groups and by the time slice, whose start ends the key."""
+    found: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for reading in readings:
-        start = max(begin for begin in ordered if begin <= epoch_ms(reading))
-        values[*(reading[name] for name in by), start].append(reading[field])
-    return {key: statistics.mean(theirs) for key, theirs in values.items()}
+        key = (*(reading[name] for name in groups), slice_of(epoch_ms(reading), search))
+        found[key].append(reading[field])
+    return found
 
 
-def check_dead_letters(found: dict[str, Any], bad: list[Any]) -> None:
+def slice_of(when_ms: float, search: preview.Search) -> float:
+    """Return the start of a time slice; Elasticsearch counts them from 1970."""
+    return when_ms - when_ms % (search.step_s * 1000)
+
+
+def approx(value: float) -> Any:
+    """A value as the index keeps it: a float of 32 bits."""
+    return pytest.approx(value, rel=1e-6, abs=1e-6)
+
+
+def check_dead_letters(found: dict[str, Any], bad: list[Any], search: preview.Search) -> None:
     (total,), (youngest,) = found["dead-total"], found["dead-age"]
     assert total["n"] == len(bad)
     assert youngest["age"] == max(message.timestamp for message in bad)
     assert found["dead-kinds"] == [{"kind": "invalid", "n": len(bad)}]
-    assert sum(row["n"] for row in found["dead-rate"]) == len(bad)
-    counts = [row["n"] for row in found["dead-causes"]]
-    assert counts == sorted(counts, reverse=True)
-    assert sum(counts) <= len(bad)
+    assert {(r["kind"], r["time"]): r["n"] for r in found["dead-rate"] if r["n"]} == Counter(
+        ("invalid", slice_of(message.timestamp, search)) for message in bad
+    )
     assert {row["key"]: row["n"] for row in found["dead-by-key"]} == Counter(
         message.key.decode() for message in bad
     )
+
+
+def check_causes(rows: list[dict[str, Any]], reasons: list[str]) -> None:
+    causes = Counter(re.sub(r"(?<=byte )\d+|\d{4,}", "*", reason) for reason in reasons)
+    assert [row["n"] for row in rows] == [n for _, n in causes.most_common(len(rows))]
+    assert all(row["n"] == causes[row["cause"]] for row in rows)
+    assert len(rows) == min(8, len(causes))
+
+
+@pytest.mark.parametrize(
+    ("span", "step_s"),
+    [
+        (timedelta(minutes=15), 30), (timedelta(minutes=30), 30), (timedelta(hours=1), 60),
+        (timedelta(hours=4), 300), (timedelta(hours=12), 600), (timedelta(hours=24), 1800),
+        (timedelta(days=2), 3600), (timedelta(days=7), 10_800), (timedelta(days=30), 43_200),
+        (timedelta(days=90), 86_400),
+    ],
+)  # fmt: skip
+def test_time_slices_are_as_wide_as_kibanas(span: timedelta, step_s: int) -> None:
+    end = datetime.now(UTC)
+    with Elasticsearch("http://127.0.0.1:9") as client:
+        assert preview.Search(client, {}, end - span, end).step_s == step_s
 
 
 def test_the_preview_is_a_page_and_a_picture_for_each_dashboard(

@@ -38,17 +38,15 @@ def batch_of(*values: dict[str, Any] | bytes) -> indexer.Batch:
     batch = indexer.Batch()
     for offset, value in enumerate(values):
         raw = value if isinstance(value, bytes) else json.dumps(value).encode()
-        batch.add(
-            PARTITION,
-            SimpleNamespace(
-                topic="source",
-                partition=3,
-                offset=offset,
-                key=b"k",
-                value=raw,
-                timestamp=1234567890123,
-            ),
+        message = SimpleNamespace(
+            topic="source",
+            partition=3,
+            offset=offset,
+            key=b"k",
+            value=raw,
+            timestamp=1234567890123,
         )
+        batch.add(PARTITION, [message])
     return batch
 
 
@@ -149,7 +147,7 @@ def test_what_elasticsearch_refuses_is_a_dead_letter_and_the_rest_is_indexed(
 ) -> None:
     batch = batch_of(reading(1), reading(2), reading(3))
     hot = json.dumps(reading(2, temperature="hot")).encode()  # past the validator
-    batch.entries[1] = batch.entries[1]._replace(source=hot)
+    batch.entries[1].source = hot
     assert settle(settler, batch) == Counter(indexed=2, dead_lettered=1)
     (letter,) = pipeline.dead_letters()
     assert b"400 document_parsing_exception" in dict(letter.headers)["reason"]
@@ -303,6 +301,7 @@ def test_an_index_deleted_in_mid_run_is_made_anew_with_its_mapping(
 def test_an_index_with_another_mapping_is_refused(
     pipeline: Pipeline, config: indexer.Config
 ) -> None:
+    pipeline.client.indices.create(index=pipeline.index)
     pipeline.client.index(index=pipeline.index, document={"temperature": "21"})
     with pytest.raises(
         indexer.SetupError, match=r"sensor_id as None, not as keyword.*curl -X DELETE"

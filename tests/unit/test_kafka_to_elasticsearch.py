@@ -134,8 +134,8 @@ def test_a_bad_message_is_refused_with_its_reason(value: bytes | None, reason: s
 
 def test_a_reason_is_one_short_line_whatever_the_message_holds() -> None:
     batch = indexer.Batch()
-    batch.add(PARTITION, message(1, encoded(**{"evil\n\x1b[2Jname": 1})))
-    batch.add(PARTITION, message(2, encoded(**{"x" * 100_000: 1})))
+    batch.add(PARTITION, [message(1, encoded(**{"evil\n\x1b[2Jname": 1}))])
+    batch.add(PARTITION, [message(2, encoded(**{"x" * 100_000: 1}))])
     (_, first), (_, second) = batch.dead_letters
     assert first == "invalid: Object contains unknown field `evil [2Jname`"
     assert len(second) < 320
@@ -169,8 +169,8 @@ def message(offset: int, value: bytes = b"") -> Any:
 
 def test_batch_keeps_good_and_bad_and_the_next_offset() -> None:
     batch = indexer.Batch()
-    batch.add(PARTITION, message(7))
-    batch.add(PARTITION, message(8, b"bad"))
+    batch.add(PARTITION, [message(7)])
+    batch.add(PARTITION, [message(8, b"bad")])
     assert [entry.document_id for entry in batch.entries] == ["sensor_001@2026-06-01T12:00:00.000Z"]
     assert [reason[:13] for _, reason in batch.dead_letters] == ["invalid: JSON"]
     assert batch.offsets == {PARTITION: 9}
@@ -180,9 +180,9 @@ def test_batch_keeps_good_and_bad_and_the_next_offset() -> None:
 def test_batch_is_full_by_count_and_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexer, "BULK_READINGS", 2)
     batch = indexer.Batch()
-    batch.add(PARTITION, message(1))
+    batch.add(PARTITION, [message(1)])
     assert not batch.is_full
-    batch.add(PARTITION, message(2, b"bad"))
+    batch.add(PARTITION, [message(2, b"bad")])
     assert batch.is_full
     monkeypatch.setattr(indexer, "BULK_READINGS", 1000)
     assert not batch.is_full
@@ -193,7 +193,7 @@ def test_batch_is_full_by_count_and_by_bytes(monkeypatch: pytest.MonkeyPatch) ->
 def test_messages_of_any_kind_count_for_the_size_of_a_batch() -> None:
     """Else a topic full of large malformed messages would fill the memory."""
     batch = indexer.Batch()
-    batch.add(PARTITION, message(1, b"x" * indexer.BULK_BYTES))
+    batch.add(PARTITION, [message(1, b"x" * indexer.BULK_BYTES)])
     assert batch.is_full
 
 
@@ -204,7 +204,7 @@ class FakeConsumer:
         self.commits: list[dict[TopicPartition, int]] = []
         self.owned = {PARTITION, OTHER}
         self.stored: dict[TopicPartition, int] = {}
-        self.end = 0
+        self.first = self.end = 0
         self.refuses = False
 
     def assignment(self) -> set[TopicPartition]:
@@ -224,7 +224,7 @@ class FakeConsumer:
     def beginning_offsets(
         self, partitions: list[TopicPartition], timeout_ms: int
     ) -> dict[TopicPartition, int]:
-        return dict.fromkeys(partitions, 7)
+        return dict.fromkeys(partitions, self.first)
 
     def commit(self, offsets: dict[TopicPartition, Any], timeout_ms: int) -> None:
         if self.refuses:
@@ -330,13 +330,24 @@ def test_what_retention_deleted_is_counted_and_the_gaps_of_transactions_are_not(
     pipeline.note_assignment()
     consumer.owned, consumer.stored = {OTHER, PARTITION}, {PARTITION: 3}
     pipeline.note_assignment()
-    take(pipeline, 8)  # the topic begins at 7 now, where a marker stands
+    consumer.first = 7
+    take(pipeline, 8)  # after a marker
     assert "partition 0: 4 messages from offset 3 on were deleted" in caplog.text
     caplog.clear()
     take(pipeline, 11, 13)
     assert not [record for record in caplog.records if record.levelname != "INFO"]
     take(pipeline, 2)
     assert "offsets go back from 14 to 2: the topic was made anew" in caplog.text
+
+
+def test_what_was_deleted_before_the_first_read_is_counted_too(
+    consumer: FakeConsumer, pipeline: indexer.Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    consumer.first = 10
+    take(pipeline, 12)
+    assert "partition 0: 10 messages from offset 0 on were deleted" in caplog.text
+    settle(pipeline, submit(pipeline))
+    assert consumer.commits == [{PARTITION: 13}]
 
 
 def test_finish_reports_what_is_left(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +28,8 @@ class StubKibana(ThreadingHTTPServer):
 
     Attributes:
         starting: how many more times it says that it is not ready.
-        fault: "" or what goes wrong with an import: refused, missing, short, newer, forgotten.
+        fault: "" or what goes wrong with an import: missing, short, newer, unavailable, forgotten,
+            or proxy: another program answers.
         secret: the value of the header authorization that it asks for, if any.
     """
 
@@ -57,6 +59,9 @@ class StubHandler(BaseHTTPRequestHandler):
         self.answer(status, {"statusCode": status, "error": "x", "message": message})
 
     def do_GET(self) -> None:
+        if "/api/saved_objects/_find?" in self.path:
+            self.find()
+            return
         assert self.path.endswith("/api/status")
         if self.server.starting > 0:
             self.server.starting -= 1
@@ -67,6 +72,14 @@ class StubHandler(BaseHTTPRequestHandler):
             level = {"overall": {"level": "available"}}
             self.answer(200, {"version": {"number": "8.19.0"}, "status": level})
 
+    def find(self) -> None:
+        space, _, query = self.path.partition("/api/saved_objects/_find?")
+        asked = urllib.parse.parse_qs(query)
+        objects = self.server.spaces.get(space.removeprefix("/s/"), {})
+        found = [o for (type_, _), o in objects.items() if type_ in asked["type"]]
+        assert len(found) <= int(asked["per_page"][0])
+        self.answer(200, {"saved_objects": found})
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         space, _, path = self.path.rpartition("/api/saved_objects/")
@@ -76,7 +89,7 @@ class StubHandler(BaseHTTPRequestHandler):
         elif "kbn-xsrf" not in self.headers:
             self.refuse(400, "Request must contain a kbn-xsrf header.")
         elif path == "_import?overwrite=true":
-            self.import_(body, objects)
+            self.import_(body, space.removeprefix("/s/"))
         elif path == "_bulk_get":
             found = [
                 objects.get((o["type"], o["id"]), {**o, "error": {"statusCode": 404}})
@@ -88,7 +101,7 @@ class StubHandler(BaseHTTPRequestHandler):
         else:
             self.refuse(404, "Not Found")
 
-    def import_(self, body: bytes, objects: dict[tuple[str, str], Any]) -> None:
+    def import_(self, body: bytes, space: str) -> None:
         kind = self.headers["Content-Type"]
         if not kind.startswith("multipart/form-data"):
             self.refuse(415, "Unsupported Media Type")
@@ -113,13 +126,27 @@ class StubHandler(BaseHTTPRequestHandler):
             self.answer(200, {"success": False, "successCount": 0, "errors": errors})
         elif self.server.fault == "short":
             self.answer(200, {"success": True, "successCount": len(found) - 1})
+        elif self.server.fault == "unavailable":
+            self.answer(503, b"Kibana server is not ready yet")
+        elif self.server.fault == "proxy":
+            self.answer(200, b"<html>Welcome</html>")
         else:
-            if self.server.fault != "forgotten":
-                objects.update({(o["type"], o["id"]): o for o in found})
-            results = [{"type": o["type"], "id": o["id"]} for o in found]
+            results = [self.keep(o, space) for o in found if self.server.fault != "forgotten"]
             self.answer(
                 200, {"success": True, "successCount": len(found), "successResults": results}
             )
+
+    def keep(self, found: Any, space: str) -> dict[str, str]:
+        """Keep an object; one that another space has becomes a copy with an id of its own."""
+        key = (found["type"], found["id"])
+        result = {"type": found["type"], "id": found["id"]}
+        if any(key in objects for name, objects in self.server.spaces.items() if name != space):
+            names = {"id": f"copy-{found['id']}", "originId": found["id"]}
+            result["destinationId"] = names["id"]
+            references = [{**r, "id": f"copy-{r['id']}"} for r in found["references"]]
+            found = {**found, **names, "references": references}
+        self.server.spaces[space][found["type"], found["id"]] = found
+        return result
 
     def export(self, asked: dict[str, Any], objects: dict[tuple[str, str], Any]) -> None:
         wanted = [(o["type"], o["id"]) for o in asked["objects"]]
@@ -183,6 +210,12 @@ def test_a_kibana_that_starts_is_waited_for(stub: StubKibana) -> None:
     assert "not ready yet" in err
 
 
+def test_no_kibana_is_one_line_and_exit_1(stub: StubKibana) -> None:
+    _, err = run("import.py", stub, "--url", "http://127.0.0.1:9", "--wait", "0", code=1)
+    assert len(err.splitlines()) == 1
+    assert err.startswith("import: Kibana does not answer at http://127.0.0.1:9 (")
+
+
 def test_a_kibana_that_never_is_ready_is_one_line_and_exit_1(stub: StubKibana) -> None:
     stub.starting = 10**6
     _, err = run("import.py", stub, "--wait", "0", code=1)
@@ -194,8 +227,10 @@ def test_a_kibana_that_never_is_ready_is_one_line_and_exit_1(stub: StubKibana) -
     ("fault", "words"),
     [
         ("newer", "refuses it (HTTP 422): Document"),
-        ("missing", "not imported: lens x: missing_references"),
-        ("short", "Kibana took 12 of 13 objects"),
+        ("missing", 'not imported: lens x: {"type": "missing_references"}'),
+        ("short", "Kibana took 11 of 12 objects"),
+        ("unavailable", "refuses it (HTTP 503): Kibana server is not ready yet"),
+        ("proxy", "is not Kibana"),
         ("forgotten", "index-pattern smart-city-readings is not in Kibana"),
     ],
 )
@@ -251,11 +286,23 @@ def test_what_is_edited_in_kibana_is_a_small_difference(stub: StubKibana, tmp_pa
     assert "Le CO₂" in differing[0]
 
 
+def test_the_copies_in_another_space_are_exported_as_ours(stub: StubKibana, tmp_path: Path) -> None:
+    copy = tmp_path / FILE.name
+    shutil.copy(FILE, copy)
+    run("import.py", stub, str(copy))
+    run("import.py", stub, str(copy), "--space", "ville")
+    assert not stub.spaces[""].keys() & stub.spaces["ville"].keys()
+    out, _ = run("export.py", stub, str(copy), "--space", "ville")
+    assert out == f"{FILE.name}: as before\n"
+    assert copy.read_bytes() == FILE.read_bytes()
+
+
 def test_what_kibana_lacks_leaves_the_file_alone(stub: StubKibana, tmp_path: Path) -> None:
     copy = tmp_path / FILE.name
     shutil.copy(FILE, copy)
     _, err = run("export.py", stub, str(copy), code=1)
-    assert "export: smart_city.ndjson: Kibana does not export it: Error fetching" in err
+    assert len(err.splitlines()) == 1
+    assert "export: Kibana lacks 12 of 12 objects (index-pattern smart-city-readings...)" in err
     assert copy.read_bytes() == FILE.read_bytes()
 
 
@@ -281,7 +328,12 @@ def test_a_bad_file_is_one_line(
 
 def test_each_search_and_dashboard_has_its_picture() -> None:
     until = datetime(2026, 6, 2, 2, tzinfo=timezone(timedelta(hours=2)))
-    pages = capture.pages_of(until, hours=24)
+    ids = {
+        (o["type"], o["id"]): o["id"]
+        for file in kibana_server.FILES
+        for o in kibana_server.read_objects(file)
+    }
+    pages = capture.pages_of(ids, until, hours=24)
     assert [name for name, _, _ in pages] == [
         "01-discover-smart-city-search-readings",
         "02-smart-city-dashboard",
@@ -289,6 +341,10 @@ def test_each_search_and_dashboard_has_its_picture() -> None:
         "04-smart-city-dashboard-quality",
     ]
     assert [panels for _, _, panels in pages] == [1, 10, 1, 7]
+    copies = {("dashboard", "smart-city-dashboard-quality"): "copy"}
+    ((name, path, _),) = capture.pages_of(copies, until, hours=24)
+    assert name == "04-smart-city-dashboard-quality"
+    assert path.startswith("/app/dashboards#/view/copy?")
     period = "time:(from:'2026-06-01T00:00:00.000Z',to:'2026-06-02T00:00:00.000Z')"
     assert all(period in path for _, path, _ in pages)
     pictures = sorted(file.stem for file in (PROJECT / "screenshots").glob("*.png"))

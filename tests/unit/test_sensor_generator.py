@@ -294,7 +294,7 @@ def test_a_period_from_to_is_sent_at_once() -> None:
 
 
 def test_an_accelerated_clock_gives_the_same_readings_sooner() -> None:
-    chosen = config("--rate", "10", "--speed", "100", "--duration", "0.5", "--seed", "1")
+    chosen = config("--rate", "10", "--speed", "100", "--count", "500", "--seed", "1")
     yielded = list(generator.paced(generator.all_messages(chosen), chosen, threading.Event()))
     assert yielded == messages("--rate", "10", count=500)
 
