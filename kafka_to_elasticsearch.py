@@ -36,8 +36,8 @@ Environment (or .env beside this file; a flag wins over both):
     KAFKA_CA_FILE             certificate of the authority that vouches for Kafka (PEM): TLS
     ELASTICSEARCH_API_KEY, or ELASTICSEARCH_USER and ELASTICSEARCH_PASSWORD   where it asks for them
     ELASTICSEARCH_CA_FILE     certificate of the authority that vouches for it (PEM), with https
-The secrets have no flag, which others could see; these names may have CONSUMER_ before them, except
-those of files.
+Passwords and keys have no flag, which others could see. In a .env that is for all, CONSUMER_ may go
+before their names and those of the users.
 
 Exit codes: 0 done or stopped cleanly, 1 a server unreachable or a reading unaccounted for,
 2 wrong usage or configuration.
@@ -71,7 +71,6 @@ from uuid import UUID
 
 import msgspec
 from dotenv import load_dotenv
-from elastic_transport import ConnectionError as NoConnection
 from elasticsearch import (
     ApiError,
     AuthenticationException,
@@ -80,6 +79,7 @@ from elasticsearch import (
     Elasticsearch,
     TransportError,
 )
+from elasticsearch import ConnectionError as NoConnection
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (

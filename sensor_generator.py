@@ -44,7 +44,8 @@ Environment (or .env beside this file; a flag wins over both):
     KAFKA_TOPIC               default smart-city-sensors
     KAFKA_USER, KAFKA_PASSWORD   name and password, where Kafka asks for them (SCRAM-SHA-512, TLS)
     KAFKA_CA_FILE             certificate of the authority that vouches for Kafka (PEM): TLS
-The secret has no flag, which others could see; user and password may have GENERATOR_ before them.
+A password has no flag, which others could see. In a .env that is for all, GENERATOR_ may go before
+its name and the user's.
 
 Exit codes: 0 done or stopped cleanly, 1 Kafka unreachable or a reading not acknowledged,
 2 wrong usage or configuration.

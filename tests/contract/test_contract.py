@@ -17,7 +17,8 @@ import yaml
 
 import kafka_to_elasticsearch as indexer
 import sensor_generator as generator
-from stack.compose import load_services
+from stack.compose import StackError, load_services
+from tools import secure
 
 PROJECT = Path(__file__).resolve().parents[2]
 MAPPING = json.loads((PROJECT / "mappings/sensors_data.json").read_text())
@@ -25,6 +26,7 @@ PROPERTIES: dict[str, Any] = MAPPING["mappings"]["properties"]
 README = PROJECT / "README.md"
 COMPOSE = PROJECT / "docker-compose.yml"
 KRAFT = PROJECT / "docker-compose.kraft.yml"
+SECURE = PROJECT / "docker-compose.secure.yml"
 OVERLAYS = sorted(PROJECT.glob("pipelines/*/compose.yml"))
 ELASTIC_TYPES = {str: {"keyword", "date"}, float: {"float"}, int: {"integer"}}
 
@@ -113,7 +115,7 @@ def variables(text: str) -> dict[str, str]:
 def test_env_example_names_every_variable_with_its_default() -> None:
     example = variables((PROJECT / ".env.example").read_text())
     used: dict[str, str] = {}
-    for file in (COMPOSE, KRAFT, *OVERLAYS):
+    for file in (COMPOSE, KRAFT, SECURE, *OVERLAYS):
         used |= dict(re.findall(r"\$\{(\w+):-([^}]*)\}", file.read_text()))
     for script in ("sensor_generator.py", "kafka_to_elasticsearch.py"):
         source = (PROJECT / script).read_text()
@@ -132,7 +134,20 @@ def test_env_example_names_every_variable_with_its_default() -> None:
     assert not required & used.keys()
     assert all(example[name] for name in required)
     used |= {name: example[name] for name in required}
+    # What the secure variant sets is empty there, or has the default of the other variants.
+    plain = {"COMPOSE_FILE": "docker-compose.yml", "KIBANA_URL": "http://localhost:5601"}
+    used |= {name: plain.get(name, used.get(name, "")) for name in secure.wanted({})}
     assert example == used
+
+
+def test_the_secure_variant_does_not_start_with_the_placeholders_of_env_example() -> None:
+    example = variables((PROJECT / ".env.example").read_text())
+    secrets = set(re.findall(r"\$\{(\w+):\?", SECURE.read_text()))
+    assert secrets == {"KIBANA_SERVICE_TOKEN", "KIBANA_ENCRYPTION_KEY"}
+    for name in secrets:
+        others = dict.fromkeys(secrets - {name}, "a secret")
+        with pytest.raises(StackError, match=rf"{name} is not set: run python tools/secure.py"):
+            load_services((COMPOSE, KRAFT, SECURE), {**example, **others})
 
 
 def test_both_scripts_have_the_same_defaults_and_document_them() -> None:
@@ -159,7 +174,8 @@ def test_twins_in_the_two_scripts_are_equal() -> None:
             line for line in lines if "elastic_transport" not in line and '"""' not in line
         )
 
-    for name in ("Throttle", "configure_logging", "servers"):
+    twins = ("Throttle", "configure_logging", "servers", "Reasons", "hear_last_answer")
+    for name in (*twins, "refusal", "speaks_tls", "answers", "kafka_security"):
         assert body("sensor_generator.py", name) == body("kafka_to_elasticsearch.py", name)
 
 
@@ -167,7 +183,7 @@ def test_twins_in_the_two_scripts_are_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    "file", [COMPOSE, KRAFT, *OVERLAYS], ids=lambda file: str(file.relative_to(PROJECT))
+    "file", [COMPOSE, KRAFT, SECURE, *OVERLAYS], ids=lambda file: str(file.relative_to(PROJECT))
 )
 def test_compose_file_is_valid_by_the_schema(file: Path, tmp_path: Path) -> None:
     plain = tmp_path / file.name  # without the tags, which the schema does not know
@@ -211,8 +227,9 @@ def environment(service: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in pairs}
 
 
-STACKS = [(COMPOSE,), (COMPOSE, KRAFT), *((COMPOSE, overlay) for overlay in OVERLAYS)]
-STACK_NAMES = ["zookeeper", "kraft", *(overlay.parent.name for overlay in OVERLAYS)]
+STACKS = [(COMPOSE,), (COMPOSE, KRAFT), (COMPOSE, KRAFT, SECURE)]
+STACKS += [(COMPOSE, overlay) for overlay in OVERLAYS]
+STACK_NAMES = ["zookeeper", "kraft", "secure", *(overlay.parent.name for overlay in OVERLAYS)]
 
 
 @pytest.mark.parametrize("files", STACKS, ids=STACK_NAMES)
@@ -223,7 +240,7 @@ def test_the_native_stack_reads_the_files_as_compose_does(
     copies = [tmp_path / f"{number}.yml" for number, _ in enumerate(files)]
     for file, copy in zip(files, copies, strict=True):  # compose-go alone knows no variables
         required = re.compile(r"\$\{(\w+):\?[^}]*\}")
-        copy.write_text(required.sub(lambda match: example[match[1]], file.read_text()))
+        copy.write_text(required.sub(lambda match: example[match[1]] or "x", file.read_text()))
     monkeypatch.setenv("COMPOSE_PROFILES", "*")
     theirs = resolved(*copies)["services"]
     ours = load_services(copies, {})
@@ -237,6 +254,8 @@ def test_the_native_stack_reads_the_files_as_compose_does(
             int(port["target"]): int(port["published"]) for port in theirs[name].get("ports", [])
         }
         assert service.ports == published
+        mounts = [v for v in theirs[name].get("volumes", []) if v["type"] == "bind"]
+        assert {v["target"]: Path(v["source"]) for v in mounts} == service.binds
 
 
 def test_every_image_is_pinned_and_every_port_is_on_loopback() -> None:
@@ -248,6 +267,17 @@ def test_every_image_is_pinned_and_every_port_is_on_loopback() -> None:
         assert service["healthcheck"]["test"], name
         conditions = [need["condition"] for need in service.get("depends_on", {}).values()]
         assert set(conditions) <= {"service_healthy"}
+
+
+def test_every_port_of_the_secure_variant_is_on_loopback_and_every_server_has_tls() -> None:
+    services = yaml.safe_load(SECURE.read_text())["services"]
+    assert set(services) == {"kafka", "elasticsearch", "kibana"}
+    for service in services.values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    protocols = services["kafka"]["environment"]["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"]
+    assert set(re.findall(r":(\w+)", protocols)) == {"SSL", "SASL_SSL"}
+    assert services["elasticsearch"]["environment"]["xpack.security.http.ssl.enabled"] == "true"
+    assert services["kibana"]["environment"]["SERVER_SSL_ENABLED"] == "true"
 
 
 def test_kibana_has_the_version_of_elasticsearch() -> None:
