@@ -333,11 +333,11 @@ def complete_env(file: Path, defaults: Environ, settings: Environ) -> list[str]:
     """Set in .env, at its end, what is empty there or as in .env.example; return these names."""
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     known = dotenv_values(file, interpolate=False) if text else {}
-    added = [
-        name
-        for name, value in settings.items()
-        if (known.get(name) or "") in ("", defaults.get(name), value.replace("https:", "http:"))
-    ]
+    added = []
+    for name, value in settings.items():
+        replaced = ("", defaults.get(name), value.replace("https:", "http:"))
+        if (known.get(name) or "") in replaced and known.get(name) != value:
+            added.append(name)
     for name in added:
         lines = [line for line in text.splitlines() if not line.startswith(f"{name}=")]
         text = "\n".join([*lines, f"{name}={settings[name]}", ""])
