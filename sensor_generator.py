@@ -1062,8 +1062,10 @@ def kafka_security(environ: Mapping[str, str], role: str) -> dict[str, str]:
         raise ValueError(f"{before}KAFKA_PASSWORD is not set, though {before}KAFKA_USER is")
     if not (user or authority):
         return {}
-    if not os.access(authority or "/", os.R_OK):
-        raise ValueError(f"KAFKA_CA_FILE: cannot read {authority}")
+    try:
+        ssl.create_default_context(cafile=authority or None)
+    except OSError as exc:  # also when there is no certificate in it
+        raise ValueError(f"KAFKA_CA_FILE: cannot read {authority} ({exc})") from exc
     options = {"security_protocol": "SSL"} | ({"ssl_cafile": authority} if authority else {})
     if user:
         options |= {"security_protocol": "SASL_SSL", "sasl_mechanism": "SCRAM-SHA-512"}

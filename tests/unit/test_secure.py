@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 from dotenv import dotenv_values
 
@@ -16,7 +17,7 @@ import kafka_to_elasticsearch as indexer
 import sensor_generator as generator
 from tools import secure
 
-CA = str(Path(__file__))  # any file that can be read
+CA = certifi.where()  # any authority
 USER = {"KAFKA_USER": "me", "KAFKA_PASSWORD": "mine"}
 
 
@@ -50,6 +51,7 @@ def test_kafka_s_user_and_authority(script: Any) -> None:
         ({"KAFKA_USER": "me"}, "KAFKA_PASSWORD is not set"),
         ({"GENERATOR_KAFKA_USER": "me", "CONSUMER_KAFKA_USER": "me"}, "_KAFKA_PASSWORD is not set"),
         ({"KAFKA_CA_FILE": "/nowhere.pem"}, "KAFKA_CA_FILE: cannot read /nowhere.pem"),
+        ({"KAFKA_CA_FILE": __file__}, f"KAFKA_CA_FILE: cannot read {__file__}"),
     ],
 )
 def test_half_a_login_is_wrong_usage(
