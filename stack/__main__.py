@@ -117,6 +117,12 @@ class Stack:
         return found
 
     def _start(self, server: Server) -> None:
+        for source in self.services[server.name].binds.values():
+            if not source.exists():
+                raise StackError(
+                    f"{server.name} needs {source}, which is not there "
+                    "(what is in .secure, python tools/secure.py files makes)"
+                )
         host, _, port = server.address.partition(":")
         try:
             socket.create_server((host, int(port))).close()
@@ -125,12 +131,6 @@ class Stack:
                 f"port {port} ({server.name}) is already in use: stop the program that holds it, "
                 f"or set {server.name.upper()}_HOST_PORT in .env"
             ) from exc
-        for source in self.services[server.name].binds.values():
-            if not source.exists():
-                raise StackError(
-                    f"{server.name} needs {source}, which is not there "
-                    "(what is in .secure, python tools/secure.py files makes)"
-                )
         server.prepare()
         self.log(server).parent.mkdir(parents=True, exist_ok=True)
         if self.log(server).exists():  # what it said before it ended, perhaps badly
