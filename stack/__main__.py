@@ -41,6 +41,7 @@ from stack.servers import Server, Site, say, unprivileged_folder
 PROJECT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0
+RESTART_FOR_S = 40.0  # ZooKeeper knows a dead broker for 18 s, and refuses the new one meanwhile
 
 
 class Stack:
@@ -77,7 +78,6 @@ class Stack:
         here = [name for name in self.default if name in self.servers]
         waiting = {name: self.servers[name] for name in self.with_needs(names or here)}
         started_at: dict[str, float] = {}
-        restarts_left = {name: 5 if self.servers[name].restart else 0 for name in waiting}
         while waiting:
             for server in list(waiting.values()):
                 if server.name not in started_at:
@@ -89,8 +89,7 @@ class Stack:
                     took = time.monotonic() - started_at[server.name]
                     say(f"{server.name:<14} ready   {server.address:<16} ({took:.1f} s)")
                     del waiting[server.name]
-                elif not self.pid(server.name) and restarts_left[server.name]:
-                    restarts_left[server.name] -= 1
+                elif not self.pid(server.name) and self._may_restart(server, started_at):
                     self._start(server)
                 elif not self.pid(server.name):
                     raise StackError(
@@ -105,6 +104,10 @@ class Stack:
         for name in [] if names else self.default:
             if name not in self.servers:
                 say(f"{name:<14} not started: it exists only as a Docker image")
+
+    def _may_restart(self, server: Server, started_at: dict[str, float]) -> bool:
+        """Return whether a server that ended by itself is started again, as Compose would."""
+        return server.restart and time.monotonic() < started_at[server.name] + RESTART_FOR_S
 
     def with_needs(self, names: Iterable[str]) -> list[str]:
         """Return the names and those of the servers that they depend on, these first."""
