@@ -10,10 +10,9 @@ reader opens them all. OPTIMIZE writes them together; the old files stay, for re
 versions, until VACUUM deletes those that have not been needed for 168 hours (--retain-hours).
 
 The read time is that of an average over all rows by building and type, the median of 5 readings,
-before and after, in this run:
+before and after, in this run; a line per table:
 
-    table           files            read s             bytes on disk
-    silver      480 ->   12      1.92 ->  0.31      2411840 ->   801210
+    table  files before -> after  read s before -> after  bytes on disk before -> after
 
 OPTIMIZE and VACUUM may run beside the consumer. Less than 168 hours may not: then the consumer must
 be stopped and have read everything, for VACUUM deletes what a stream behind has yet to read.

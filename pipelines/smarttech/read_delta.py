@@ -8,8 +8,8 @@
 
 Works while the consumer runs: a reader of Delta sees the last complete version, never half of one.
 
-    table        version      rows   files      bytes
-    bronze             5     20000      62    1104321
+    table       version   rows  files   bytes
+    bronze            1  20000     20  472295
 
 Environment (or .env at the root of the project; a flag wins over it):
     SMARTTECH_LAKE   folder of the tables (default: lake/ beside this file)
