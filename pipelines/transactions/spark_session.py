@@ -53,9 +53,20 @@ def spark_session(name: str, store: Store) -> SparkSession:
     master, memory = (os.environ.get(name) or default for name, default in settings)
     jars = connectors()
     SPARK_LOG.parent.mkdir(exist_ok=True)
-    options: dict[str, bool | float | int | str | None] = {
+    options = spark_options(jars) | {"spark.driver.memory": memory, **store.spark_options()}
+    builder = SparkSession.builder.appName(name)
+    try:
+        return builder.master(master).config(map=options).getOrCreate()
+    except Exception as exc:  # of many kinds, from two languages
+        raise SparkError(
+            f"Spark does not start ({exc}): is Java 17 there? See {SPARK_LOG}"
+        ) from exc
+
+
+def spark_options(jars: list[Path]) -> dict[str, bool | float | int | str | None]:
+    """Return Spark's settings for one machine."""
+    return {
         "spark.jars": ",".join(map(str, jars)),
-        "spark.driver.memory": memory,
         "spark.driver.extraJavaOptions": (
             f"-Dlog4j2.configurationFile=file:{LOGGING} -Dspark.log.file={SPARK_LOG}"
         ),
@@ -69,15 +80,7 @@ def spark_session(name: str, store: Store) -> SparkSession:
         "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
         # No empty _SUCCESS beside the data: here a batch is complete when its checkpoint says so.
         "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
-        **store.spark_options(),
     }
-    builder = SparkSession.builder.appName(name)
-    try:
-        return builder.master(master).config(map=options).getOrCreate()
-    except Exception as exc:  # of many kinds, from two languages
-        raise SparkError(
-            f"Spark does not start ({exc}): is Java 17 there? See {SPARK_LOG}"
-        ) from exc
 
 
 def connectors() -> list[Path]:

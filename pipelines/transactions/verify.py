@@ -42,6 +42,8 @@ from pipelines.transactions.store import OUTPUT, REJECTS, Store, StoreError  # n
 PARIS = ZoneInfo("Europe/Paris")
 CENT = Decimal("0.01")
 MAX_RATE_AGE = timedelta(days=7)
+VALUES = ["transaction_id", "montant", "devise", "timestamp_utc", "montant_eur"]
+PLACE = ["kafka_partition", "kafka_offset"]
 Place = tuple[int, int]  # partition, offset
 Published = dict[str, tuple[list[date], list[Decimal]]]  # currency -> days and their rates
 
@@ -187,6 +189,39 @@ def read_folder(store: Store, folder: str, columns: list[str]) -> list[dict[str,
     return rows
 
 
+def compare_written(
+    rows: list[dict[str, Any]],
+    sent: dict[Place, Sent],
+    unacknowledged: set[int],
+    published: Published,
+    verdict: Verdict,
+) -> None:
+    """Add to the verdict what the rows under output/ say."""
+    for row in rows:
+        verdict.stored[row["devise"]].add(row["montant"], row["montant_eur"])
+        where = (row["kafka_partition"], row["kafka_offset"])
+        if where not in sent:
+            if row["transaction_id"] not in unacknowledged:
+                verdict.unexpected.append(where)
+        elif not (record := sent[where]).is_right:
+            verdict.misjudged.append(where)
+        else:
+            euros = euros_due(record.montant, record.devise, record.when, published)
+            found = tuple(row[name] for name in VALUES)
+            if found != (*record[:4], euros):
+                verdict.differing.append(where)
+
+
+def compare_rejected(rows: list[dict[str, Any]], sent: dict[Place, Sent], verdict: Verdict) -> None:
+    """Add to the verdict what the rows under rejects/ say."""
+    for row in rows:
+        where = (row["kafka_partition"], row["kafka_offset"])
+        if where not in sent:
+            verdict.unexpected.append(where)
+        elif row["reason"] != sent[where].label:
+            verdict.misjudged.append(where)
+
+
 def verify(store: Store, ledgers: Sequence[Path], rates: Path) -> Verdict:
     """Compare the ledgers with the bucket.
 
@@ -197,36 +232,16 @@ def verify(store: Store, ledgers: Sequence[Path], rates: Path) -> Verdict:
     verdict = Verdict()
     published = read_published(rates)
     sent, unacknowledged = read_ledgers(ledgers, verdict)
-    place = ["kafka_partition", "kafka_offset"]
-    columns = ["transaction_id", "montant", "devise", "timestamp_utc", "montant_eur", *place]
-    written = read_folder(store, OUTPUT, columns)
-    rejected = read_folder(store, REJECTS, ["reason", *place])
+    written = read_folder(store, OUTPUT, [*VALUES, *PLACE])
+    rejected = read_folder(store, REJECTS, ["reason", *PLACE])
     verdict.written, verdict.rejected = len(written), len(rejected)
-
     for record in sent.values():
         if record.is_right:
             euros = euros_due(record.montant, record.devise, record.when, published)
             verdict.due[record.devise].add(record.montant, euros)
-    for row in written:
-        verdict.stored[row["devise"]].add(row["montant"], row["montant_eur"])
-        where = (row["kafka_partition"], row["kafka_offset"])
-        if where not in sent:
-            if row["transaction_id"] not in unacknowledged:
-                verdict.unexpected.append(where)
-        elif not (record := sent[where]).is_right:
-            verdict.misjudged.append(where)
-        else:
-            euros = euros_due(record.montant, record.devise, record.when, published)
-            found = tuple(row[name] for name in columns[:5])
-            if found != (*record[:4], euros):
-                verdict.differing.append(where)
-    for row in rejected:
-        where = (row["kafka_partition"], row["kafka_offset"])
-        if where not in sent:
-            verdict.unexpected.append(where)
-        elif row["reason"] != sent[where].label:
-            verdict.misjudged.append(where)
-    seen = Counter((row["kafka_partition"], row["kafka_offset"]) for row in written + rejected)
+    compare_written(written, sent, unacknowledged, published, verdict)
+    compare_rejected(rejected, sent, verdict)
+    seen = Counter((row[PLACE[0]], row[PLACE[1]]) for row in written + rejected)
     verdict.doubled = sorted(where for where, times in seen.items() if times > 1)
     verdict.missing = sorted(sent.keys() - seen.keys())
     return verdict
