@@ -125,7 +125,7 @@ class Stack:
         except OSError as exc:
             raise StackError(
                 f"port {port} ({server.name}) is already in use: stop the program that holds it, "
-                f"or set {server.name.upper()}_HOST_PORT in .env"
+                f"or set {server.name.upper().replace('-', '_')}_HOST_PORT in .env"
             ) from exc
         server.prepare()
         self.log(server).parent.mkdir(parents=True, exist_ok=True)

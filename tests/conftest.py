@@ -41,10 +41,9 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60) -
 
 def new_stack(state: Path, *overlays: str) -> Stack:
     """Return the servers of the compose files on free ports, with their state in a folder."""
-    ports = {
-        f"{name}_HOST_PORT": str(free_port()) for name in ("ZOOKEEPER", "KAFKA", "ELASTICSEARCH")
-    } | {"KAFKA_PROXY_PORT": str(free_port())}
     files = [PROJECT / file for file in ("docker-compose.yml", *overlays)]
+    names = {name for file in files for name in re.findall(r"\$\{(\w+_PORT)\b", file.read_text())}
+    ports = {name: str(free_port()) for name in names}
     return Stack(files, {**os.environ, **ports, "STACK_STATE": str(state)})
 
 
