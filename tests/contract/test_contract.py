@@ -281,6 +281,44 @@ def test_kibana_has_the_version_of_elasticsearch() -> None:
     assert services["kibana"].tag == services["elasticsearch"].tag == "8.19.99"
 
 
+# Kafka Connect
+
+# Of the connector's own options (docs.confluent.io, "Configuration Reference for Elasticsearch
+# Service Sink Connector", 16.0) those that we use or might.
+CONFLUENT_OPTIONS = {
+    "batch.size", "behavior.on.malformed.documents", "behavior.on.null.values", "bulk.size.bytes",
+    "connection.password", "connection.url", "connection.username", "drop.invalid.message",
+    "external.resource.usage", "flush.synchronously", "flush.timeout.ms", "key.ignore", "linger.ms",
+    "max.in.flight.requests", "max.retries", "read.timeout.ms", "retry.backoff.ms", "schema.ignore",
+    "topic.to.external.resource.mapping", "write.method",
+}  # fmt: skip
+# Of any sink (kafka.apache.org/39, "Sink Connector Configs").
+SINK_OPTIONS = {
+    "connector.class", "errors.deadletterqueue.context.headers.enable",
+    "errors.deadletterqueue.topic.name", "errors.deadletterqueue.topic.replication.factor",
+    "errors.log.enable", "errors.tolerance", "key.converter", "tasks.max", "topics", "transforms",
+    "value.converter", "value.converter.schemas.enable",
+}  # fmt: skip
+
+
+def test_the_two_connectors_have_documented_options_and_agree() -> None:
+    """Camel's own are checked by the worker that runs it, tests/integration/test_connect.py."""
+    camel, confluent = (
+        json.loads((PROJECT / f"connect/{name}.json").read_text())
+        for name in ("camel", "confluent")
+    )
+    assert set(confluent) <= CONFLUENT_OPTIONS | SINK_OPTIONS
+    others = {
+        name for name in camel if not re.match(r"camel|transforms\.|consumer\.override", name)
+    }
+    assert others <= SINK_OPTIONS
+    same = SINK_OPTIONS - {"connector.class", "transforms"}
+    assert {n: camel.get(n) for n in same} == {n: confluent.get(n) for n in same}
+    assert camel["topics"] == generator.load_config([], {}, datetime.now(UTC)).topic
+    assert confluent["topic.to.external.resource.mapping"] == f"{camel['topics']}:sensors_connect"
+    assert "indexName=sensors_connect&" in camel["camel.sink.url"]
+
+
 # The tree
 
 
