@@ -13,8 +13,10 @@ Elasticsearch up and is not counted.
     limit           the same documents as ready bulk bodies of 5000, by curl on 2 connections
     ours            kafka_to_elasticsearch.py, with everything on
     rsyslog         imkafka, mmjsonparse, omelasticsearch: peers/rsyslog.conf
-    connect         Kafka Connect with Camel's sink: peers/connect-*.properties; it sets no ids,
-                    so its documents are known by their sensor_id and timestamp
+    connect         Kafka Connect with Camel's sink in bulks: peers/connect-*.properties; its
+                    documents have no ids of ours: they are known by their sensor_id and timestamp
+    connect_safe    the same with connect/camel.json, which loses nothing: one request a message,
+                    hence on CONNECT_SAFE_READINGS only
     parallel_bulk, bulk, streaming_bulk    elasticsearch.helpers: peers/scripts.py
     naive           one index() a message: the same file; on the first NAIVE_READINGS only
 
@@ -24,6 +26,7 @@ the servers, the contestant and everything else share it.
 Exit codes: 0 measured, 1 a contestant failed or its result is wrong, 2 wrong usage.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -37,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benches.scene import (
     CONSUMER,
+    PROJECT,
     BenchError,
     Scene,
     Topic,
@@ -53,6 +57,7 @@ from benches.scene import (
     write_result,
 )
 from stack.compose import StackError
+from stack.images.connect import CAMEL_VERSION, link_plugin
 from stack.images.kafka import fetch_jars, kafka_version
 from stack.prerequisites import has_rsyslog
 from stack.servers import free_port
@@ -61,7 +66,7 @@ PEERS = Path(__file__).parent / "peers"
 LIMIT_DOCUMENTS = 5000  # a bulk body
 LIMIT_CONNECTIONS = 2
 NAIVE_READINGS = 10_000  # at a thousand a second
-CAMEL_VERSION = "3.21.5"  # the last whose connector Connect 3.9 runs
+CONNECT_SAFE_READINGS = 5000  # at some hundreds a second
 RSYSLOG_PLUGINS = ("imkafka", "omelasticsearch")
 
 
@@ -168,26 +173,32 @@ def no_rsyslog(_: Scene) -> str:
 
 def connect(scene: Scene, environ: Mapping[str, str]) -> list[str]:
     """Return the command of Kafka Connect, standalone, with Camel's sink as its one plug-in."""
-    plugins = scene.folder / "plugins"
-    plugins.mkdir(exist_ok=True)
-    if not (plugins / "camel").exists():
-        (plugins / "camel").symlink_to(camel(scene))
     site, service = scene.stack.site, scene.stack.services["kafka"]
+    link_plugin(site, scene.folder / "plugins")
     java = site.java(fetch_jars(kafka_version(service), site), ["-Xmx1g", "-Dstack.log.level=WARN"])
     files = [filled_in(f"connect-{part}.properties", scene, environ) for part in ("worker", "sink")]
     return [*java, "org.apache.kafka.connect.cli.ConnectStandalone", *files]
 
 
-def camel(scene: Scene) -> Path:
-    """Return the folder with Camel's sink, filled the first time."""
-    options = (f"-Dcamel.version={CAMEL_VERSION}", "-DincludeScope=runtime")
-    return scene.stack.site.from_maven("camel", CAMEL_VERSION, "copy-dependencies", *options)
+def connect_safe(scene: Scene, environ: Mapping[str, str]) -> list[str]:
+    """Return the command of Kafka Connect with the project's own connector."""
+    config = json.loads((PROJECT / "connect/camel.json").read_text())
+    address = scene.stack.servers["elasticsearch"].address
+    url = config["camel.sink.url"].replace("127.0.0.1:9200", address)
+    config |= {
+        "name": environ["KAFKA_GROUP_ID"],
+        "topics": environ["KAFKA_TOPIC"],
+        "camel.sink.url": url.replace("sensors_connect", environ["ELASTICSEARCH_INDEX"]),
+    }
+    file = scene.folder / "connector.json"
+    file.write_text(json.dumps(config))
+    return [*connect(scene, environ)[:-1], str(file)]
 
 
 def no_connect(scene: Scene) -> str:
     """Return why Kafka Connect cannot run here."""
     try:
-        camel(scene)
+        link_plugin(scene.stack.site, scene.folder / "plugins")
     except StackError as exc:
         return str(exc)
     return ""
@@ -198,6 +209,9 @@ CONTESTANTS = {
     "ours": Contestant(ours),
     "rsyslog": Contestant(rsyslog, no_rsyslog, stays=True),
     "connect": Contestant(connect, no_connect, by_id=False, stays=True),
+    "connect_safe": Contestant(
+        connect_safe, no_connect, CONNECT_SAFE_READINGS, by_id=False, stays=True
+    ),
     "parallel_bulk": Contestant(script("parallel_bulk")),
     "bulk": Contestant(script("bulk")),
     "streaming_bulk": Contestant(script("streaming_bulk")),
@@ -238,6 +252,7 @@ def measure(
     for name, why in left_out.items():
         say(f"{name}: not measured: {why}")
     topic = scene.filled_topic(readings)
+    shorter = scene.filled_topic(min(readings, CONNECT_SAFE_READINGS))  # Connect reads to the end
     write_bodies(scene, topic)
     run(scene, "limit", topic)  # not counted: Elasticsearch is slow until its code is compiled
     runs: dict[str, list[Run]] = {name: [] for name in chosen if name not in left_out}
@@ -247,7 +262,7 @@ def measure(
             if name in failed:
                 continue
             try:
-                one = run(scene, name, topic)
+                one = run(scene, name, shorter if name == "connect_safe" else topic)
             except BenchError as exc:
                 failed[name] = str(exc)
                 say(f"run {turn + 1}: {name:<16}failed: {exc}")

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 
 from stack.compose import Service
-from stack.images import cassandra, elasticsearch, hdfs, kafka, postgresql, prometheus, s3
+from stack.images import cassandra, connect, elasticsearch, hdfs, kafka, postgresql, prometheus, s3
 from stack.servers import Server, Site
 
 BUILDERS: dict[str, Callable[[Service, Site], Server]] = {
     "cassandra": cassandra.cassandra,
     "cp-zookeeper": kafka.zookeeper,
     "cp-kafka": kafka.kafka,
+    "cp-kafka-connect": connect.connect,
     "elasticsearch": elasticsearch.elasticsearch,
     "hadoop": hdfs.hadoop,
     "minio": s3.minio,

@@ -179,7 +179,7 @@ def jvm_options(service: Service) -> list[str]:
     ]
 
 
-def kafka_property(variable: str) -> str:
+def kafka_property(variable: str, prefix: str = "KAFKA_") -> str:
     """Return the property that the image makes of a variable.
 
     >>> kafka_property("KAFKA_LOG_RETENTION_HOURS")
@@ -187,7 +187,7 @@ def kafka_property(variable: str) -> str:
     >>> kafka_property("KAFKA_A__B___C")
     'a_b-c'
     """
-    name = variable.removeprefix("KAFKA_").lower()
+    name = variable.removeprefix(prefix).lower()
     return name.replace("___", "-").replace("__", "\0").replace("_", ".").replace("\0", "_")
 
 

@@ -44,7 +44,8 @@ def test_a_contestant_indexes_the_whole_topic(
 ) -> None:
     if why := throughput.CONTESTANTS[name].missing(bench):
         pytest.skip(f"{name}: {why}")
-    fewer = {"naive": 300}.get(name)  # at some hundred a second
+    fewer = {"naive": 300, "connect_safe": 300}.get(name)  # at some hundred a second
+    monkeypatch.setattr(throughput, "CONNECT_SAFE_READINGS", 300)
     contestant = replace(throughput.CONTESTANTS[name], readings=fewer)
     monkeypatch.setitem(throughput.CONTESTANTS, name, contestant)
     found, left_out, failed = throughput.measure(bench, [name], readings=6000, turns=1)
