@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
 """Measure the pipeline: rows per second by stage and size, what the settings and OPTIMIZE bring.
 
-    python pipelines/smarttech/benches/bench.py                       # about half an hour
-    python pipelines/smarttech/benches/bench.py --sizes 10000 --runs 1
+    python pipelines/smarttech/benches/bench.py      # on a quiet machine; then README is up to date
+    python pipelines/smarttech/benches/bench.py --sizes 2000 10000 --runs 1 --output try.json
 
 A Kafka of its own, a topic per size, filled once from a seed (1 % bad, 1 % duplicates). Each run
 takes the whole topic through bronze, silver and gold into a fresh lake, one stage after the other
 (spark_kafka_consumer.py --available-now); a stage's time is from the start of its stream to its
-end, without the start of Spark. A run whose tables do not add up is an error, not a result.
+end, without the start of Spark. A run whose tables do not add up is an error, not a result. From
+500 000 messages on a size has one run.
 
-Then, at one size: the same with each setting of lake.py in turn left to Spark's default; and
-compact.py on the tables of a run that was fed in small batches.
+Then the same at the smallest size with each setting of lake.py in turn left to Spark's default; and
+compact.py on a lake that was fed live, in small batches, from the smallest topic.
 
-What it finds goes into results/DATE.json beside this file. Quiet the machine before.
+What it finds goes into results/DATE.json beside this file, and from there into README (report.py);
+with --output elsewhere, README stays as it is.
 
 Exit codes: 0 measured, 1 a run failed or its result is wrong, 2 wrong usage.
 """
@@ -22,10 +24,12 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -37,12 +41,14 @@ FOLDER = Path(__file__).resolve().parents[1]
 PROJECT = FOLDER.parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from stack.__main__ import Stack  # noqa: E402  # works from any folder
+from pipelines.smarttech.benches import report  # noqa: E402  # works from any folder
+from stack.__main__ import Stack  # noqa: E402
+from stack.compose import StackError  # noqa: E402
 from stack.servers import free_port  # noqa: E402
 
-RESULTS = Path(__file__).with_name("results")
 SIZES = (10_000, 100_000, 1_000_000)
-STAGES = ("bronze", "silver", "gold")
+ONE_RUN_FROM = 500_000  # messages: minutes each
+STAGES = report.STAGES
 RATE_HZ = "10"  # of the simulated clock: a million readings are 28 hours of 48 series
 # What Spark and Delta do without the setting.
 DEFAULTS = {
@@ -50,7 +56,8 @@ DEFAULTS = {
     "spark.databricks.delta.snapshotPartitions": "50",
     "spark.master": "local[1]",
 }
-SMALL_BATCH = 5000
+SMALL_BATCH = 250
+LIVE_TIMEOUT_S = 900.0
 
 
 class BenchError(Exception):
@@ -63,14 +70,11 @@ class Bench:
     def __init__(self, kafka: str, folder: Path) -> None:
         self.kafka = kafka
         self.folder = folder
+        self.printed = folder / "printed"
         self.runs = 0
 
-    def script(self, name: str, topic: str, lake: Path, *arguments: str) -> str:
-        """Run a script to its end; return what it printed.
-
-        Raises:
-            BenchError: it failed.
-        """
+    def start(self, name: str, topic: str, lake: Path, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a script on a topic and a lake; what it prints goes into `printed`."""
         environ = {
             **os.environ,
             "KAFKA_BOOTSTRAP_SERVERS": self.kafka,
@@ -79,11 +83,29 @@ class Bench:
             "SMARTTECH_CHECKPOINTS": "",
         }
         command = [sys.executable, str(FOLDER / name), *arguments]
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise BenchError(f"{name} exits with {done.returncode}: {last}")
-        return done.stdout + done.stderr
+        with self.printed.open("wb") as printed:
+            return subprocess.Popen(command, env=environ, stdout=printed, stderr=printed)
+
+    def finish(self, process: subprocess.Popen[bytes], name: str) -> str:
+        """Wait for the end of a script; return what it has printed.
+
+        Raises:
+            BenchError: it failed.
+        """
+        code = process.wait()
+        text = self.printed.read_text(encoding="utf-8")
+        if code:
+            last = (text.strip().splitlines() or ["it said nothing"])[-1]
+            raise BenchError(f"{name} exits with {code}: {last}")
+        return text
+
+    def script(self, name: str, topic: str, lake: Path, *arguments: str) -> str:
+        """Run a script to its end; return what it printed.
+
+        Raises:
+            BenchError: it failed.
+        """
+        return self.finish(self.start(name, topic, lake, *arguments), name)
 
     def fill(self, size: int) -> str:
         """Fill the topic of a size; return its name."""
@@ -112,16 +134,33 @@ class Bench:
                 raise BenchError(f"the consumer does not say what {stage} took")
             rows, seconds = int(found[1]), float(found[2])
             result[stage] = {"rows": rows, "seconds": seconds, "rows_per_s": round(rows / seconds)}
-        parts = ("silver", "quarantine", "duplicates")
-        count = {t: DeltaTable(str(lake / f"sensor_data_{t}")).count() for t in ("bronze", *parts)}
-        if not count["bronze"] == size == sum(count[t] for t in parts):
+        if not is_settled(count := counts(lake), size):
             raise BenchError(f"of {size} messages there are {count}")
         return result, lake
 
+    def live(self, size: int) -> Path:
+        """Have a consumer take a topic in as small batches, the stages side by side.
+
+        Raises:
+            BenchError: it ends early, or does not come to the end.
+        """
+        lake = self.folder / "lake-live"
+        small = ("--interval", "0", "--batch", str(SMALL_BATCH))
+        consumer = self.start("spark_kafka_consumer.py", f"bench-{size}", lake, *small)
+        deadline = time.monotonic() + LIVE_TIMEOUT_S
+        try:
+            while not is_settled(counts(lake), size):
+                if consumer.poll() is not None or time.monotonic() > deadline:
+                    raise BenchError(f"of {size} messages there are {counts(lake)}")
+                time.sleep(1)
+        finally:
+            consumer.send_signal(signal.SIGINT)
+            self.finish(consumer, "spark_kafka_consumer.py")
+        return lake
+
     def compaction(self, size: int) -> dict[str, Any]:
         """Return what compact.py says of tables that many small batches have made."""
-        feed = ("--batch", str(SMALL_BATCH))
-        _, lake = self.run(size, *feed)
+        lake = self.live(size)
         printed = self.script("compact.py", f"bench-{size}", lake, "--retain-hours", "0")
         line = re.compile(
             r"^(\w+) +(\d+) -> +(\d+) +([\d.]+) -> +([\d.]+) +(\d+) -> +(\d+)$", re.MULTILINE
@@ -134,6 +173,27 @@ class Bench:
             }
             for table, f1, f2, s1, s2, b1, b2 in line.findall(printed)
         }
+
+
+def counts(lake: Path) -> dict[str, int]:
+    """Return the rows of each table, and `summarised`: the readings that gold has counted."""
+    found = dict.fromkeys(("bronze", "silver", "quarantine", "duplicates", "summarised"), 0)
+    for name in found:
+        folder = str(lake / f"sensor_data_{'gold' if name == 'summarised' else name}")
+        if not DeltaTable.is_deltatable(folder):
+            continue
+        table = DeltaTable(folder)
+        if name == "summarised":
+            found[name] = sum(table.to_pyarrow_table(columns=["count"])["count"].to_pylist())
+        else:
+            found[name] = table.count()
+    return found
+
+
+def is_settled(count: Mapping[str, int], size: int) -> bool:
+    """Return whether all messages have come to their end, and silver's are in gold."""
+    parts = count["silver"] + count["quarantine"] + count["duplicates"]
+    return count["bronze"] == size == parts and count["silver"] == count["summarised"]
 
 
 def say(line: str) -> None:
@@ -153,25 +213,24 @@ def show(what: str, result: dict[str, Any]) -> None:
 
 def measure(bench: Bench, sizes: Sequence[int], runs: int) -> dict[str, Any]:
     """Return everything that is measured, and print it on the way."""
-    middle = sizes[len(sizes) // 2]
-    found: dict[str, Any] = {"sizes": {}, "settings": {}, "compaction": {}}
+    found: dict[str, Any] = {"sizes": {}, "settings_rows": sizes[0], "settings": {}}
     for size in sizes:
         bench.fill(size)
-        found["sizes"][size] = []
-        for _ in range(runs):
+        found["sizes"][str(size)] = []
+        for _ in range(1 if size >= ONE_RUN_FROM else runs):
             result, _ = bench.run(size)
-            found["sizes"][size].append(result)
+            found["sizes"][str(size)].append(result)
             show(f"{size} rows", result)
-    # Side by side in one round: ours again, then each setting at its default.
-    for name, default in [("ours", ""), *DEFAULTS.items()]:
-        conf = ("--conf", f"{name}={default}") if default else ()
-        found["settings"][f"{name}={default}".rstrip("=")] = []
-        for _ in range(runs):
-            result, _ = bench.run(middle, *conf)
-            found["settings"][f"{name}={default}".rstrip("=")].append(result)
-            show(f"{middle} rows, {name}={default}".rstrip("="), result)
-    found["compaction"] = {"rows": middle, "batch": SMALL_BATCH, "tables": bench.compaction(middle)}
-    for table, effect in found["compaction"]["tables"].items():
+    variants = {"ours": (), **{f"{k}={v}": ("--conf", f"{k}={v}") for k, v in DEFAULTS.items()}}
+    found["settings"] = {name: [] for name in variants}
+    for _ in range(runs):  # taking turns
+        for name, conf in variants.items():
+            result, _ = bench.run(sizes[0], *conf)
+            found["settings"][name].append(result)
+            show(f"{sizes[0]} rows, {name}", result)
+    tables = bench.compaction(sizes[0])
+    found["compaction"] = {"rows": sizes[0], "batch": SMALL_BATCH, "tables": tables}
+    for table, effect in tables.items():
         say(f"compact {table:<12} {effect}")
     return found
 
@@ -208,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if min(options.sizes) < 1 or options.runs < 1:
         parser.error("--sizes and --runs are at least 1")
-    output = options.output or RESULTS / f"{datetime.now(UTC):%Y-%m-%d}.json"
+    output = options.output or report.RESULTS / f"{datetime.now(UTC):%Y-%m-%d}.json"
     with tempfile.TemporaryDirectory() as folder:
         ports = {f"{name}_HOST_PORT": str(free_port()) for name in ("ZOOKEEPER", "KAFKA")}
         environ = {**os.environ, **ports, "STACK_STATE": f"{folder}/stack"}
@@ -217,14 +276,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             stack.up(["kafka"])
             bench = Bench(stack.servers["kafka"].address, Path(folder))
             found = measure(bench, sorted(options.sizes), options.runs)
-        except BenchError as exc:
+        except (BenchError, StackError) as exc:
             sys.stderr.write(f"bench: {exc}\n")
+            return 1
+        except KeyboardInterrupt:
+            sys.stderr.write("bench: interrupted, nothing is written\n")
             return 1
         finally:
             stack.down(wipe=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps({**machine(), **found}, indent=1) + "\n", encoding="utf-8")
     say(f"written: {output}")
+    if not options.output:
+        report.main()
     return 0
 
 
