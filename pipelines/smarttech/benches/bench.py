@@ -7,11 +7,10 @@
 A Kafka of its own, a topic per size, filled once from a seed (1 % bad, 1 % duplicates). Each run
 takes the whole topic through bronze, silver and gold into a fresh lake, one stage after the other
 (spark_kafka_consumer.py --available-now); a stage's time is from the start of its stream to its
-end, without the start of Spark. A run whose tables do not add up is an error, not a result. From
-500 000 messages on a size has one run.
-
-Then the same at the smallest size with each setting of lake.py in turn left to Spark's default; and
-compact.py on a lake that was fed live, in small batches, from the smallest topic.
+end, without the start of Spark. A run whose tables do not add up is an error, not a result. The
+smallest size takes turns with the same work at each setting left to its default, --runs times; the
+other sizes have one run. Then compact.py on a lake that was fed live, in small batches, from the
+smallest topic.
 
 What it finds goes into results/DATE.json beside this file, and from there into README (report.py);
 with --output elsewhere, README stays as it is.
@@ -24,6 +23,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,15 +47,10 @@ from stack.compose import StackError  # noqa: E402
 from stack.servers import free_port  # noqa: E402
 
 SIZES = (10_000, 100_000, 1_000_000)
-ONE_RUN_FROM = 500_000  # messages: minutes each
 STAGES = report.STAGES
 RATE_HZ = "10"  # of the simulated clock: a million readings are 28 hours of 48 series
 # What Spark and Delta do without the setting.
-DEFAULTS = {
-    "spark.sql.shuffle.partitions": "200",
-    "spark.databricks.delta.snapshotPartitions": "50",
-    "spark.master": "local[1]",
-}
+DEFAULTS = ("spark.sql.shuffle.partitions=200", "spark.databricks.delta.snapshotPartitions=50")
 SMALL_BATCH = 250
 LIVE_TIMEOUT_S = 900.0
 
@@ -107,17 +102,14 @@ class Bench:
         """
         return self.finish(self.start(name, topic, lake, *arguments), name)
 
-    def fill(self, size: int) -> str:
-        """Fill the topic of a size; return its name."""
-        topic = f"bench-{size}"
-        wrong = ("--bad", "0.01", "--duplicate", "0.01", "--seed", "1", "--rate", RATE_HZ)
-        self.script(
-            "kafka_producer.py", topic, self.folder, "--count", str(size), "--at-once", *wrong
-        )
-        return topic
+    def fill(self, size: int) -> None:
+        """Fill the topic of a size."""
+        options = ("--count", str(size), "--at-once", "--seed", "1", "--rate", RATE_HZ)
+        wrong = ("--bad", "0.01", "--duplicate", "0.01")
+        self.script("kafka_producer.py", f"bench-{size}", self.folder, *options, *wrong)
 
-    def run(self, size: int, *arguments: str) -> tuple[dict[str, Any], Path]:
-        """Take a topic through the stages into a fresh lake; return the times, and the lake.
+    def run(self, size: int, *arguments: str) -> dict[str, Any]:
+        """Take a topic through the stages into a fresh lake; return the times.
 
         Raises:
             BenchError: the tables do not add up.
@@ -136,7 +128,8 @@ class Bench:
             result[stage] = {"rows": rows, "seconds": seconds, "rows_per_s": round(rows / seconds)}
         if not is_settled(count := counts(lake), size):
             raise BenchError(f"of {size} messages there are {count}")
-        return result, lake
+        shutil.rmtree(lake)
+        return result
 
     def live(self, size: int) -> Path:
         """Have a consumer take a topic in as small batches, the stages side by side.
@@ -213,23 +206,22 @@ def show(what: str, result: dict[str, Any]) -> None:
 
 def measure(bench: Bench, sizes: Sequence[int], runs: int) -> dict[str, Any]:
     """Return everything that is measured, and print it on the way."""
-    found: dict[str, Any] = {"sizes": {}, "settings_rows": sizes[0], "settings": {}}
-    for size in sizes:
-        bench.fill(size)
-        found["sizes"][str(size)] = []
-        for _ in range(1 if size >= ONE_RUN_FROM else runs):
-            result, _ = bench.run(size)
-            found["sizes"][str(size)].append(result)
-            show(f"{size} rows", result)
-    variants = {"ours": (), **{f"{k}={v}": ("--conf", f"{k}={v}") for k, v in DEFAULTS.items()}}
-    found["settings"] = {name: [] for name in variants}
+    least, *others = sizes
+    bench.fill(least)
+    variants = {"ours": (), **{setting: ("--conf", setting) for setting in DEFAULTS}}
+    settings: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for _ in range(runs):  # taking turns
         for name, conf in variants.items():
-            result, _ = bench.run(sizes[0], *conf)
-            found["settings"][name].append(result)
-            show(f"{sizes[0]} rows, {name}", result)
-    tables = bench.compaction(sizes[0])
-    found["compaction"] = {"rows": sizes[0], "batch": SMALL_BATCH, "tables": tables}
+            settings[name].append(bench.run(least, *conf))
+            show(f"{least} rows, {name}", settings[name][-1])
+    found: dict[str, Any] = {"sizes": {str(least): settings["ours"]}}
+    for size in others:
+        bench.fill(size)
+        found["sizes"][str(size)] = [bench.run(size)]
+        show(f"{size} rows", found["sizes"][str(size)][0])
+    found |= {"settings_rows": least, "settings": settings}
+    tables = bench.compaction(least)
+    found["compaction"] = {"rows": least, "batch": SMALL_BATCH, "tables": tables}
     for table, effect in tables.items():
         say(f"compact {table:<12} {effect}")
     return found
@@ -262,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--sizes", type=int, nargs="+", default=list(SIZES), metavar="ROWS")
-    add("--runs", type=int, default=3, metavar="N", help="of each (default: 3)")
+    add("--runs", type=int, default=3, metavar="N", help="of the smallest size (default: 3)")
     add("--output", type=Path, metavar="FILE", help="(default: results/DATE.json)")
     options = parser.parse_args(argv)
     if min(options.sizes) < 1 or options.runs < 1:
