@@ -275,8 +275,12 @@ def test_read_delta_shows_the_tables_and_older_versions(
         out = capsys.readouterr().out
         assert f"version {stored.version()}, {stored.count()} rows" in out
         assert out.count("\n") > 20
-    out, _ = scene.run("read_delta.py", "bronze", "--version", "0")
+    out, _ = scene.run("read_delta.py", "bronze", "--version", "0", "--history", "1000")
     assert "version 0, 0 rows" in out
+    versions = re.findall(r"^ *(-?\d+)  \d{4}-", out[out.index("history") :], re.MULTILINE)
+    newest = DeltaTable(str(scene.lake / "sensor_data_bronze")).version()
+    assert [int(version) for version in versions] == list(range(newest, -1, -1))
+    assert out.splitlines()[-1].split()[2:] == ["CREATE", "TABLE"]
     _, err = scene.run("read_delta.py", "bronze", "--version", "999", code=1)
     assert "there is no version 999, the newest is" in err
     assert len(err.splitlines()) == 1
