@@ -254,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--sizes", type=int, nargs="+", default=list(SIZES), metavar="ROWS")
-    add("--runs", type=int, default=3, metavar="N", help="of the smallest size (default: 3)")
+    add("--runs", type=int, default=2, metavar="N", help="of the smallest size (default: 2)")
     add("--output", type=Path, metavar="FILE", help="(default: results/DATE.json)")
     options = parser.parse_args(argv)
     if min(options.sizes) < 1 or options.runs < 1:
