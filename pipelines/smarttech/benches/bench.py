@@ -201,7 +201,7 @@ def show(what: str, result: dict[str, Any]) -> None:
         f"{stage} {result[stage]['seconds']:>7.1f} s {result[stage]['rows_per_s']:>7} rows/s"
         for stage in STAGES
     )
-    say(f"{what:<46}{rates}")
+    say(f"{what:<54}{rates}")
 
 
 def measure(bench: Bench, sizes: Sequence[int], runs: int) -> dict[str, Any]:
