@@ -69,8 +69,9 @@ def numbers(line: str) -> dict[str, int]:
 
 
 def test_killed_again_and_again_nothing_is_lost_or_doubled(pipeline: Pipeline) -> None:
-    """Killed alone, killed with its Java, and killed between a batch's files and its commit."""
-    pipeline.send("--count", "4000", "--interval", "30", "--seed", "1", *BAD)
+    """Killed alone, killed with its Java, and killed while a batch's files get their names."""
+    months = ("--start", "2026-03-01T00:00:00Z", "--interval", "5000")  # 26 days in a batch
+    pipeline.send("--count", "4000", *months, "--seed", "1", *BAD)
     small = ("--max-records", "450")
 
     consumer = pipeline.start("consumer_spark.py", ONCE, *small)
@@ -83,7 +84,8 @@ def test_killed_again_and_again_nothing_is_lost_or_doubled(pipeline: Pipeline) -
     consumer.kill()
     assert_none_twice(pipeline)
 
-    # The next batch's files are there, its commit is not: the one moment that could double rows.
+    # Of the next batch some files are in place, the others wait in _temporary, and Spark has not
+    # noted it as done: the one moment that could double rows.
     consumer = pipeline.start("consumer_spark.py", ONCE, *small)
     consumer.wait_for(r"batch id=\d+ read")
     last = int(re.findall(r"batch id=(\d+) read", consumer.text)[-1])
@@ -94,7 +96,9 @@ def test_killed_again_and_again_nothing_is_lost_or_doubled(pipeline: Pipeline) -
 
     printed = pipeline.run("consumer_spark.py", ONCE, *small)
     assert f"batch id={last + 1} was begun before: deleting" in printed
-    assert not set(begun) & set(pipeline.batch_files(last + 1))
+    done = pipeline.batch_files(last + 1)
+    assert 0 < len(begun) < len(done)  # so the kill did come in between
+    assert not set(begun) & set(done)
     assert assert_none_twice(pipeline) == 4000
     assert "written + rejected                4000\n" in pipeline.verify()
 
