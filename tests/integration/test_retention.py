@@ -128,7 +128,7 @@ class Recorder(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.requests.append((self.command, self.path, json.loads(body) if body else None))
         names = ("sensors_data", "sensors_data-2026.11.25", "sensors_data-2026.11")
-        answer = {name: {"aliases": {}} for name in names} if self.command == "GET" else {}
+        answer: Any = {name: {"aliases": {}} for name in names} if self.command == "GET" else {}
         self.send_response(200)
         self.send_header("X-Elastic-Product", "Elasticsearch")
         self.send_header("Content-Type", "application/json")
@@ -169,8 +169,9 @@ def test_the_daily_template_is_the_one_that_counts_for_daily_indices(pipeline: P
     ours = retention.daily_template(index)
     del ours["template"]["settings"]["index.lifecycle"]
     ours["template"]["settings"]["refresh_interval"] = "7s"  # to tell it from the consumer's
-    consumer_s = {"index_patterns": [f"{index}*"], "priority": 100 + len(index)}
-    client.indices.put_index_template(name=index, template=TEMPLATE, **consumer_s)
+    client.indices.put_index_template(  # as the consumer does
+        name=index, index_patterns=[f"{index}*"], priority=100 + len(index), template=TEMPLATE
+    )
     client.indices.put_index_template(name=f"{index}-daily", **ours)
     try:
         for name, interval in {"": "1s", "-2026.11.25": "7s", "-2026.11": "1s"}.items():
