@@ -57,6 +57,7 @@ def test_the_alerts_fire_when_they_must_and_only_then(tmp_path: Path) -> None:
         "0.01 *": "0.001 *",
         'outcome="failed"': 'outcome="sent"',
         "kafka|": "zookeeper|",
+        "unless on()": "and on()",
     }
     for before, after in changes.items():
         assert rules.count(before) == 1, before
