@@ -5,11 +5,11 @@
     python tools/retention.py delete --older-than 30d     delete it; once a day, by cron
     python tools/retention.py lifecycle                   once: Elasticsearch deletes daily indices
 
-    sensors_data                       40 of 22960 readings deleted
-    sensors_data-2026.10.25         21600 of 21600 readings deleted, with the index
-    sensors_data-2026.10.26             0 of 21600 readings deleted
-    sensors_data_try                left alone: neither sensors_data nor a dated index of it
-    deleted 21640 of 66160 readings, from before 2026-10-26T12:00:00Z
+    sensors_dated                       0 of 0 readings deleted
+    sensors_dated-2026.11.23        20185 of 20185 readings deleted, with the index
+    sensors_dated-2026.11.24            0 of 21458 readings deleted
+    sensors_dated-2026.11.25            0 of 11794 readings deleted
+    deleted 20185 of 53437 readings, from before 2026-11-24T13:18:30Z
 
 A reading is as old as its own timestamp says, whenever it arrived. ELASTICSEARCH_INDEX, which must
 begin with sensors_, loses its old readings one by one; a daily index (sensors_data-2026.11.25) or a
@@ -100,7 +100,8 @@ def delete(client: Elasticsearch, index: str, before: datetime, dry_run: bool) -
             continue
         client.indices.refresh(index=name)
         readings = client.count(index=name)["count"]
-        whole = bool(dates and dates[1] <= before)
+        young = client.count(index=name, query=readings_from(before, "gte"))["count"]
+        whole = bool(dates and dates[1] <= before and not young)  # young: it is not what it says
         if whole:
             deleted = readings
             if not dry_run:
@@ -113,6 +114,11 @@ def delete(client: Elasticsearch, index: str, before: datetime, dry_run: bool) -
     write(f"{done} {gone} of {total} readings, from before {before:%FT%TZ}\n")
 
 
+def readings_from(time: datetime, comparison: str) -> dict[str, Any]:
+    """Return the query for the readings from then on ("gte") or from before ("lt")."""
+    return {"range": {"timestamp": {comparison: time.isoformat()}}}
+
+
 def delete_readings(client: Elasticsearch, index: str, before: datetime, dry_run: bool) -> int:
     """Delete the old readings of one index one by one; return how many.
 
@@ -121,7 +127,7 @@ def delete_readings(client: Elasticsearch, index: str, before: datetime, dry_run
     Raises:
         BulkIndexError: Elasticsearch refuses to delete some.
     """
-    query = {"range": {"timestamp": {"lt": before.isoformat()}}}
+    query = readings_from(before, "lt")
     if dry_run:
         return int(client.count(index=index, query=query)["count"])
     old = scan(client, index=index, query={"query": query}, _source=False, size=5000)
@@ -217,9 +223,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 install_lifecycle(client, arguments.index)
     except (RetentionError, ApiError, TransportError, BulkIndexError, ValueError) as exc:
-        sys.stderr.write(f"retention: {one_line(exc)}\n")
-        return 1
-    return 0
+        why = one_line(exc)
+    except KeyboardInterrupt:
+        why = "interrupted: what is printed is done, run it again for the rest"
+    else:
+        return 0
+    sys.stderr.write(f"retention: {why}\n")
+    return 1
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def filled(pipeline: Pipeline) -> Iterator[Pipeline]:
     put(pipeline, f"{index}-{day(45)}", 45, 45.001)
     put(pipeline, f"{index}-{day(30)}", 30)  # its day ended less than 30 days ago
     put(pipeline, f"{index}-{day(1)}", 1)
+    put(pipeline, f"{index}-{day(60)}", 60, 1)  # one is not of its day
     put(pipeline, f"{index}-2020.02", 2000)
     put(pipeline, f"{index}-2020.02.30", 2000)  # no such day
     put(pipeline, f"{index}_old", 2000)
@@ -59,9 +60,9 @@ def test_what_is_old_is_deleted_and_nothing_else(filled: Pipeline) -> None:
     index, before = filled.index, left(filled)
     shown, _ = filled.run("tools/retention.py", "delete", "--dry-run")
     assert left(filled) == before
-    assert "to be deleted 5 of 9 readings" in shown
+    assert "to be deleted 5 of 11 readings" in shown
     printed, _ = filled.run("tools/retention.py", "delete", "--older-than", "30d")
-    assert "deleted 5 of 9 readings" in printed
+    assert "deleted 5 of 11 readings" in printed
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     assert f"{index} 2 of 4 readings deleted" in lines
     assert f"{index}-{day(45)} 2 of 2 readings deleted, with the index" in lines
@@ -69,11 +70,11 @@ def test_what_is_old_is_deleted_and_nothing_else(filled: Pipeline) -> None:
     assert f"{index}-{day(30)} 0 of 1 readings deleted" in lines
     assert sum("left alone" in line for line in lines) == 2
     assert left(filled) == {
-        index: 2, f"{index}-{day(30)}": 1, f"{index}-{day(1)}": 1,
+        index: 2, f"{index}-{day(60)}": 2, f"{index}-{day(30)}": 1, f"{index}-{day(1)}": 1,
         f"{index}-2020.02.30": 1, f"{index}_old": 1,
     }  # fmt: skip
     again, _ = filled.run("tools/retention.py", "delete", "--older-than", "30d")
-    assert "deleted 0 of 4 readings" in again
+    assert "deleted 0 of 6 readings" in again
 
 
 @pytest.mark.parametrize("index", ["*", "sensors_*", "sensors_a,kibana", ".kibana", "logs"])
