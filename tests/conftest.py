@@ -59,8 +59,9 @@ def stack(
     """Real ZooKeeper, Kafka and Elasticsearch, for the whole session; Prometheus can be added."""
     overlays = ("tests/faults/proxied.yml", "docker-compose.monitoring.yml")
     servers = new_stack(tmp_path_factory.mktemp("stack"), *overlays)
+    servers.default = ["kafka", "elasticsearch"]
     try:
-        servers.up(["kafka", "elasticsearch"])
+        servers.up()
         yield servers
     finally:
         if request.session.testsfailed:
