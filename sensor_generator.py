@@ -39,6 +39,9 @@ readings at which one begins. All but malformed stay valid readings.
 and offset as acknowledged (empty when not), CRC-32 of its bytes, label (its faults, joined by +).
 `python tools/verify.py --ledger FILE` compares it with what is in Elasticsearch.
 
+With --metrics-port PORT, http://127.0.0.1:PORT/metrics says to Prometheus how many messages were
+sent, acknowledged and failed, and how many had which fault.
+
 Environment (or .env beside this file; a flag wins over both):
     KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
     KAFKA_TOPIC               default smart-city-sensors
@@ -62,6 +65,7 @@ import sys
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -74,6 +78,9 @@ from dotenv import load_dotenv
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.producer.future import RecordMetadata
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 log = logging.getLogger("sensor_generator")
 
@@ -147,6 +154,7 @@ class Config:
     faults: Mapping[str, float]
     ledger: Path | None
     list_sensors: bool
+    metrics_port: int | None
     wait_s: float
 
 
@@ -749,6 +757,7 @@ class Sender:
     Attributes:
         pending: serial number -> message whose outcome is not known yet.
         failed: refused, or not acknowledged in time.
+        faults: kind of fault -> messages sent that had it.
     """
 
     def __init__(
@@ -760,6 +769,7 @@ class Sender:
         self.stop = stop
         self.pending: dict[int, Message] = {}
         self.sent = self.acknowledged = self.failed = 0
+        self.faults = Counter(dict.fromkeys(FAULTS, 0))
         self.last_error = ""
         self.began = time.monotonic()
 
@@ -793,6 +803,8 @@ class Sender:
         self.sent += 1
         serial = self.sent
         self.pending[serial] = message
+        if message.label:
+            self.faults.update(label.partition(":")[0] for label in message.label.split("+"))
         key = message.sensor_id.encode()
         while True:
             try:
@@ -820,6 +832,35 @@ class Sender:
             self.failed += 1
             self.last_error = str(error)
         self.ledger.note(message, stored)
+
+
+class Metrics(Collector):
+    """A sender's counts in Prometheus's terms, read when they are asked for."""
+
+    def __init__(self, sender: Sender) -> None:
+        self.sender = sender
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each metric with its present value."""
+        name = "smart_city_generator"
+        messages = CounterMetricFamily(f"{name}_messages", "by outcome", labels=["outcome"])
+        for outcome in ("sent", "acknowledged", "failed"):
+            messages.add_metric([outcome], getattr(self.sender, outcome))
+        faults = CounterMetricFamily(f"{name}_faults", "messages sent, by fault", labels=["kind"])
+        for kind, count in self.sender.faults.items():
+            faults.add_metric([kind], count)
+        yield from (messages, faults)
+
+
+def serve_metrics(sender: Sender, port: int) -> None:
+    """Answer /metrics on a loopback port, in a thread that ends with the process.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    registry = CollectorRegistry()
+    registry.register(Metrics(sender))
+    start_http_server(port, addr="127.0.0.1", registry=registry)
 
 
 # The command.
@@ -898,6 +939,13 @@ def fault_rate(text: str) -> tuple[str, float]:
     return kind, number
 
 
+def port_number(text: str) -> int:
+    """Return a TCP port."""
+    if not 1 <= (number := int(text)) <= 65_535:
+        raise ValueError(text)
+    return number
+
+
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: datetime) -> Config:
     """Return the configuration: flag > environment > default. A bad value exits with code 2."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
@@ -929,6 +977,8 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
         help="begin a fault at this share of the readings, 0 to 1 (see below)")  # fmt: skip
     add("--ledger", type=Path, metavar="FILE", help="note what was sent (see below)")
     add("--list-sensors", action="store_true", help="show the sensors and their places, and end")
+    add("--metrics-port", type=port_number, metavar="PORT",
+        help="serve /metrics on this port of 127.0.0.1 (default: none)")  # fmt: skip
     add("--wait", type=seconds, default=60.0, metavar="SECONDS",
         help="how long to wait for Kafka at the start (default: 60)")  # fmt: skip
     for flag, name, default, kind in (
@@ -972,6 +1022,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
         faults=dict(options.fault),
         ledger=options.ledger,
         list_sensors=options.list_sensors,
+        metrics_port=options.metrics_port,
         wait_s=options.wait,
     )
 
@@ -1050,6 +1101,12 @@ def send_to_kafka(
         return 0
     log.info("sending to topic=%s at %s", config.topic, config.bootstrap_servers)
     sender = Sender(producer, config.topic, ledger, stop)
+    if config.metrics_port:
+        try:
+            serve_metrics(sender, config.metrics_port)
+        except OSError as exc:
+            log.error("--metrics-port %d: %s: choose another", config.metrics_port, exc.strerror)
+            return 2
     sender.send_all(messages, ProgressBar(config))
     log.info("stopped %s", sender)
     if not sender.failed:

@@ -2,8 +2,8 @@
 
 Understood: anchors, ${NAME}, ${NAME:-default}, ${NAME:?message}, $$, several -f files merged in
 order, the tags !reset and !override, `environment`, `ports`, `volumes`, `configs` with their
-content, `depends_on`, `image`, `command`, `profiles`, `restart`. The rules are those of the Compose
-specification (https://github.com/compose-spec/compose-spec, parts 8, 12, 13, 15).
+content or file, `depends_on`, `image`, `command`, `profiles`, `restart`. The rules are those of the
+Compose specification (https://github.com/compose-spec/compose-spec, parts 8, 12, 13, 15).
 """
 
 import re
@@ -89,7 +89,8 @@ def load_services(files: Sequence[Path], environ: Mapping[str, str]) -> dict[str
             raise StackError(f"{file} is not valid YAML: {' '.join(str(exc).split())}") from exc
         merged = _merge(merged, content)
     merged = _interpolate(merged, environ)
-    configs = {name: entry["content"] for name, entry in merged.get("configs", {}).items()}
+    folder = files[0].parent  # what all relative paths start from
+    configs = {n: _config_content(entry, folder) for n, entry in merged.get("configs", {}).items()}
     services = {
         name: _service(name, definition, configs)
         for name, definition in merged.get("services", {}).items()
@@ -137,6 +138,17 @@ def _interpolate(value: Any, environ: Mapping[str, str]) -> Any:
         return value or match["default"] or ""
 
     return _VARIABLE.sub(replace, value)
+
+
+def _config_content(entry: Mapping[str, str], folder: Path) -> str:
+    """Return what a config holds: its `content`, else its `file`, in which no variable counts."""
+    if "content" in entry:
+        return entry["content"]
+    file = folder / entry["file"]
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as exc:
+        raise StackError(f"cannot read {file}: {exc.strerror}") from exc
 
 
 def _service(name: str, definition: dict[str, Any], configs: Mapping[str, str]) -> Service:

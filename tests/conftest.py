@@ -41,19 +41,25 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60) -
 
 def new_stack(state: Path, *overlays: str) -> Stack:
     """Return the servers of the compose files on free ports, with their state in a folder."""
-    ports = {
-        f"{name}_HOST_PORT": str(free_port()) for name in ("ZOOKEEPER", "KAFKA", "ELASTICSEARCH")
-    } | {"KAFKA_PROXY_PORT": str(free_port())}
+    names = (
+        "ZOOKEEPER_HOST_PORT", "KAFKA_HOST_PORT", "ELASTICSEARCH_HOST_PORT", "KAFKA_PROXY_PORT",
+        "KAFKA_METRICS_HOST_PORT", "ELASTICSEARCH_METRICS_HOST_PORT", "PROMETHEUS_HOST_PORT",
+        "GENERATOR_METRICS_PORT", "CONSUMER_METRICS_PORT",
+    )  # fmt: skip
+    ports = {name: str(free_port()) for name in names}
     files = [PROJECT / file for file in ("docker-compose.yml", *overlays)]
-    return Stack(files, {**os.environ, **ports, "STACK_STATE": str(state)})
+    given = {"STACK_STATE": str(state), "PROMETHEUS_SCRAPE_INTERVAL": "1s"}
+    return Stack(files, {**os.environ, **ports, **given})
 
 
 @pytest.fixture(scope="session")
 def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    """Real ZooKeeper, Kafka and Elasticsearch, for the whole session."""
-    servers = new_stack(tmp_path_factory.mktemp("stack"), "tests/faults/proxied.yml")
+    """Real ZooKeeper, Kafka and Elasticsearch, for the whole session; Prometheus can be added."""
+    overlays = ("tests/faults/proxied.yml", "docker-compose.monitoring.yml")
+    servers = new_stack(tmp_path_factory.mktemp("stack"), *overlays)
+    servers.default = ["kafka", "elasticsearch"]
     try:
         servers.up()
         yield servers

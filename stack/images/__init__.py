@@ -11,6 +11,7 @@ BUILDERS: dict[str, Callable[[Service, Site], Server]] = {
     "cp-zookeeper": kafka.zookeeper,
     "cp-kafka": kafka.kafka,
     "elasticsearch": elasticsearch.elasticsearch,
+    "elasticsearch-exporter": prometheus.elasticsearch_exporter,
     "hadoop": hdfs.hadoop,
     "minio": s3.minio,
     "postgres": postgresql.postgresql,

@@ -84,9 +84,8 @@ def run(command: str, folder: Path, environ: dict[str, str]) -> str:
 def test_every_command_works_and_prints_what_readme_shows(
     stack: Stack, pipeline: Pipeline, copy: Path, tmp_path: Path
 ) -> None:
-    ports = {
-        f"{n.upper()}_HOST_PORT": s.address.rpartition(":")[2] for n, s in stack.servers.items()
-    }
+    given = stack.site.environ.items()
+    ports = {name: value for name, value in given if name.endswith(("_PORT", "_INTERVAL"))}
     environ = {
         **os.environ,
         **ports,

@@ -25,7 +25,9 @@ PROPERTIES: dict[str, Any] = MAPPING["mappings"]["properties"]
 README = PROJECT / "README.md"
 COMPOSE = PROJECT / "docker-compose.yml"
 KRAFT = PROJECT / "docker-compose.kraft.yml"
-OVERLAYS = sorted(PROJECT.glob("pipelines/*/compose.yml"))
+OVERLAYS = [
+    PROJECT / "docker-compose.monitoring.yml", *sorted(PROJECT.glob("pipelines/*/compose.yml"))
+]  # fmt: skip
 
 
 def in_project(file: Path) -> str:
@@ -171,7 +173,7 @@ def test_twins_in_the_two_scripts_are_equal() -> None:
             line for line in lines if "elastic_transport" not in line and '"""' not in line
         )
 
-    for name in ("Throttle", "configure_logging", "servers"):
+    for name in ("Throttle", "configure_logging", "port_number", "servers"):
         assert body("sensor_generator.py", name) == body("kafka_to_elasticsearch.py", name)
 
 
@@ -242,6 +244,7 @@ def test_the_native_stack_reads_the_files_as_compose_does(
     for file, copy in zip(files, copies, strict=True):  # compose-go alone knows no variables
         required = re.compile(r"\$\{(\w+):\?[^}]*\}")
         copy.write_text(required.sub(lambda match: example[match[1]], file.read_text()))
+    shutil.copytree(PROJECT / "monitoring", tmp_path / "monitoring")  # files that they name
     monkeypatch.setenv("COMPOSE_PROFILES", "*")
     theirs = resolved(*copies)["services"]
     ours = load_services(copies, {})
@@ -252,6 +255,8 @@ def test_the_native_stack_reads_the_files_as_compose_does(
         assert set(service.depends_on) == set(theirs[name].get("depends_on", {}))
         assert service.profiles == theirs[name].get("profiles", [])
         assert service.ports == dict(map(published, theirs[name].get("ports", [])))
+        configs = theirs[name].get("configs", [])
+        assert set(service.configs) == {config["target"] for config in configs}
 
 
 def test_the_services_are_those_that_the_readme_names() -> None:

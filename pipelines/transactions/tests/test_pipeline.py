@@ -7,20 +7,17 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from kafka import KafkaAdminClient
 from kafka.structs import TopicPartition
 
 from pipelines.transactions.store import OUTPUT, REJECTS, StoreError
 from pipelines.transactions.tests.conftest import (
-    HERE,
     SERVERS,
     Pipeline,
     is_real_minio,
@@ -298,22 +295,3 @@ def test_wrong_credentials_are_one_line(
         printed = pipeline.run(script, *options, code=1)
         assert "refuses MINIO_ROOT_USER or MINIO_ROOT_PASSWORD" in printed.splitlines()[-1]
         assert "not this one" not in printed
-
-
-def test_the_command_of_the_broker_does_without_the_agent(tmp_path: Path) -> None:
-    """In an image without the agent the broker still starts: the shell of compose.yml, tried."""
-    command = yaml.safe_load((HERE / "compose.yml").read_text())["services"]["kafka"]["command"]
-    script = command[2].replace("$$", "$").replace("/usr/share/java/cp-base-new", str(tmp_path))
-    script = script.replace("exec /etc/confluent/docker/run", 'echo "started $KAFKA_OPTS"')
-
-    def started() -> str:
-        environ = {"JMX_EXPORTER_PORT": "9404"}
-        run = subprocess.run(
-            ["bash", "-c", script], env=environ, capture_output=True, text=True, check=True
-        )
-        return run.stdout.strip()
-
-    assert started() == "started"
-    agent = tmp_path / "jmx_prometheus_javaagent-0.18.0.jar"
-    agent.touch()
-    assert started() == f"started -javaagent:{agent}=9404:/etc/jmx-exporter.yml"
