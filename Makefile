@@ -41,7 +41,7 @@ test: setup ## the tests, on real servers of their own (under 10 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	$(BIN)/python -m pytest
 
-test-all: setup .venv/benches.done ## the same and the long ones (under 45 minutes)
+test-all: setup ## the same and the long ones (under 45 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
 	$(BIN)/python -m pytest -m "not soak"
@@ -69,19 +69,15 @@ soak: setup ## an hour (SOAK_HOURS) of random faults under load, verified again 
 	@$(PYTHON) -m stack.prerequisites java maven
 	$(BIN)/python -m pytest -s -m soak
 
-# Measurements, on a quiet machine; what only they need is installed on demand. rsyslog is a peer:
-# where it cannot be installed, the bench goes on and says so.
+# Measurements, on a quiet machine. rsyslog is a peer: where it cannot be installed, the bench goes
+# on and says so.
 
-.venv/benches.done: benches/requirements.txt .venv/done
-	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
-	@touch $@
-
-bench: .venv/benches.done ## measure the consumer beside the limit and its peers (15 minutes)
+bench: setup ## measure the consumer beside the limit and its peers (15 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl
 	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
 	@$(BIN)/python benches/throughput.py $(BENCH_OPTIONS)
 
-bench-latency bench-growth bench-generator: bench-%: .venv/benches.done
+bench-latency bench-growth bench-generator: bench-%: setup
 	@$(PYTHON) -m stack.prerequisites java maven
 	@$(BIN)/python benches/$*.py $(BENCH_OPTIONS)
 
