@@ -762,14 +762,16 @@ def explained(brokers: str, role: str, security: Mapping[str, str]) -> Iterator[
         if not security and speaks_tls(brokers):
             why = f"Kafka at {brokers} speaks TLS: set KAFKA_CA_FILE, {role}_KAFKA_USER and "
             raise RefusedError(f"{why}{role}_KAFKA_PASSWORD") from exc
-        raise KafkaError(*reasons[:1] or exc.args) from exc
+        if reasons:
+            raise KafkaError(f"no connection to {brokers}: {reasons[0]}") from exc
+        raise
     finally:
         library.removeFilter(hear)
         library.setLevel(logging.NOTSET)
 
 
 def speaks_tls(brokers: str) -> bool:
-    """Return whether the first of some brokers shows a certificate."""
+    """Return whether the first of some servers, HOST:PORT, shows a certificate."""
     host, _, port = brokers.split(",")[0].rpartition(":")
     with suppress(OSError):
         return bool(ssl.get_server_certificate((host, int(port)), timeout=5))
@@ -969,24 +971,30 @@ def fault_rate(text: str) -> tuple[str, float]:
     return kind, number
 
 
-def kafka_security(environ: Mapping[str, str], role: str) -> dict[str, str]:
-    """Return kafka-python's options for TLS and a password, as far as they are wanted.
+def login(environ: Mapping[str, str], role: str, server: str) -> tuple[str, str, str]:
+    """Return user, password and file of certificates for a server, "" where there is none.
 
     Raises:
-        ValueError: a variable is missing, or the file of certificates cannot be read.
+        ValueError: only one of the first two is set, or there is no certificate in the file.
     """
-    user, password = (environ.get(f"{role}_KAFKA_{name}") or "" for name in ("USER", "PASSWORD"))
-    authority = environ.get("KAFKA_CA_FILE") or ""
+    start, file = f"{role}_{server}_", environ.get(f"{server}_CA_FILE") or ""
+    user, password = (environ.get(start + name) or "" for name in ("USER", "PASSWORD"))
     if bool(user) != bool(password):
-        raise ValueError(f"{role}_KAFKA_USER and {role}_KAFKA_PASSWORD: set both, or neither")
-    options = {"security_protocol": "SSL", "ssl_cafile": authority} if authority else {}
+        raise ValueError(f"{start}USER and {start}PASSWORD: set both, or neither")
+    try:
+        ssl.create_default_context(cafile=file or None)
+    except OSError as exc:
+        raise ValueError(f"{server}_CA_FILE: {file} has no certificates ({exc})") from exc
+    return user, password, file
+
+
+def kafka_security(environ: Mapping[str, str], role: str) -> dict[str, str]:
+    """Return kafka-python's options for TLS and a password, as far as they are wanted."""
+    user, password, file = login(environ, role, "KAFKA")
+    options = {"security_protocol": "SSL", "ssl_cafile": file} if file else {}
     if user:
         options |= {"security_protocol": "SASL_SSL", "sasl_mechanism": "SCRAM-SHA-512"}
         options |= {"sasl_plain_username": user, "sasl_plain_password": password}
-    try:
-        ssl.create_default_context(cafile=authority or None)
-    except OSError as exc:  # also when there is no certificate in it
-        raise ValueError(f"KAFKA_CA_FILE: cannot read {authority} ({exc})") from exc
     return options
 
 

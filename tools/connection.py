@@ -5,10 +5,10 @@ Environment: as the scripts; the names of users and passwords have the role befo
 
 import logging
 import os
-from typing import Any
 
 from elasticsearch import Elasticsearch
 
+from kafka_to_elasticsearch import elasticsearch_security
 from sensor_generator import kafka_security
 
 
@@ -26,11 +26,7 @@ def elasticsearch_client(role: str) -> Elasticsearch:
     """Return a client of Elasticsearch, which has not been asked anything yet.
 
     Raises:
-        ValueError: a variable is wrong.
+        ValueError: a variable is missing or wrong.
     """
     url = os.environ.get("ELASTICSEARCH_URL") or "http://localhost:9200"
-    user, password = (os.environ.get(f"{role}_ELASTICSEARCH_{n}") for n in ("USER", "PASSWORD"))
-    options: dict[str, Any] = {"basic_auth": (user, password)} if user and password else {}
-    if url.startswith("https:"):
-        options["ca_certs"] = os.environ.get("ELASTICSEARCH_CA_FILE") or None
-    return Elasticsearch(url, request_timeout=60, **options)
+    return Elasticsearch(url, request_timeout=60, **elasticsearch_security(os.environ, role, url))

@@ -186,7 +186,7 @@ def test_twins_in_the_two_scripts_are_equal() -> None:
             line for line in lines if "elastic_transport" not in line and '"""' not in line
         )
 
-    for name in ("Throttle", "configure_logging", "servers"):
+    for name in ("Throttle", "configure_logging", "servers", "speaks_tls", "login"):
         assert body("sensor_generator.py", name) == body("kafka_to_elasticsearch.py", name)
 
 
