@@ -1158,7 +1158,7 @@ def connect_to_elasticsearch(config: Config) -> Elasticsearch:
         raise SetupError(f"Elasticsearch refuses us: {one_line(exc)}") from exc
     except TransportError as exc:
         url, where = urlsplit(config.elasticsearch_url), f"Elasticsearch at {shown_url(config)}"
-        if "CERTIFICATE_VERIFY_FAILED" in repr(exc.errors):
+        if "CERTIFICATE_VERIFY_FAILED" in repr(exc):
             why = f"{where}: ELASTICSEARCH_CA_FILE must name who signed its certificate"
             raise SetupError(why) from exc
         if url.scheme == "http" and speaks_tls(f"{url.hostname}:{url.port}"):

@@ -162,9 +162,8 @@ class Config:
     ledger: Path | None
     list_sensors: bool
     wait_s: float
-    kafka_security: Mapping[str, str] = field(
-        repr=False
-    )  # kafka-python's options; a secret is in it
+    # For kafka-python; a secret is in it.
+    kafka_security: Mapping[str, str] = field(repr=False)
 
 
 # The city: pure functions of time and seed.

@@ -7,9 +7,9 @@
 Every message of the topic is read again and must be in exactly one place: in the index, once and
 with the same values, or in the dead-letter topic, under its own partition and offset. Nothing else
 may be in the index, unless the topic has already forgotten its first messages. This is independent
-of the consumer: no code, and no document id, is shared with it. With a ledger, each message that it
-notes must also be in the topic where Kafka acknowledged it, byte for byte; the malformed ones must
-be in the dead letters, and no other.
+of the consumer: no code that reads a message, and no document id, is shared with it. With a ledger,
+each message that it notes must also be in the topic where Kafka acknowledged it, byte for byte; the
+malformed ones must be in the dead letters, and no other.
 
 Environment (or .env): as the consumer, see kafka_to_elasticsearch.py, with VERIFIER_ in the place
 of CONSUMER_.
