@@ -41,7 +41,7 @@ test: setup ## the tests, on real servers of their own (under 10 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	$(BIN)/python -m pytest
 
-test-all: setup ## the same and the long ones (under 45 minutes)
+test-all: setup .venv/docs.done ## the same and the long ones (under 45 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
 	$(BIN)/python -m pytest -m "not soak"
@@ -77,7 +77,7 @@ bench: setup ## measure the consumer beside the limit and its peers (15 minutes)
 	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
 	@$(BIN)/python benches/throughput.py $(BENCH_OPTIONS)
 
-bench-latency bench-growth bench-generator: bench-%: setup
+bench-latency bench-growth bench-generator bench-outage: bench-%: setup
 	@$(PYTHON) -m stack.prerequisites java maven
 	@$(BIN)/python benches/$*.py $(BENCH_OPTIONS)
 
@@ -85,7 +85,16 @@ bench-latency: ## measure the time from a reading's send until a search finds it
 bench-growth: ## measure the rate by backlog, partitions, consumers, message size (15 minutes)
 bench-generator: ## measure the generator: rates held, fastest, beside other producers (10 minutes)
 
-bench-all: bench bench-latency bench-growth bench-generator ## all four, one after the other
+bench-outage: ## measure the lag under four faults, and the catching up (4 minutes)
+
+bench-all: bench bench-latency bench-growth bench-generator bench-outage ## all, one by one
+
+.venv/docs.done: docs/requirements.txt .venv/done
+	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+report: .venv/docs.done ## RAPPORT.pdf of RAPPORT.md
+	@$(BIN)/python docs/pdf.py
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .
@@ -93,5 +102,5 @@ lint: setup ## ruff and mypy
 	$(BIN)/mypy
 
 .PHONY: help setup up secure down wipe demo verify test test-all soak lint \
-	bench bench-latency bench-growth bench-generator bench-all \
+	report bench bench-latency bench-growth bench-generator bench-outage bench-all \
 	test-pipelines $(PIPELINES:%=demo-%) $(PIPELINES:%=test-%)

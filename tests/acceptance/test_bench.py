@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benches import generator, growth, latency, report, scene, throughput
+from benches import generator, growth, latency, outage, report, scene, throughput
 from benches.scene import BenchError, Scene
 from stack.__main__ import Stack
 
@@ -103,6 +103,16 @@ def test_the_generator_is_measured_beside_other_producers(bench: Scene) -> None:
     parameters = {"readings": 30_000, "runs": 1, "duration_s": 2}
     text = written(bench, "generator", parameters, found)
     assert "kafka-producer-perf-test" in text
+
+
+def test_the_lag_is_measured_while_a_server_is_away(bench: Scene) -> None:
+    found = outage.measure(bench, rate=100, calm_s=1, names=["elasticsearch killed"])
+    (fault,) = found["faults"].values()
+    assert fault["peak_lag"] > 0
+    assert found["lag"][-1][1] == 0
+    assert found["readings"] > 100
+    parameters = {"rate_hz": 100, "elasticsearch_away_s": 15, "partitions": 3}
+    assert "Elasticsearch tué" in written(bench, "outage", parameters, found)
 
 
 INDEX_500 = """

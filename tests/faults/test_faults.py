@@ -388,7 +388,7 @@ def test_rebalance_on_a_slow_connection(scene: Scene) -> None:
 def test_elasticsearch_absent_at_the_start(scene: Scene) -> None:
     scene.backlog(300)
     scene.stack.down(["elasticsearch"])
-    scene.start_consumer()
+    scene.start_consumer("--wait", "180")  # on a busy machine Elasticsearch starts slowly
     wait_until(lambda: "waiting for Elasticsearch" in scene.logs(), "it waits")
     scene.stack.up()
     assert scene.drain().indexed == 300
@@ -474,7 +474,7 @@ def test_retention_deletes_what_was_not_read(scene: Scene) -> None:
     scene.backlog(20_000)
     scene.bulks.fault = refuse(503)
     scene.changes = "indexer.BULK_READINGS = indexer.POLL_MESSAGES = 50"
-    scene.changes += "\nindexer.FETCH_BYTES = 4096"  # it has read little ahead
+    scene.changes += "\nindexer.FETCH_BYTES = 4096; indexer.READ_AHEAD_KB = 1"  # it reads little
     scene.start_consumer()
     wait_until(lambda: "messages wait" in scene.logs(), "it waits")
     with KafkaAdminClient(bootstrap_servers=scene.pipeline.kafka) as admin:
@@ -512,7 +512,7 @@ def test_topic_made_anew_in_mid_run(scene: Scene, count: int) -> None:
     wait_until(
         lambda: wanted <= {m.value for m in scene.pipeline.dead_letters()}, "all are settled"
     )
-    assert "was made anew" in scene.logs()
+    wait_until(lambda: "was made anew" in scene.logs(), "the log says so")
 
 
 def test_a_message_larger_than_a_fetch(scene: Scene) -> None:
@@ -656,7 +656,7 @@ def peak_memory_mb(pid: int) -> float:
 
 @pytest.mark.parametrize(
     ("size_bytes", "count", "bound_mb"),
-    [(100_000, 600, 150), (5_000_000, 300, 1300)],
+    [(0, 0, 150), (100_000, 600, 250), (5_000_000, 300, 1300)],
 )
 @pytest.mark.slow
 def test_memory_is_bounded_whatever_the_backlog_and_the_outage(
@@ -670,7 +670,7 @@ def test_memory_is_bounded_whatever_the_backlog_and_the_outage(
     ) as producer:
         for partition in itertools.islice(itertools.cycle(range(6)), count):
             producer.send(scene.pipeline.topic, b"x" * size_bytes, partition=partition)
-    scene.backlog(60_000)
+    scene.backlog(200_000)
     scene.bulks.fault = refuse(503)
     consumer = scene.start_consumer()
     wait_until(lambda: "stuck: " in scene.logs(), "it can read no more")
@@ -678,7 +678,7 @@ def test_memory_is_bounded_whatever_the_backlog_and_the_outage(
     peaks = [peak_memory_mb(consumer.pid)]
     scene.bulks.fault = None
     verdict = scene.drain()
-    assert (verdict.indexed, verdict.dead_lettered) == (60_000, count)
+    assert (verdict.indexed, verdict.dead_lettered) == (200_000, count)
     assert verdict.holds
     peaks.append(peak_memory_mb(consumer.pid))
     scene.say(f"peaks in MB, in the outage and after it: {peaks}")
