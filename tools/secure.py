@@ -304,11 +304,12 @@ def new_secrets() -> dict[str, str]:
 
 
 def complete_env() -> None:
-    """Write the settings into .env, and the secrets that it has not yet; keep all else."""
+    """Set in .env, at its end, the settings and the secrets that it has not; keep all else."""
     text = ENV_FILE.read_text(encoding="utf-8") if ENV_FILE.exists() else ""
     there = read_env()
     missing = {name: value for name, value in new_secrets().items() if name not in there}
-    added = settings({**there, **os.environ}) | missing
+    wanted = settings({**there, **os.environ}) | missing
+    added = {name: value for name, value in wanted.items() if there.get(name) != value}
     lines = [line for line in text.splitlines() if line.partition("=")[0] not in added]
     lines += [f"{name}={value}" for name, value in added.items()]
     write(ENV_FILE, "\n".join([*lines, ""]), 0o600)

@@ -439,9 +439,6 @@ def test_servers_without_tls_are_waited_for_and_it_is_said_why(clone: Clone, sta
     ("command", "environ", "told"),
     [
         (["tools/verify.py"], {"VERIFIER_KAFKA_PASSWORD": "wrong"}, "VERIFIER_KAFKA_PASSWORD"),
-        (["tools/verify.py"], {"KAFKA_BOOTSTRAP_SERVERS": "localhost:1"}, "to localhost:1"),
-        (["tools/dead_letters.py", "list"], {"REPLAYER_KAFKA_PASSWORD": "wrong"},
-         "REPLAYER_KAFKA_PASSWORD"),
         (["tools/secure.py", "users"], {"KAFKA_ADMIN_HOST_PORT": "1"},
          "is the secure variant started? (make secure)"),
     ],
