@@ -20,6 +20,11 @@ up: setup ## start the servers: by Docker if an engine answers, natively otherwi
 	@if $(DOCKER_ANSWERS); then docker compose up -d --wait; \
 	else $(PYTHON) -m stack.prerequisites java maven && $(BIN)/python -m stack up; fi
 
+secure: setup ## start them with passwords and TLS (README, "Sur un réseau partagé")
+	@$(BIN)/python tools/secure.py files
+	@$(MAKE) --no-print-directory up
+	@$(BIN)/python tools/secure.py users
+
 down: setup ## stop the servers; the data stays
 	@if $(DOCKER_ANSWERS); then docker compose down; else $(BIN)/python -m stack down; fi
 
@@ -96,6 +101,6 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-.PHONY: help setup up down wipe demo verify test test-all soak lint \
+.PHONY: help setup up secure down wipe demo verify test test-all soak lint \
 	report bench bench-latency bench-growth bench-generator bench-outage bench-all \
 	test-pipelines $(PIPELINES:%=demo-%) $(PIPELINES:%=test-%)

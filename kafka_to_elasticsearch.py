@@ -32,6 +32,10 @@ Environment (or .env beside this file; a flag wins over both):
     ELASTICSEARCH_URL         default http://localhost:9200
     ELASTICSEARCH_INDEX       default sensors_data
     ELASTICSEARCH_DEAD_LETTER_INDEX   default sensors_dead_letters
+    KAFKA_CA_FILE             certificate (PEM) of the authority that vouches for Kafka: use TLS
+    ELASTICSEARCH_CA_FILE     the same for Elasticsearch, with https
+    CONSUMER_KAFKA_USER, CONSUMER_KAFKA_PASSWORD   who we are, for Kafka (SCRAM-SHA-512, TLS)
+    CONSUMER_ELASTICSEARCH_API_KEY, or CONSUMER_ELASTICSEARCH_USER and _PASSWORD   for Elasticsearch
 
 Exit codes: 0 done or stopped cleanly, 1 a server unreachable or a reading unaccounted for,
 2 wrong usage or configuration.
@@ -46,17 +50,20 @@ import os
 import random
 import re
 import signal
+import ssl
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import ThreadingHTTPServer
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 from confluent_kafka import (
@@ -119,6 +126,12 @@ STOP_GRACE_S = 10.0  # for what is in flight when told to stop
 KAFKA_TIMEOUT_S = 5.0
 DELIVERY_TIMEOUT_MS = 10_000  # of a dead letter that is not acknowledged: then it is sent again
 PROGRESS_S = 5.0
+# Why Kafka does not let us in, in librdkafka's words -> what to mend.
+REMEDIES = {
+    "SASL authentication error": "correct CONSUMER_KAFKA_USER and CONSUMER_KAFKA_PASSWORD",
+    "certificate verify failed": "KAFKA_CA_FILE must name who signed its certificate",
+    "authorization failed": "CONSUMER_KAFKA_USER has not the right to do this",
+}
 
 
 @dataclass(frozen=True)
@@ -135,6 +148,9 @@ class Config:
     exit_when_idle_s: float
     wait_s: float
     metrics_port: int | None
+    # The two clients' options; secrets are in them.
+    kafka_security: Mapping[str, str] = field(repr=False)
+    elasticsearch_security: Mapping[str, Any] = field(repr=False)
 
     @property
     def dead_letter_topic(self) -> str:
@@ -580,9 +596,11 @@ class Kafka:
         self.common = {
             "bootstrap.servers": config.bootstrap_servers,
             "reconnect.backoff.max.ms": 5000,
+            **config.kafka_security,
         }
+        self.errors: list[KafkaError] = []  # why it cannot be reached, as of the last admin.poll()
         quiet = {"log_level": 0}  # what goes wrong is an answer to us, and said by us
-        self.admin = AdminClient(self.common | quiet)
+        self.admin = AdminClient({**self.common, **quiet, "error_cb": self.errors.append})
         self.producer = Producer(
             {
                 **self.common,
@@ -702,7 +720,7 @@ class Pipeline:
         self.expected_bytes = BULK_BYTES / 10  # of a message; cautious, and slow to forget
         self.began = self.last_turn = self.last_progress = self.last_busy = time.monotonic()
         self.last_assigned = self.last_settled = self.last_answer = self.last_commit = self.began
-        self.last_room = self.last_error = self.began
+        self.last_room, self.last_error = self.began, -math.inf
         self.close_accounts()
 
     def run(self, stop: threading.Event) -> None:
@@ -1122,12 +1140,15 @@ def connect_to_elasticsearch(config: Config) -> Elasticsearch:
     """Return a client of an Elasticsearch that answers.
 
     Raises:
-        SetupError: the URL or the rights are wrong.
+        SetupError: the URL, the rights or the certificate are wrong.
         ApiError, TransportError: it does not answer yet.
     """
     try:
         client = Elasticsearch(
-            config.elasticsearch_url, request_timeout=REQUEST_TIMEOUT_S, max_retries=0
+            config.elasticsearch_url,
+            request_timeout=REQUEST_TIMEOUT_S,
+            max_retries=0,
+            **config.elasticsearch_security,
         )
     except ValueError as exc:
         raise SetupError(f"ELASTICSEARCH_URL: {exc} (for example http://localhost:9200)") from exc
@@ -1135,6 +1156,15 @@ def connect_to_elasticsearch(config: Config) -> Elasticsearch:
         client.options(request_timeout=5).cluster.health(wait_for_status="yellow", timeout="2s")
     except (AuthenticationException, AuthorizationException) as exc:
         raise SetupError(f"Elasticsearch refuses us: {one_line(exc)}") from exc
+    except TransportError as exc:
+        url, where = urlsplit(config.elasticsearch_url), f"Elasticsearch at {shown_url(config)}"
+        if "CERTIFICATE_VERIFY_FAILED" in repr(exc):
+            why = f"{where}: ELASTICSEARCH_CA_FILE must name who signed its certificate"
+            raise SetupError(why) from exc
+        if url.scheme == "http" and speaks_tls(f"{url.hostname}:{url.port}"):
+            why = f"{where} speaks TLS: let ELASTICSEARCH_URL begin with https"
+            raise SetupError(why) from exc
+        raise
     return client
 
 
@@ -1179,6 +1209,10 @@ def create_index(client: Elasticsearch, index: str, template: dict[str, Any] | N
             )
         if not client.indices.exists(index=index):
             client.indices.create(index=index)
+    except AuthorizationException as exc:
+        if exc.error == "cluster_block_exception":  # it can be lifted
+            raise
+        raise SetupError(f"index {index}: we have no right to make it: {one_line(exc)}") from exc
     except BadRequestError as exc:
         if exc.error != "resource_already_exists_exception":  # another consumer was faster
             raise SetupError(f"index {index}: {one_line(exc)}") from exc
@@ -1226,11 +1260,32 @@ def connect_to_kafka(config: Config) -> Kafka:
     """Return the connections to a Kafka that answers, with the topics made where they are missing.
 
     Raises:
+        SetupError: Kafka does not let us in.
         KafkaException: no broker answers yet, or the topic does not exist.
     """
     kafka = Kafka(config)
-    kafka.ensure_topics(config.dead_letter_topic)
+    try:
+        kafka.ensure_topics(config.dead_letter_topic)
+    except KafkaException as exc:
+        kafka.admin.poll(0)
+        reasons, where = [*kafka.errors, exc.args[0]], f"Kafka at {config.bootstrap_servers}"
+        told = " ".join(error.str() for error in reasons)
+        for sign, remedy in REMEDIES.items():
+            if sign in told:
+                raise SetupError(f"{where}: {sign}: {remedy}") from exc
+        if not config.kafka_security and speaks_tls(config.bootstrap_servers):
+            remedy = "set KAFKA_CA_FILE, CONSUMER_KAFKA_USER and CONSUMER_KAFKA_PASSWORD"
+            raise SetupError(f"{where} speaks TLS: {remedy}") from exc
+        raise KafkaException(reasons[0]) from exc
     return kafka
+
+
+def speaks_tls(brokers: str) -> bool:
+    """Return whether the first of some servers, HOST:PORT, shows a certificate."""
+    host, _, port = brokers.split(",")[0].rpartition(":")
+    with suppress(OSError):
+        return bool(ssl.get_server_certificate((host, int(port)), timeout=5))
+    return False
 
 
 # The command.
@@ -1269,6 +1324,42 @@ def port_number(text: str) -> int:
     return number
 
 
+def login(environ: Mapping[str, str], role: str, server: str) -> tuple[str, str, str]:
+    """Return user, password and file of certificates for a server, "" where there is none.
+
+    Raises:
+        ValueError: only one of the first two is set, or there is no certificate in the file.
+    """
+    start, file = f"{role}_{server}_", environ.get(f"{server}_CA_FILE") or ""
+    user, password = (environ.get(start + name) or "" for name in ("USER", "PASSWORD"))
+    if bool(user) != bool(password):
+        raise ValueError(f"{start}USER and {start}PASSWORD: set both, or neither")
+    try:
+        ssl.create_default_context(cafile=file or None)
+    except OSError as exc:
+        raise ValueError(f"{server}_CA_FILE: {file} has no certificates ({exc})") from exc
+    return user, password, file
+
+
+def kafka_security(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return librdkafka's options for TLS and a password, as far as they are wanted."""
+    user, password, file = login(environ, "CONSUMER", "KAFKA")
+    options = {"security.protocol": "SSL", "ssl.ca.location": file} if file else {}
+    if user:
+        options |= {"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512"}
+        options |= {"sasl.username": user, "sasl.password": password}
+    return options
+
+
+def elasticsearch_security(environ: Mapping[str, str], role: str, url: str) -> dict[str, Any]:
+    """Return the options of Elasticsearch's client for TLS and who we are, as far as wanted."""
+    user, password, file = login(environ, role, "ELASTICSEARCH")
+    options: dict[str, Any] = {"basic_auth": (user, password)} if user else {}
+    if key := environ.get(f"{role}_ELASTICSEARCH_API_KEY"):  # it wins
+        options = {"api_key": key}
+    return options | ({"ca_certs": file} if file and url.startswith("https:") else {})
+
+
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
     """Return the configuration: flag > environment > default. A bad value exits with code 2."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
@@ -1302,6 +1393,13 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     options = vars(parser.parse_args(argv))
     if options["dead_letter_index"] == "none" or options["dynamic_mapping"]:
         options["dead_letter_index"] = None
+    try:
+        options["kafka_security"] = kafka_security(environ)
+        options["elasticsearch_security"] = elasticsearch_security(
+            environ, "CONSUMER", options["elasticsearch_url"]
+        )
+    except ValueError as exc:
+        parser.error(str(exc))
     return Config(**options)
 
 

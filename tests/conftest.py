@@ -23,8 +23,10 @@ from stack.servers import free_port
 PROJECT = Path(__file__).resolve().parent.parent
 
 # A developer's shell or .env must not change a result.
+OURS = ("KAFKA_", "ELASTICSEARCH_", "KIBANA_", "STACK_", "COMPOSE_")
+ROLES = ("GENERATOR_", "CONSUMER_", "VERIFIER_", "REPLAYER_", "ADMIN_")
 for name in list(os.environ):
-    if name.startswith(("KAFKA_", "ELASTICSEARCH_", "KIBANA_", "STACK_")) and name != "STACK_CACHE":
+    if name.startswith((*OURS, *ROLES)) and name not in ("STACK_CACHE", "COMPOSE_GO"):
         del os.environ[name]
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
 

@@ -18,7 +18,11 @@ from stack.servers import free_port
 from tests.conftest import PROJECT, Pipeline
 
 README = (PROJECT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(bash|text)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+# That section's commands are for other servers: tests/integration/test_secure.py.
+PLAIN = re.sub(
+    r"^## Sur un réseau partagé\n.*?(?=^## )", "", README, flags=re.MULTILINE | re.DOTALL
+)
+BLOCKS = re.findall(r"^```(bash|text)\n(.*?)^```", PLAIN, flags=re.MULTILINE | re.DOTALL)
 RUNS_UNTIL_STOPPED = re.compile(
     r"^python (sensor_generator|kafka_to_elasticsearch)\.py"
     r"(?!.*(--count|--backfill|--until|--duration|--list-sensors|--exit-when-idle))"

@@ -17,7 +17,8 @@ import yaml
 
 import kafka_to_elasticsearch as indexer
 import sensor_generator as generator
-from stack.compose import load_services
+from stack.compose import StackError, load_services
+from tools import secure
 
 PROJECT = Path(__file__).resolve().parents[2]
 MAPPING = json.loads((PROJECT / "mappings/sensors_data.json").read_text())
@@ -25,6 +26,7 @@ PROPERTIES: dict[str, Any] = MAPPING["mappings"]["properties"]
 README = PROJECT / "README.md"
 COMPOSE = PROJECT / "docker-compose.yml"
 KRAFT = PROJECT / "docker-compose.kraft.yml"
+SECURE = PROJECT / "docker-compose.secure.yml"
 OVERLAYS = [
     PROJECT / "docker-compose.monitoring.yml", *sorted(PROJECT.glob("pipelines/*/compose.yml"))
 ]  # fmt: skip
@@ -122,7 +124,7 @@ def variables(text: str) -> dict[str, str]:
 def test_env_example_names_every_variable_with_its_default() -> None:
     example = variables((PROJECT / ".env.example").read_text())
     used: dict[str, str] = {}
-    for file in (COMPOSE, KRAFT, *OVERLAYS):
+    for file in (COMPOSE, KRAFT, SECURE, *OVERLAYS):
         used |= dict(re.findall(r"\$\{(\w+):-([^}]*)\}", file.read_text()))
     for script in ("sensor_generator.py", "kafka_to_elasticsearch.py"):
         source = (PROJECT / script).read_text()
@@ -146,7 +148,20 @@ def test_env_example_names_every_variable_with_its_default() -> None:
     assert not required & used.keys()
     assert all(example[name] for name in required)
     used |= {name: example[name] for name in required}
+    # The secure variant: what is empty by default, or has the default of the other variants.
+    used |= {name: used.get(name, "") for name in [*secure.settings({}), *secure.new_secrets()]}
+    used |= {"COMPOSE_FILE": "docker-compose.yml", "CONSUMER_ELASTICSEARCH_API_KEY": ""}
     assert example == used
+
+
+def test_the_secure_variant_does_not_start_with_the_placeholders_of_env_example() -> None:
+    example = variables((PROJECT / ".env.example").read_text())
+    secrets = set(re.findall(r"\$\{(\w+):\?", SECURE.read_text()))
+    assert secrets == {"KIBANA_SERVICE_TOKEN", "KIBANA_ENCRYPTION_KEY"}
+    for name in secrets:
+        others = dict.fromkeys(secrets - {name}, "a secret")
+        with pytest.raises(StackError, match=rf"{name} is not set: run python tools/secure.py"):
+            load_services((COMPOSE, KRAFT, SECURE), {**example, **others})
 
 
 def test_both_scripts_have_the_same_defaults_and_document_them() -> None:
@@ -173,14 +188,14 @@ def test_twins_in_the_two_scripts_are_equal() -> None:
             line for line in lines if "elastic_transport" not in line and '"""' not in line
         )
 
-    for name in ("Throttle", "configure_logging", "port_number", "servers"):
+    for name in ("Throttle", "configure_logging", "port_number", "servers", "speaks_tls", "login"):
         assert body("sensor_generator.py", name) == body("kafka_to_elasticsearch.py", name)
 
 
 # Compose
 
 
-@pytest.mark.parametrize("file", [COMPOSE, KRAFT, *OVERLAYS], ids=in_project)
+@pytest.mark.parametrize("file", [COMPOSE, KRAFT, SECURE, *OVERLAYS], ids=in_project)
 def test_compose_file_is_valid_by_the_schema(file: Path, tmp_path: Path) -> None:
     plain = tmp_path / file.name  # without the tags, which the schema does not know
     plain.write_text(re.sub(r"^.*!reset null.*\n", "", file.read_text(), flags=re.MULTILINE))
@@ -207,7 +222,9 @@ def resolved(*files: Path) -> dict[str, Any]:
         candidates.append(["docker-compose", *chosen, "config"])
     printed = ""
     for command in candidates:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = subprocess.run(
+            command, cwd=files[0].parent, capture_output=True, text=True, check=False
+        )
         if found.returncode == 0:
             return dict(yaml.safe_load(found.stdout))
         printed += found.stderr
@@ -231,9 +248,20 @@ def published(port: dict[str, Any] | str) -> tuple[int, int]:
     return int(inside), int(host)
 
 
+def mounts(service: dict[str, Any]) -> dict[str, Path]:
+    """Return what a container sees of this machine: its path -> ours."""
+    given = (
+        dict(zip(("source", "target"), volume.split(":"), strict=False))
+        if isinstance(volume, str)
+        else volume
+        for volume in service.get("volumes", [])
+    )
+    return {v["target"]: Path(v["source"]) for v in given if v["source"].startswith("/")}
+
+
 @pytest.mark.parametrize(
     "files",
-    [(COMPOSE,), *((COMPOSE, overlay) for overlay in (KRAFT, *OVERLAYS))],
+    [(COMPOSE,), (COMPOSE, KRAFT, SECURE), *((COMPOSE, o) for o in (KRAFT, *OVERLAYS))],
     ids=lambda files: in_project(files[-1]),
 )
 def test_the_native_stack_reads_the_files_as_compose_does(
@@ -243,7 +271,7 @@ def test_the_native_stack_reads_the_files_as_compose_does(
     copies = [tmp_path / f"{number}.yml" for number, _ in enumerate(files)]
     for file, copy in zip(files, copies, strict=True):  # compose-go alone knows no variables
         required = re.compile(r"\$\{(\w+):\?[^}]*\}")
-        copy.write_text(required.sub(lambda match: example[match[1]], file.read_text()))
+        copy.write_text(required.sub(lambda match: example[match[1]] or "x", file.read_text()))
     shutil.copytree(PROJECT / "monitoring", tmp_path / "monitoring")  # files that they name
     monkeypatch.setenv("COMPOSE_PROFILES", "*")
     theirs = resolved(*copies)["services"]
@@ -257,6 +285,7 @@ def test_the_native_stack_reads_the_files_as_compose_does(
         assert service.ports == dict(map(published, theirs[name].get("ports", [])))
         configs = theirs[name].get("configs", [])
         assert set(service.configs) == {config["target"] for config in configs}
+        assert service.binds == mounts(theirs[name])
 
 
 def test_the_services_are_those_that_the_readme_names() -> None:
@@ -275,6 +304,17 @@ def test_every_image_is_pinned_and_every_port_is_on_loopback(file: Path) -> None
         assert service["healthcheck"]["test"], name
         conditions = [need["condition"] for need in service.get("depends_on", {}).values()]
         assert set(conditions) <= {"service_healthy"}
+
+
+def test_every_port_of_the_secure_variant_is_on_loopback_and_every_server_has_tls() -> None:
+    services = yaml.safe_load(SECURE.read_text())["services"]
+    assert set(services) == {"kafka", "elasticsearch", "kibana"}
+    for service in services.values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    protocols = services["kafka"]["environment"]["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"]
+    assert set(re.findall(r":(\w+)", protocols)) == {"SSL", "SASL_SSL"}
+    assert services["elasticsearch"]["environment"]["xpack.security.http.ssl.enabled"] == "true"
+    assert services["kibana"]["environment"]["SERVER_SSL_ENABLED"] == "true"
 
 
 def test_kibana_has_the_version_of_elasticsearch() -> None:
@@ -306,5 +346,6 @@ def test_readme_names_only_files_that_are_there() -> None:
     named = re.findall(
         r"`([\w./-]+/|[\w./-]+\.(?:py|yml|json|txt|md|toml|example))`", README.read_text()
     )
-    missing = [name for name in set(named) if name != ".env" and not (PROJECT / name).exists()]
+    made = {".env", ".secure/"}
+    missing = [name for name in set(named) - made if not (PROJECT / name).exists()]
     assert missing == []
