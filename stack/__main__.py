@@ -61,6 +61,7 @@ class Stack:
             for name, service in self.services.items()
             if service.image in BUILDERS
         }
+        self.width = max(14, *map(len, self.services))  # of the column of names
         self._children: list[subprocess.Popen[bytes]] = []
         # What `up` starts when no service is named: all but those of a profile not asked for.
         self.default = [
@@ -87,7 +88,7 @@ class Stack:
                         started_at[server.name] = time.monotonic()
                 elif server.is_ready():
                     took = time.monotonic() - started_at[server.name]
-                    say(f"{server.name:<14} ready   {server.address:<16} ({took:.1f} s)")
+                    say(f"{server.name:<{self.width}} ready   {server.address:<16} ({took:.1f} s)")
                     del waiting[server.name]
                 elif not self.pid(server.name) and self._may_restart(server, started_at):
                     self._start(server)
@@ -103,7 +104,7 @@ class Stack:
             time.sleep(0.2)
         for name in [] if names else self.default:
             if name not in self.servers:
-                say(f"{name:<14} not started: it exists only as a Docker image")
+                say(f"{name:<{self.width}} not started: it exists only as a Docker image")
 
     def _may_restart(self, server: Server, started_at: dict[str, float]) -> bool:
         """Return whether a server that ended by itself is started again, as Compose would."""
@@ -131,7 +132,7 @@ class Stack:
         except OSError as exc:
             raise StackError(
                 f"port {port} ({server.name}) is already in use: stop the program that holds it, "
-                f"or set {server.name.upper()}_HOST_PORT in .env"
+                f"or set {server.name.upper().replace('-', '_')}_HOST_PORT in .env"
             ) from exc
         server.prepare()
         self.log(server).parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ class Stack:
         files = sorted(self.state.glob("*.pid"), key=lambda file: file.stat().st_mtime)
         for name in reversed([file.stem for file in files if not names or file.stem in names]):
             if self.stop(name):
-                say(f"{name:<14} stopped")
+                say(f"{name:<{self.width}} stopped")
         if wipe:
             for folder in {self.state, unprivileged_folder(self.state)}:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -202,7 +203,7 @@ class Stack:
                 continue
             state = "not running" if not pid else "ready" if server.is_ready() else "not answering"
             all_ready &= state == "ready"
-            say(f"{server.name:<14} {state:<14} {server.address:<16} pid {pid or '-'}")
+            say(f"{server.name:<{self.width}} {state:<14} {server.address:<16} pid {pid or '-'}")
         return all_ready
 
     def pid(self, name: str) -> int | None:

@@ -43,13 +43,9 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60) -
 
 def new_stack(state: Path, *overlays: str) -> Stack:
     """Return the servers of the compose files on free ports, with their state in a folder."""
-    names = (
-        "ZOOKEEPER_HOST_PORT", "KAFKA_HOST_PORT", "ELASTICSEARCH_HOST_PORT", "KAFKA_PROXY_PORT",
-        "KAFKA_METRICS_HOST_PORT", "ELASTICSEARCH_METRICS_HOST_PORT", "PROMETHEUS_HOST_PORT",
-        "GENERATOR_METRICS_PORT", "CONSUMER_METRICS_PORT",
-    )  # fmt: skip
-    ports = {name: str(free_port()) for name in names}
     files = [PROJECT / file for file in ("docker-compose.yml", *overlays)]
+    names = {name for file in files for name in re.findall(r"\$\{(\w+_PORT)\b", file.read_text())}
+    ports = {name: str(free_port()) for name in names}
     given = {"STACK_STATE": str(state), "PROMETHEUS_SCRAPE_INTERVAL": "1s"}
     return Stack(files, {**os.environ, **ports, **given})
 

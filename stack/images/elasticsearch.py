@@ -33,12 +33,14 @@ def elasticsearch(service: Service, site: Site) -> Server:
     home = site.cached("elasticsearch", service.tag) / f"elasticsearch-{service.tag}"
     folder = unprivileged_folder(site.state) / service.name
     port = site.host_port(service.name, 9200)
-    settings = {name: value for name, value in service.environment.items() if "." in name}
+    given = service.environment.items()
+    settings = {name: site.on_host(value) for name, value in given if "." in name}
     settings |= {
         "cluster.name": "docker-cluster",  # as in the image
         "http.host": "127.0.0.1",
         "http.port": str(port),
         "transport.host": "127.0.0.1",
+        "transport.port": str(site.host_port(service.name, 9300)),  # where other nodes look for it
         "path.logs": str(folder / "logs"),
     }
     data = f"-Epath.data={folder / 'data'}"  # on the command line, to know the process again

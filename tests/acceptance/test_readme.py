@@ -29,6 +29,9 @@ RUNS_UNTIL_STOPPED = re.compile(
 )
 # Run by other tests, or by the one that calls this: `make test` cannot run itself.
 ELSEWHERE = ("make demo", "make test", "make lint")
+OTHER_SERVERS = re.compile(
+    r"\.(kraft|cluster)\.yml"
+)  # tests/faults/test_cluster.py starts the latter
 NEEDS_KIBANA = "python kibana/import.py"  # tests/unit/test_kibana.py runs it against a stand-in
 DOCKER = """#!/bin/sh
 shift  # compose
@@ -110,7 +113,7 @@ def test_every_command_works_and_prints_what_readme_shows(
             continue
         printed = ""
         for command in text.splitlines():
-            if command in (*ELSEWHERE, NEEDS_KIBANA) or ".kraft.yml" in command:
+            if command in (*ELSEWHERE, NEEDS_KIBANA) or OTHER_SERVERS.search(command):
                 continue
             stops = shlex.split(command)[-1] == "down"
             printed += run(command, copy, elsewhere if stops else environ)

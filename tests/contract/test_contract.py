@@ -25,11 +25,8 @@ MAPPING = json.loads((PROJECT / "mappings/sensors_data.json").read_text())
 PROPERTIES: dict[str, Any] = MAPPING["mappings"]["properties"]
 README = PROJECT / "README.md"
 COMPOSE = PROJECT / "docker-compose.yml"
-KRAFT = PROJECT / "docker-compose.kraft.yml"
-SECURE = PROJECT / "docker-compose.secure.yml"
-OVERLAYS = [
-    PROJECT / "docker-compose.monitoring.yml", *sorted(PROJECT.glob("pipelines/*/compose.yml"))
-]  # fmt: skip
+KRAFT, SECURE = PROJECT / "docker-compose.kraft.yml", PROJECT / "docker-compose.secure.yml"
+OVERLAYS = sorted([*PROJECT.glob("docker-compose.*.yml"), *PROJECT.glob("pipelines/*/compose.yml")])
 
 
 def in_project(file: Path) -> str:
@@ -124,7 +121,7 @@ def variables(text: str) -> dict[str, str]:
 def test_env_example_names_every_variable_with_its_default() -> None:
     example = variables((PROJECT / ".env.example").read_text())
     used: dict[str, str] = {}
-    for file in (COMPOSE, KRAFT, SECURE, *OVERLAYS):
+    for file in (COMPOSE, *OVERLAYS):
         used |= dict(re.findall(r"\$\{(\w+):-([^}]*)\}", file.read_text()))
     for script in ("sensor_generator.py", "kafka_to_elasticsearch.py"):
         source = (PROJECT / script).read_text()
@@ -195,10 +192,15 @@ def test_twins_in_the_two_scripts_are_equal() -> None:
 # Compose
 
 
-@pytest.mark.parametrize("file", [COMPOSE, KRAFT, SECURE, *OVERLAYS], ids=in_project)
+def without_resets(file: Path) -> str:
+    """Return a compose file without the lines that !reset, a tag that plain YAML does not know."""
+    return re.sub(r"^.*!reset null.*\n", "", file.read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", [COMPOSE, *OVERLAYS], ids=in_project)
 def test_compose_file_is_valid_by_the_schema(file: Path, tmp_path: Path) -> None:
-    plain = tmp_path / file.name  # without the tags, which the schema does not know
-    plain.write_text(re.sub(r"^.*!reset null.*\n", "", file.read_text(), flags=re.MULTILINE))
+    plain = tmp_path / file.name
+    plain.write_text(without_resets(file))
     command = ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(plain)]
     environ = {**os.environ, "PATH": f"{PROJECT}/.venv/bin:{os.environ['PATH']}"}
     checked = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
@@ -261,7 +263,7 @@ def mounts(service: dict[str, Any]) -> dict[str, Path]:
 
 @pytest.mark.parametrize(
     "files",
-    [(COMPOSE,), (COMPOSE, KRAFT, SECURE), *((COMPOSE, o) for o in (KRAFT, *OVERLAYS))],
+    [(COMPOSE,), (COMPOSE, KRAFT, SECURE), *((COMPOSE, o) for o in OVERLAYS if o != SECURE)],
     ids=lambda files: in_project(files[-1]),
 )
 def test_the_native_stack_reads_the_files_as_compose_does(
@@ -295,7 +297,7 @@ def test_the_services_are_those_that_the_readme_names() -> None:
 
 @pytest.mark.parametrize("file", [COMPOSE, *OVERLAYS], ids=in_project)
 def test_every_image_is_pinned_and_every_port_is_on_loopback(file: Path) -> None:
-    services = yaml.safe_load(file.read_text())["services"]
+    services = yaml.safe_load(without_resets(file))["services"]
     for name, service in services.items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         if "image" not in service:  # an overlay adds to a service of the root file
@@ -320,6 +322,44 @@ def test_every_port_of_the_secure_variant_is_on_loopback_and_every_server_has_tl
 def test_kibana_has_the_version_of_elasticsearch() -> None:
     services = load_services([COMPOSE], {"ELASTIC_VERSION": "8.19.99"})
     assert services["kibana"].tag == services["elasticsearch"].tag == "8.19.99"
+
+
+# Kafka Connect
+
+# Of the connector's own options (docs.confluent.io, "Configuration Reference for Elasticsearch
+# Service Sink Connector", 16.0) those that we use or might.
+CONFLUENT_OPTIONS = {
+    "batch.size", "behavior.on.malformed.documents", "behavior.on.null.values", "bulk.size.bytes",
+    "connection.password", "connection.url", "connection.username", "drop.invalid.message",
+    "external.resource.usage", "flush.synchronously", "flush.timeout.ms", "key.ignore", "linger.ms",
+    "max.in.flight.requests", "max.retries", "read.timeout.ms", "retry.backoff.ms", "schema.ignore",
+    "topic.to.external.resource.mapping", "write.method",
+}  # fmt: skip
+# Of any sink (kafka.apache.org/39, "Sink Connector Configs").
+SINK_OPTIONS = {
+    "connector.class", "errors.deadletterqueue.context.headers.enable",
+    "errors.deadletterqueue.topic.name", "errors.deadletterqueue.topic.replication.factor",
+    "errors.log.enable", "errors.tolerance", "key.converter", "tasks.max", "topics", "transforms",
+    "value.converter", "value.converter.schemas.enable",
+}  # fmt: skip
+
+
+def test_the_two_connectors_have_documented_options_and_agree() -> None:
+    """Camel's own are checked by the worker that runs it, tests/integration/test_connect.py."""
+    camel, confluent = (
+        json.loads((PROJECT / f"connect/{name}.json").read_text())
+        for name in ("camel", "confluent")
+    )
+    assert set(confluent) <= CONFLUENT_OPTIONS | SINK_OPTIONS
+    others = {
+        name for name in camel if not re.match(r"camel|transforms\.|consumer\.override", name)
+    }
+    assert others <= SINK_OPTIONS
+    same = SINK_OPTIONS - {"connector.class", "transforms"}
+    assert {n: camel.get(n) for n in same} == {n: confluent.get(n) for n in same}
+    assert camel["topics"] == generator.load_config([], {}, datetime.now(UTC)).topic
+    assert confluent["topic.to.external.resource.mapping"] == f"{camel['topics']}:sensors_connect"
+    assert "indexName=sensors_connect&" in camel["camel.sink.url"]
 
 
 # The tree

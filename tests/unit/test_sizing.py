@@ -1,0 +1,33 @@
+"""What tools/sizing.py says to wrong usage and absent servers; its doctest computes."""
+
+import pytest
+
+from stack.servers import free_port
+from tools import sizing
+
+
+@pytest.mark.parametrize("option", ["--sensors", "--every", "--days", "--copies", "--disk-gb"])
+def test_a_number_that_is_not_above_zero_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        sizing.main([option, "0"])
+    assert ended.value.code == 2
+    assert "every number must be above 0" in capsys.readouterr().err
+
+
+def test_an_absent_server_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", f"127.0.0.1:{free_port()}")
+    assert sizing.main([]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sizing: cannot measure: ")
+
+
+def test_the_larger_of_the_limits_counts() -> None:
+    by_size = sizing.needs(sizing.Load(), message_bytes=50, document_bytes=500)
+    assert by_size.primaries_a_day == 9  # 432 GB a day in shards of 50
+    by_count = sizing.needs(sizing.Load(), message_bytes=50, document_bytes=50)
+    assert by_count.primaries_a_day == 5  # 864 million in shards of 200
+    assert by_count.shards == 5 * 365 * 2
