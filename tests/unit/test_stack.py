@@ -182,7 +182,8 @@ def test_cassandra_reads_the_image_s_variables(tmp_path: Path) -> None:
     services = load_services([COMPOSE, CASSANDRA], {"CASSANDRA_HEAP": "300M"})
     service = services["cassandra"]
     options = cassandra.jvm_options(service)
-    assert options == ["-Xms300M", "-Xmx300M"]
+    extra = service.environment["JVM_EXTRA_OPTS"].split()
+    assert options == ["-Xms300M", "-Xmx300M", *extra]
     assert cassandra.settings_of(service, tmp_path, 1, 2)["cluster_name"] == "iot"
     service.environment["CASSANDRA_SEEDS"] = "elsewhere"
     with pytest.raises(StackError, match="cassandra: not understood natively: CASSANDRA_SEEDS"):
