@@ -20,6 +20,11 @@ up: setup ## start the servers: by Docker if an engine answers, natively otherwi
 	@if $(DOCKER_ANSWERS); then docker compose up -d --wait; \
 	else $(PYTHON) -m stack.prerequisites java maven && $(BIN)/python -m stack up; fi
 
+secure: setup ## start them with passwords and TLS (README, "Sur un réseau partagé")
+	@$(BIN)/python tools/secure.py files
+	@$(MAKE) --no-print-directory up
+	@$(BIN)/python tools/secure.py users
+
 down: setup ## stop the servers; the data stays
 	@if $(DOCKER_ANSWERS); then docker compose down; else $(BIN)/python -m stack down; fi
 
@@ -36,7 +41,7 @@ test: setup ## the tests, on real servers of their own (under 10 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	$(BIN)/python -m pytest
 
-test-all: setup .venv/benches.done ## the same and the long ones (under 45 minutes)
+test-all: setup .venv/docs.done ## the same and the long ones (under 45 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
 	$(BIN)/python -m pytest -m "not soak"
@@ -64,19 +69,15 @@ soak: setup ## an hour (SOAK_HOURS) of random faults under load, verified again 
 	@$(PYTHON) -m stack.prerequisites java maven
 	$(BIN)/python -m pytest -s -m soak
 
-# Measurements, on a quiet machine; what only they need is installed on demand. rsyslog is a peer:
-# where it cannot be installed, the bench goes on and says so.
+# Measurements, on a quiet machine. rsyslog is a peer: where it cannot be installed, the bench goes
+# on and says so.
 
-.venv/benches.done: benches/requirements.txt .venv/done
-	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
-	@touch $@
-
-bench: .venv/benches.done ## measure the consumer beside the limit and its peers (15 minutes)
+bench: setup ## measure the consumer beside the limit and its peers (15 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl
 	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
 	@$(BIN)/python benches/throughput.py $(BENCH_OPTIONS)
 
-bench-latency bench-growth bench-generator: bench-%: .venv/benches.done
+bench-latency bench-growth bench-generator bench-outage: bench-%: setup
 	@$(PYTHON) -m stack.prerequisites java maven
 	@$(BIN)/python benches/$*.py $(BENCH_OPTIONS)
 
@@ -84,13 +85,22 @@ bench-latency: ## measure the time from a reading's send until a search finds it
 bench-growth: ## measure the rate by backlog, partitions, consumers, message size (15 minutes)
 bench-generator: ## measure the generator: rates held, fastest, beside other producers (10 minutes)
 
-bench-all: bench bench-latency bench-growth bench-generator ## all four, one after the other
+bench-outage: ## measure the lag under four faults, and the catching up (4 minutes)
+
+bench-all: bench bench-latency bench-growth bench-generator bench-outage ## all, one by one
+
+.venv/docs.done: docs/requirements.txt .venv/done
+	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+report: .venv/docs.done ## RAPPORT.pdf of RAPPORT.md
+	@$(BIN)/python docs/pdf.py
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-.PHONY: help setup up down wipe demo verify test test-all soak lint \
-	bench bench-latency bench-growth bench-generator bench-all \
+.PHONY: help setup up secure down wipe demo verify test test-all soak lint \
+	report bench bench-latency bench-growth bench-generator bench-outage bench-all \
 	test-pipelines $(PIPELINES:%=demo-%) $(PIPELINES:%=test-%)

@@ -32,6 +32,10 @@ Environment (or .env beside this file; a flag wins over both):
     ELASTICSEARCH_URL         default http://localhost:9200
     ELASTICSEARCH_INDEX       default sensors_data
     ELASTICSEARCH_DEAD_LETTER_INDEX   default sensors_dead_letters
+    KAFKA_CA_FILE             certificate (PEM) of the authority that vouches for Kafka: use TLS
+    ELASTICSEARCH_CA_FILE     the same for Elasticsearch, with https
+    CONSUMER_KAFKA_USER, CONSUMER_KAFKA_PASSWORD   who we are, for Kafka (SCRAM-SHA-512, TLS)
+    CONSUMER_ELASTICSEARCH_API_KEY, or CONSUMER_ELASTICSEARCH_USER and _PASSWORD   for Elasticsearch
 
 Exit codes: 0 done or stopped cleanly, 1 a server unreachable or a reading unaccounted for,
 2 wrong usage or configuration.
@@ -46,20 +50,34 @@ import os
 import random
 import re
 import signal
+import ssl
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import ThreadingHTTPServer
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
-from uuid import UUID
+from urllib.parse import urlsplit
 
 import msgspec
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 from dotenv import load_dotenv
 from elasticsearch import (
     ApiError,
@@ -69,17 +87,6 @@ from elasticsearch import (
     Elasticsearch,
     TransportError,
 )
-from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import (
-    InconsistentGroupProtocolError,
-    KafkaError,
-    TopicAlreadyExistsError,
-    UnknownTopicOrPartitionError,
-    UnsupportedCodecError,
-    UnsupportedVersionError,
-)
-from kafka.structs import OffsetAndMetadata, TopicPartition
 from msgspec import Meta
 from prometheus_client import CollectorRegistry, MetricsHandler
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -87,16 +94,19 @@ from prometheus_client.registry import Collector
 
 log = logging.getLogger("kafka_to_elasticsearch")
 T = TypeVar("T")
+OnCommit = Callable[[KafkaError | None, list[TopicPartition]], None]
 
 MAPPING_FILE = Path(__file__).with_name("mappings") / "sensors_data.json"
 DEAD_LETTER_MAPPING_FILE = MAPPING_FILE.with_name("sensors_dead_letters.json")
 
-BULK_READINGS = 5000  # a bulk is closed when it holds so many readings ...
+BULK_READINGS = 3000  # a bulk is closed when it holds so many readings ...
 BULK_BYTES = 5_000_000  # ... or so many bytes ...
 BULK_WAIT_S = 0.5  # ... or was opened so long ago: a lone reading is searchable within 2 s
 BULKS_IN_FLIGHT = 2  # Elasticsearch indexes one while the next is read and validated
-POLL_READINGS = 1000  # what one poll may add to a bulk; fewer when messages are large
-FETCH_BYTES = 500_000  # read ahead, as compressed: also what bounds a sudden run of large ones
+POLL_MESSAGES = 1000  # what one poll may add to a bulk; fewer when messages are large
+FETCH_BYTES = 250_000  # of a partition, as compressed: also what bounds a sudden run of large ones
+READ_AHEAD_KB = 4_000  # of all partitions, as uncompressed
+PAUSE_AFTER_S = 1.0  # of back-pressure: then the partitions are paused
 MESSAGE_SHOWN_BYTES = 500  # of a dead letter, in its index; the topic has all of them
 RETRY_BASE_S, RETRY_CAP_S = 0.2, 10.0
 # Statuses of one document that say "not now": overload, a node away, rights or a block to lift.
@@ -104,19 +114,24 @@ RETRY_STATUSES = {401, 403, 429, 502, 503, 504}
 CREATED = {"create": {"status": 201}}  # a bulk's answer for a document that is indexed, as filtered
 INDEX_GONE, INDEX_CLOSED = "index_not_found_exception", "index_closed_exception"
 GARBLED = (LookupError, TypeError, AttributeError, ValueError)  # what a wrong answer raises
-# What no waiting cures: messages packed by a codec that is not installed, a group of other clients.
-INCURABLE = (UnsupportedCodecError, UnsupportedVersionError, InconsistentGroupProtocolError)
 # Cooperative: when a member comes or goes, the others keep the partitions that do not move.
-ASSIGNORS = (CooperativeStickyAssignor,)
+ASSIGNOR = "cooperative-sticky"
+INCURABLE = {KafkaError.INCONSISTENT_GROUP_PROTOCOL}  # the group has members of another kind
 SESSION_TIMEOUT_MS = 20_000  # a killed member's partitions are free after that
 MAX_POLL_INTERVAL_MS = 300_000  # one that does not poll for so long is taken for dead
 DEAD_LETTER_BYTES = 100_000_000  # with its headers it is larger than what could be read
 REQUEST_TIMEOUT_S = 30.0  # Elasticsearch may work for so long on one bulk
 STUCK_S = 30.0  # waiting for longer than that is trouble
 STOP_GRACE_S = 10.0  # for what is in flight when told to stop
-KAFKA_TIMEOUT_MS = 5000
+KAFKA_TIMEOUT_S = 5.0
 DELIVERY_TIMEOUT_MS = 10_000  # of a dead letter that is not acknowledged: then it is sent again
 PROGRESS_S = 5.0
+# Why Kafka does not let us in, in librdkafka's words -> what to mend.
+REMEDIES = {
+    "SASL authentication error": "correct CONSUMER_KAFKA_USER and CONSUMER_KAFKA_PASSWORD",
+    "certificate verify failed": "KAFKA_CA_FILE must name who signed its certificate",
+    "authorization failed": "CONSUMER_KAFKA_USER has not the right to do this",
+}
 
 
 @dataclass(frozen=True)
@@ -133,6 +148,9 @@ class Config:
     exit_when_idle_s: float
     wait_s: float
     metrics_port: int | None
+    # The two clients' options; secrets are in them.
+    kafka_security: Mapping[str, str] = field(repr=False)
+    elasticsearch_security: Mapping[str, Any] = field(repr=False)
 
     @property
     def dead_letter_topic(self) -> str:
@@ -240,7 +258,7 @@ def normalised_timestamp(text: str) -> str:
 class Entry(msgspec.Struct):
     """A valid reading on its way: its message, its document's id and source (JSON, UTF-8)."""
 
-    message: Any
+    message: Message
     document_id: str
     source: bytes
 
@@ -248,25 +266,27 @@ class Entry(msgspec.Struct):
 class DeadLetter(NamedTuple):
     """A message that cannot be indexed, and why: "kind: details"."""
 
-    message: Any
+    message: Message
     reason: str
 
     def entry(self) -> Entry:
         """Return what is indexed of it: mappings/sensors_dead_letters.json."""
-        message, value = self.message, self.message.value or b""
+        message, value = self.message, self.message.value() or b""
+        topic, partition, offset = message.topic(), message.partition(), message.offset()
+        _, epoch_ms = message.timestamp()  # Kafka's
         fields = {
-            "timestamp": message.timestamp,  # epoch ms, Kafka's
+            "timestamp": epoch_ms,
             "kind": self.reason.partition(":")[0],
             "cause": VARYING.sub("*", self.reason),
             "reason": self.reason,
-            "sensor_id": (message.key or b"")[:128].decode(errors="backslashreplace"),
-            "topic": message.topic,
-            "partition": message.partition,
-            "offset": message.offset,
+            "sensor_id": (message.key() or b"")[:128].decode(errors="backslashreplace"),
+            "topic": topic,
+            "partition": partition,
+            "offset": offset,
             "size_bytes": len(value),
             "message": value[:MESSAGE_SHOWN_BYTES].decode(errors="backslashreplace"),
         }
-        where = f"{message.topic}/{message.partition}/{message.offset}@{message.timestamp}"
+        where = f"{topic}/{partition}/{offset}@{epoch_ms}"
         return Entry(message, where, msgspec.json.encode(fields))
 
 
@@ -289,7 +309,7 @@ class Batch:
 
     entries: list[Entry] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
-    offsets: dict[TopicPartition, int] = field(default_factory=dict)
+    offsets: dict[int, int] = field(default_factory=dict)
     outcome: Counter[str] = field(default_factory=Counter)
     messages: int = 0
     size_bytes: int = 0
@@ -298,14 +318,14 @@ class Batch:
     def __len__(self) -> int:
         return self.messages
 
-    def add(self, partition: TopicPartition, messages: Sequence[Any]) -> None:
+    def add(self, partition: int, messages: Sequence[Message]) -> None:
         """Validate messages of a partition and take them in, as entries or as dead letters."""
         self.messages += len(messages)
-        self.size_bytes += sum(len(message.value or b"") for message in messages)
-        self.offsets[partition] = messages[-1].offset + 1
+        self.size_bytes += sum(map(len, messages))
+        self.offsets[partition] = messages[-1].offset() + 1
         for message in messages:
             try:
-                reading = parse_reading(message.value)
+                reading = parse_reading(message.value())
             except InvalidReadingError as exc:
                 self.dead_letters.append(DeadLetter(message, f"invalid: {one_line(exc)}"))
             else:
@@ -346,10 +366,11 @@ def classify(item: Mapping[str, Any]) -> tuple[str, str]:
 class Settler:
     """Brings the readings of a batch to where they stay. Its methods run in worker threads."""
 
-    def __init__(self, config: Config, client: Elasticsearch, producer: KafkaProducer) -> None:
+    def __init__(self, config: Config, client: Elasticsearch, producer: Producer) -> None:
         self.config = config
         self.client = client
         self.producer = producer
+        self.sending = threading.Lock()  # dead letters of one batch at a time
         self.abandon = threading.Event()  # set: stop waiting for servers
         self.waits: dict[int, str] = {}  # worker thread -> what it waits for
         self.retries = 0
@@ -478,37 +499,46 @@ class Settler:
 
     def send_dead_letters(self, letters: list[DeadLetter]) -> Left[DeadLetter]:
         """Send messages to the dead-letter topic; return those not acknowledged, and why."""
-        sent, left, why = [], [], ""
-        try:
-            for letter in letters:
-                sent.append((letter, self.send_dead_letter(letter)))
-        except KafkaError as exc:  # the producer takes no more
-            left, why = letters[len(sent) :], one_line(exc)
-        # Of all together; the producer gives each of them up before that.
-        deadline = time.monotonic() + 2 * DELIVERY_TIMEOUT_MS / 1000
-        for letter, future in sent:
-            try:
-                future.get(timeout=max(0.0, deadline - time.monotonic()))
-            except KafkaError as exc:
-                left.append(letter)
-                why = one_line(exc)
-        return left, why
+        unacknowledged = dict(enumerate(letters))
+        reasons: list[str] = []
 
-    def send_dead_letter(self, letter: DeadLetter) -> Any:
+        def send(number: int, letter: DeadLetter) -> None:
+            def note(error: KafkaError | None, _: Message) -> None:
+                if error:
+                    reasons.append(error.str())
+                else:
+                    del unacknowledged[number]
+
+            self.send_dead_letter(letter, note)
+
+        with self.sending:  # flush waits for what all threads have sent, and calls back here
+            try:
+                for number, letter in enumerate(letters):
+                    send(number, letter)
+            except (BufferError, KafkaException) as exc:  # the producer takes no more
+                reasons.append(one_line(exc))
+            self.producer.flush(2 * DELIVERY_TIMEOUT_MS / 1000)  # it gives up each one before that
+        return list(unacknowledged.values()), reasons[0] if reasons else "no answer"
+
+    def send_dead_letter(
+        self, letter: DeadLetter, on_delivery: Callable[[KafkaError | None, Message], None]
+    ) -> None:
         """Hand one message to the producer: its key and bytes, the reason, where it came from."""
         message = letter.message
+        _, epoch_ms = message.timestamp()
         headers = {
             "reason": letter.reason,
-            "source.topic": message.topic,
-            "source.partition": message.partition,
-            "source.offset": message.offset,
-            "source.timestamp": message.timestamp,  # epoch ms
+            "source.topic": message.topic(),
+            "source.partition": message.partition(),
+            "source.offset": message.offset(),
+            "source.timestamp": epoch_ms,
         }
-        return self.producer.send(
+        self.producer.produce(
             self.config.dead_letter_topic,
-            key=message.key,
-            value=message.value or b"",
+            key=message.key(),
+            value=message.value(),
             headers=[(name, str(value).encode()) for name, value in headers.items()],
+            on_delivery=on_delivery,
         )
 
     def index_dead_letters(self, letters: list[DeadLetter]) -> Left[DeadLetter]:
@@ -549,9 +579,104 @@ class Settler:
 
 def one_line(exc: Exception) -> str:
     """Return an exception's message in one line: no control character, not too long."""
-    text = str(exc) or type(exc).__name__
+    text = exc.args[0].str() if isinstance(exc, KafkaException) else str(exc)
+    text = text or type(exc).__name__
     cut = f"{text[:297]}..." if len(text) > 300 else text
     return " ".join("".join(c if c.isprintable() else " " for c in cut).split())
+
+
+# Kafka.
+
+
+class Kafka:
+    """The connections to Kafka, and what is asked beside reading and writing."""
+
+    def __init__(self, config: Config) -> None:
+        self.topic = config.topic
+        self.common = {
+            "bootstrap.servers": config.bootstrap_servers,
+            "reconnect.backoff.max.ms": 5000,
+            **config.kafka_security,
+        }
+        self.errors: list[KafkaError] = []  # why it cannot be reached, as of the last admin.poll()
+        quiet = {"log_level": 0}  # what goes wrong is an answer to us, and said by us
+        self.admin = AdminClient({**self.common, **quiet, "error_cb": self.errors.append})
+        self.producer = Producer(
+            {
+                **self.common,
+                **quiet,
+                "acks": "all",
+                "compression.type": "gzip",
+                "message.max.bytes": DEAD_LETTER_BYTES,
+                "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
+            }
+        )
+
+    def consumer(self, group_id: str, on_commit: OnCommit) -> Consumer:
+        """Return a consumer in a group; nothing is asked of Kafka yet."""
+        return Consumer(
+            {
+                **self.common,
+                "group.id": group_id,
+                "auto.offset.reset": "earliest",  # started after the generator, it misses nothing
+                "enable.auto.commit": False,  # only what is settled is committed
+                "on_commit": on_commit,
+                "isolation.level": "read_committed",  # not what a transaction has taken back
+                "enable.partition.eof": True,  # tells of offsets without messages at the end
+                "partition.assignment.strategy": ASSIGNOR,
+                "session.timeout.ms": SESSION_TIMEOUT_MS,
+                "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
+                "max.partition.fetch.bytes": FETCH_BYTES,
+                "queued.max.messages.kbytes": READ_AHEAD_KB,
+                "fetch.queue.backoff.ms": 20,  # when that is read ahead, look again so soon
+                "topic.metadata.refresh.interval.ms": 10_000,  # added partitions: read by then
+            },
+            logger=logging.getLogger("kafka"),
+        )
+
+    def ensure_topics(self, dead_letter_topic: str) -> None:
+        """Make sure that the topic and that of its dead letters exist.
+
+        Raises:
+            KafkaException: Kafka does not answer yet, or there is no topic and it makes none.
+        """
+        found = self.admin.list_topics(self.topic, timeout=2)  # may create it
+        error = found.topics[self.topic].error
+        if error and error.code() != KafkaError.LEADER_NOT_AVAILABLE:  # so it is just made
+            raise KafkaException(error)
+        if dead_letter_topic in self.admin.list_topics(timeout=KAFKA_TIMEOUT_S).topics:
+            return
+        new = NewTopic(dead_letter_topic, config={"max.message.bytes": str(DEAD_LETTER_BYTES)})
+        try:
+            self.admin.create_topics([new])[dead_letter_topic].result()
+        except KafkaException as exc:
+            if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another one was faster
+                raise
+
+    def offsets(self, numbers: Iterable[int], spec: OffsetSpec) -> dict[int, int]:
+        """Return the first or the end offset of partitions of the topic.
+
+        Raises:
+            KafkaException: no answer.
+        """
+        futures = self.admin.list_offsets(
+            {TopicPartition(self.topic, number): spec for number in numbers},
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=KAFKA_TIMEOUT_S,
+        )
+        return {asked.partition: future.result().offset for asked, future in futures.items()}
+
+    def describe(self) -> tuple[str, list[int]]:
+        """Return the id that Kafka gave the topic when it was made, and its partitions.
+
+        Raises:
+            KafkaException: no answer, or there is no such topic.
+        """
+        futures = self.admin.describe_topics(
+            TopicCollection([self.topic]), request_timeout=KAFKA_TIMEOUT_S
+        )
+        found = futures[self.topic].result()
+        return str(found.topic_id), [partition.id for partition in found.partitions]
 
 
 # The loop: poll, fill batches, hand them to the workers, commit what is settled.
@@ -564,87 +689,188 @@ class Progress:
     next: int | None = None  # to be read
     settled: int | None = None  # everything before it is
     committed: int | None = None
+    end: int = 0  # where there was nothing more to read
 
 
-class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
+class Pipeline:
     """The way of the messages through one process, and the accounts of what became of them.
 
     Attributes:
         accounts: messages consumed = indexed + duplicates + dead_lettered + in_flight.
+        partitions: those that are ours, by number.
         lags: partition -> messages in it that are not settled, as of the last progress line.
     """
 
-    def __init__(self, config: Config, consumer: KafkaConsumer, settler: Settler) -> None:
+    def __init__(self, config: Config, kafka: Kafka, settler: Settler) -> None:
         self.config = config
-        self.consumer = consumer
+        self.kafka = kafka
+        self.consumer = kafka.consumer(config.group_id, self.note_commit)
         self.settler = settler
         self.workers = ThreadPoolExecutor(BULKS_IN_FLIGHT, thread_name_prefix="bulk")
         self.batch = Batch()
         self.in_flight: deque[tuple[Batch, Future[None]]] = deque()
-        self.partitions: dict[TopicPartition, Progress] = {}
-        self.revoked: deque[TopicPartition] = deque()
-        self.topic_id: UUID | None = None
-        self.is_rewinding = False
-        self.commit_refused = False
+        self.partitions: dict[int, Progress] = {}
+        self.revoked: set[int] = set()
+        self.committing: dict[int, int] = {}  # offsets on their way to Kafka
+        self.is_rewinding = self.is_paused = self.commit_refused = False
+        self.topic_id: str | None = None
         self.totals: Counter[str] = Counter()
         self.accounts: dict[str, int] = {}
         self.lags: dict[int, int] = {}
         self.expected_bytes = BULK_BYTES / 10  # of a message; cautious, and slow to forget
         self.began = self.last_turn = self.last_progress = self.last_busy = time.monotonic()
         self.last_assigned = self.last_settled = self.last_answer = self.last_commit = self.began
+        self.last_room, self.last_error = self.began, -math.inf
         self.close_accounts()
 
     def run(self, stop: threading.Event) -> None:
         """Move messages until told to stop or idle for --exit-when-idle seconds."""
-        self.consumer.subscribe([self.config.topic], listener=self)
+        self.consumer.subscribe([self.config.topic], on_revoke=self.note_revoked)
         while not stop.is_set() and not self.is_idle():
             self.collect()
             self.commit()
             if self.batch.is_due and len(self.in_flight) < BULKS_IN_FLIGHT:
                 self.submit()
             polled = self.poll()
-            self.note_topic()
             self.note_assignment()
             self.take(polled)
             self.report()
 
-    def poll(self) -> Mapping[TopicPartition, Sequence[Any]]:
-        """Return new messages, none while the batch is full; also keeps us in the group.
+    def poll(self) -> list[Message]:
+        """Return new messages, none while the batch is full; also keeps us in the group."""
+        if self.batch.is_full:  # back-pressure
+            wait([self.in_flight[0][1]], timeout=0.1)
+            if time.monotonic() - self.last_room < PAUSE_AFTER_S:
+                return []
+            # It lasts: Kafka must see us poll. (To pause at once would throw away what is read
+            # ahead, several times a second.)
+            self.consumer.pause(self.consumer.assignment())
+            self.is_paused = True
+            return self.consume(1)
+        self.last_room = time.monotonic()
+        if self.is_paused:
+            self.consumer.resume(self.consumer.assignment())
+            self.is_paused = False
+        room = int((BULK_BYTES - self.batch.size_bytes) / self.expected_bytes) + 1
+        return self.consume(min(POLL_MESSAGES, room))
 
-        Raises:
-            KafkaError: one of INCURABLE.
-        """
-        polled: Mapping[TopicPartition, Sequence[Any]] = {}
-        try:
-            if self.batch.is_full:  # back-pressure
-                self.consumer.pause(*self.consumer.assignment())
-                wait([self.in_flight[0][1]], timeout=0.2)
-                polled = self.consumer.poll(0)
-            else:
-                self.consumer.resume(*self.consumer.paused())
-                room = int((BULK_BYTES - self.batch.size_bytes) / self.expected_bytes) + 1
-                polled = self.consumer.poll(100, max_records=min(POLL_READINGS, room))
-        except KafkaError as exc:
-            if isinstance(exc, INCURABLE):
-                raise
-            log.warning("Kafka: nothing can be read now (%s)", one_line(exc))
-            time.sleep(1)
+    def consume(self, count: int) -> list[Message]:
+        """Return up to so many messages and events within 0.1 s; callbacks are called meanwhile."""
+        polled: list[Message] = self.consumer.consume(count, timeout=0.1)
         return polled
 
-    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+    def note_revoked(self, _: Consumer, revoked: list[TopicPartition]) -> None:
         """Note which partitions a rebalance takes from us, or has taken: called during poll."""
-        self.revoked.extend(revoked)
+        self.revoked.update(partition.partition for partition in revoked)
 
-    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        """Do nothing: see note_assignment."""
+    def note_assignment(self) -> None:
+        """After each rebalance, say which partitions are ours and note where we go on in them."""
+        assigned = {partition.partition for partition in self.consumer.assignment()}
+        before = set(self.partitions)
+        self.forget(self.revoked | (before - assigned))
+        self.revoked.clear()
+        for number in assigned - self.partitions.keys():
+            offset = self.where_to_go_on(number)
+            self.partitions[number] = Progress(offset, offset, offset)
+        if assigned != before:
+            numbers = ",".join(map(str, sorted(assigned))) or "none"
+            log.info("assigned partitions=%s of topic=%s", numbers, self.config.topic)
+        if assigned:
+            self.last_assigned = time.monotonic()
+
+    def where_to_go_on(self, number: int) -> int | None:
+        """Return the committed offset, or the first where nothing is; None if Kafka is silent."""
+        try:
+            (found,) = self.consumer.committed(
+                [TopicPartition(self.config.topic, number)], timeout=KAFKA_TIMEOUT_S
+            )
+            if found.error:
+                raise KafkaException(found.error)
+            committed: int = found.offset
+            if committed >= 0:
+                return committed
+            return self.kafka.offsets([number], OffsetSpec.earliest())[number]
+        except KafkaException as exc:
+            log.warning("what is already committed is not known (%s)", one_line(exc))
+            return None
+
+    def forget(self, numbers: set[int]) -> None:
+        """Commit nothing more of what was read from these partitions.
+
+        What is in flight is settled, but it is read again, by us or by their next owner: it would
+        be wrong to commit it once that one has gone further.
+        """
+        for number in numbers:
+            self.partitions.pop(number, None)
+            for batch in (self.batch, *(batch for batch, _ in self.in_flight)):
+                batch.offsets.pop(number, None)
+
+    def take(self, polled: Sequence[Message]) -> None:
+        """Add the polled messages to the batch."""
+        size_bytes, messages_before = self.batch.size_bytes, len(self.batch)
+        for number, group in groupby(polled, key=Message.partition):
+            messages = [message for message in group if not self.is_event(message)]
+            if not messages or (progress := self.partitions.get(number)) is None:
+                continue  # taken from us meanwhile: its next owner reads them
+            first, last = messages[0].offset(), messages[-1].offset()
+            self.check_offsets(number, first)
+            progress.next = last + 1
+            if progress.settled is None:  # Kafka has not said where we start: it is here
+                progress.settled = progress.committed = first
+            self.totals["consumed"] += len(messages)
+            self.batch.add(number, messages)
+        if added := len(self.batch) - messages_before:
+            mean_bytes = (self.batch.size_bytes - size_bytes) / added
+            self.expected_bytes = max(1.0, mean_bytes, 0.9 * self.expected_bytes)
+
+    def is_event(self, message: Message) -> bool:
+        """Return whether it is not a message but an event of the library's, which is noted."""
+        if (error := message.error()) is None:
+            return False
+        if error.code() == KafkaError._PARTITION_EOF:
+            if progress := self.partitions.get(message.partition()):
+                progress.end = message.offset()
+        elif error.fatal() or error.code() in INCURABLE:
+            raise KafkaException(error)
+        elif time.monotonic() - self.last_error > PROGRESS_S:
+            log.warning("Kafka: nothing can be read now (%s)", one_line(KafkaException(error)))
+            self.last_error = time.monotonic()
+        return True
+
+    def check_offsets(self, number: int, reached: int) -> None:
+        """Say so when the offset that was reached is not the one that follows the last.
+
+        The policy is to go on with the first that the topic still holds. What it had deleted by
+        then is lost to us, so it is said how much. Transactions leave gaps that lose nothing.
+        """
+        progress = self.partitions[number]
+        expected = reached if progress.next is None else progress.next
+        if reached > expected:
+            try:
+                first = self.kafka.offsets([number], OffsetSpec.earliest())
+            except KafkaException:
+                first = {number: reached}
+            if (lost := min(first[number], reached) - expected) > 0:
+                log.error(
+                    "partition %d: %d messages from offset %d on were deleted by the topic's "
+                    "retention before they were read", number, lost, expected,
+                )  # fmt: skip
+                progress.next = reached
+        elif reached < expected:
+            log.warning(
+                "partition %d: offsets go back from %d to %d: the topic was made anew; reading it "
+                "from there", number, expected, reached,
+            )  # fmt: skip
 
     def note_topic(self) -> None:
         """Read the topic from its beginning when it was deleted and made anew under our feet.
 
         Our position may well be an offset of the new topic too, with messages before it.
+
+        Raises:
+            KafkaException: Kafka does not answer; to be called again.
         """
-        # kafka-python learns the id with the metadata, but has no public way to ask for it.
-        topic_id = self.consumer._cluster.topic_id(self.config.topic) or self.topic_id
+        topic_id, numbers = self.kafka.describe()
         if self.topic_id not in (None, topic_id):
             log.error("topic %s was made anew: read from its beginning", self.config.topic)
             self.is_rewinding = True
@@ -652,98 +878,14 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         if not self.is_rewinding:
             return
         # Also what the group has committed, perhaps since: a rebalance would take us back there.
-        numbers = self.consumer.partitions_for_topic(self.config.topic) or ()
-        begin = {
-            TopicPartition(self.config.topic, n): OffsetAndMetadata(0, "", -1) for n in numbers
-        }
-        try:
-            self.consumer.commit(begin, timeout_ms=KAFKA_TIMEOUT_MS)
-        except KafkaError:  # in a rebalance: at the next turn
-            return
+        begin = [TopicPartition(self.config.topic, number, 0) for number in numbers]
+        self.consumer.commit(offsets=begin, asynchronous=False)
         self.forget(set(self.partitions))
-        if assigned := self.consumer.assignment():
-            self.partitions = {partition: Progress() for partition in assigned}
-            self.consumer.seek_to_beginning(*assigned)
-        self.is_rewinding = not begin
-
-    def note_assignment(self) -> None:
-        """After each rebalance, say which partitions are ours and note where we go on in them."""
-        assigned = set(self.consumer.assignment() or ())
-        before = set(self.partitions)
-        self.forget({*self.revoked, *(before - assigned)})
-        self.revoked.clear()
-        for partition in assigned - self.partitions.keys():
-            offset = self.where_to_go_on(partition)
-            self.partitions[partition] = Progress(offset, offset, offset)
-        if assigned != before:
-            numbers = ",".join(str(p.partition) for p in sorted(assigned)) or "none"
-            log.info("assigned partitions=%s of topic=%s", numbers, self.config.topic)
-        if assigned:
-            self.last_assigned = time.monotonic()
-
-    def where_to_go_on(self, partition: TopicPartition) -> int | None:
-        """Return the committed offset, or the first where nothing is; None if Kafka is silent."""
-        try:
-            offset: int | None = self.consumer.committed(partition, timeout_ms=KAFKA_TIMEOUT_MS)
-            if offset is None:
-                first = self.consumer.beginning_offsets([partition], timeout_ms=KAFKA_TIMEOUT_MS)
-                offset = first[partition]
-        except KafkaError as exc:
-            log.warning("what is already committed is not known (%s)", type(exc).__name__)
-            return None
-        return offset
-
-    def forget(self, partitions: set[TopicPartition]) -> None:
-        """Commit nothing more of what was read from these partitions.
-
-        What is in flight is settled, but it is read again, by us or by their next owner: it would
-        be wrong to commit it once that one has gone further.
-        """
-        for partition in partitions:
-            self.partitions.pop(partition, None)
-            for batch in (self.batch, *(batch for batch, _ in self.in_flight)):
-                batch.offsets.pop(partition, None)
-
-    def take(self, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
-        """Add the polled messages to the batch."""
-        size_bytes, messages_before = self.batch.size_bytes, len(self.batch)
-        for partition, messages in polled.items():
-            if (progress := self.partitions.get(partition)) is None:
-                continue  # taken from us meanwhile: its next owner reads them
-            self.check_offsets(partition, messages[0].offset)
-            progress.next = messages[-1].offset + 1
-            if progress.settled is None:  # Kafka has not said where we start: it is here
-                progress.settled = progress.committed = messages[0].offset
-            self.totals["consumed"] += len(messages)
-            self.batch.add(partition, messages)
-        if added := len(self.batch) - messages_before:
-            mean_bytes = (self.batch.size_bytes - size_bytes) / added
-            self.expected_bytes = max(1.0, mean_bytes, 0.9 * self.expected_bytes)
-
-    def check_offsets(self, partition: TopicPartition, reached: int) -> None:
-        """Say so when the offset that was reached is not the one that follows the last.
-
-        The policy is to go on with the first that the topic still holds. What it had deleted by
-        then is lost to us, so it is said how much. Transactions leave gaps that lose nothing.
-        """
-        progress = self.partitions[partition]
-        expected = reached if progress.next is None else progress.next
-        if reached > expected:
-            try:
-                first = self.consumer.beginning_offsets([partition], timeout_ms=KAFKA_TIMEOUT_MS)
-            except KafkaError:
-                first = {partition: reached}
-            if (lost := min(first[partition], reached) - expected) > 0:
-                log.error(
-                    "partition %d: %d messages from offset %d on were deleted by the topic's "
-                    "retention before they were read", partition.partition, lost, expected,
-                )  # fmt: skip
-                progress.next = reached
-        elif reached < expected:
-            log.warning(
-                "partition %d: offsets go back from %d to %d: the topic was made anew; reading it "
-                "from there", partition.partition, expected, reached,
-            )  # fmt: skip
+        for partition in self.consumer.assignment():
+            self.partitions[partition.partition] = Progress()
+            partition.offset = OFFSET_BEGINNING
+            self.consumer.seek(partition)
+        self.is_rewinding = False
 
     def submit(self) -> None:
         """Hand the batch to a worker and open the next."""
@@ -764,33 +906,47 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
             settled.result()
             self.in_flight.popleft()
             self.totals += batch.outcome
-            for partition, offset in batch.offsets.items():
-                self.partitions[partition].settled = offset
+            for number, offset in batch.offsets.items():
+                self.partitions[number].settled = offset
             self.last_settled = time.monotonic()
 
     def commit(self) -> None:
-        """Commit the offsets of what is settled, in the partitions that are ours."""
-        offsets = {
-            partition: OffsetAndMetadata(progress.settled, "", -1)
-            for partition, progress in self.uncommitted.items()
-        }
+        """Commit the offsets of what is settled, in the partitions that are ours.
+
+        One commit at a time, answered in note_commit: a later one never overtakes it.
+        """
+        if self.committing:
+            return
+        self.committing = {number: done.settled or 0 for number, done in self.uncommitted.items()}
+        offsets = [TopicPartition(self.config.topic, *item) for item in self.committing.items()]
+        if not offsets:
+            self.last_commit = time.monotonic()
+            return
         try:
-            if offsets:
-                self.consumer.commit(offsets, timeout_ms=KAFKA_TIMEOUT_MS)
-        except KafkaError as exc:  # a rebalance, or Kafka away: they go with the next commit
-            if not self.commit_refused:  # said once: in a rebalance it is tried ten times a second
-                name = type(exc).__name__
-                log.warning("offsets not committed yet (%s): with the next commit", name)
+            self.consumer.commit(offsets=offsets)
+        except KafkaException as exc:  # it was not even sent
+            self.note_commit(exc.args[0], [])
+
+    def note_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        """Note Kafka's answer to a commit: called during poll.
+
+        Refused in a rebalance, or while Kafka is away: the offsets go with the next commit.
+        """
+        committing, self.committing = self.committing, {}
+        if error := error or next((p.error for p in partitions if p.error), None):
+            if not self.commit_refused:  # said once: it is tried ten times a second
+                log.warning("offsets not committed yet (%s): with the next commit", error.str())
             self.commit_refused = True
             return
         self.last_commit, self.commit_refused = time.monotonic(), False
-        for partition, committed in offsets.items():
-            self.partitions[partition].committed = committed.offset
+        for number, offset in committing.items():
+            if progress := self.partitions.get(number):  # else taken from us meanwhile
+                progress.committed = offset
 
     @property
-    def uncommitted(self) -> dict[TopicPartition, Progress]:
+    def uncommitted(self) -> dict[int, Progress]:
         """The partitions that are ours and further settled than committed."""
-        return {p: done for p, done in self.partitions.items() if done.settled != done.committed}
+        return {n: done for n, done in self.partitions.items() if done.settled != done.committed}
 
     def is_idle(self) -> bool:
         """Return whether nothing has come for --exit-when-idle seconds with partitions assigned."""
@@ -827,22 +983,22 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
     def note_lag(self) -> None:
         """Ask where each partition ends; what is not settled before that is its lag."""
         try:
-            ends = self.consumer.end_offsets(list(self.partitions), timeout_ms=KAFKA_TIMEOUT_MS)
-            reached = {p: self.consumer.position(p, timeout_ms=0) for p in self.partitions}
-        except KafkaError as exc:
-            log.warning("the lag is not known (%s)", type(exc).__name__)
+            self.note_topic()
+            ends = self.kafka.offsets(self.partitions, OffsetSpec.latest())
+        except KafkaException as exc:
+            log.warning("the lag is not known (%s)", one_line(exc))
             return
         self.last_answer = time.monotonic()
-        for partition, progress in self.partitions.items():
-            if (position := reached[partition] or 0) > (progress.next or 0):
+        for number, progress in self.partitions.items():
+            if progress.end > (progress.next or 0):
                 # Nothing to read in between: deleted, or the marks that transactions leave.
                 all_is_settled = progress.settled == progress.next and not self.unsettled
-                self.check_offsets(partition, position)
+                self.check_offsets(number, progress.end)
                 if all_is_settled:
-                    progress.next = progress.settled = position
+                    progress.next = progress.settled = progress.end
         self.lags = {
-            partition.partition: ends[partition] - (progress.settled or 0)
-            for partition, progress in self.partitions.items()
+            number: ends[number] - (progress.settled or 0)
+            for number, progress in self.partitions.items()
         }
         if not sum(self.lags.values()):
             self.last_settled = time.monotonic()
@@ -880,7 +1036,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         self.commit()  # also when a later batch was given up: what is sure is sure
         deadline = time.monotonic() + STOP_GRACE_S
         while self.uncommitted and time.monotonic() < deadline:  # perhaps a rebalance: let it end
-            self.poll()  # what this brings is left to the next start
+            self.consume(1)  # what this brings is left to the next start
             self.note_assignment()
             self.commit()
         seconds = time.monotonic() - self.began
@@ -890,7 +1046,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         if unaccounted:
             log.error("the accounts do not close: %d messages unaccounted for", unaccounted)
         if self.uncommitted:
-            numbers = ",".join(str(partition.partition) for partition in self.uncommitted)
+            numbers = ",".join(map(str, self.uncommitted))
             log.error("not committed, to be read again as duplicates: partitions %s", numbers)
         return not (unaccounted or self.unsettled or self.uncommitted)
 
@@ -968,7 +1124,7 @@ def patiently(
     while True:
         try:
             return connect()
-        except (ApiError, TransportError, KafkaError) as exc:
+        except (ApiError, TransportError, KafkaException) as exc:
             why, left_s = one_line(exc), deadline - time.monotonic()
             if left_s <= 0:
                 raise UnreachableError(
@@ -984,12 +1140,15 @@ def connect_to_elasticsearch(config: Config) -> Elasticsearch:
     """Return a client of an Elasticsearch that answers.
 
     Raises:
-        SetupError: the URL or the rights are wrong.
+        SetupError: the URL, the rights or the certificate are wrong.
         ApiError, TransportError: it does not answer yet.
     """
     try:
         client = Elasticsearch(
-            config.elasticsearch_url, request_timeout=REQUEST_TIMEOUT_S, max_retries=0
+            config.elasticsearch_url,
+            request_timeout=REQUEST_TIMEOUT_S,
+            max_retries=0,
+            **config.elasticsearch_security,
         )
     except ValueError as exc:
         raise SetupError(f"ELASTICSEARCH_URL: {exc} (for example http://localhost:9200)") from exc
@@ -997,6 +1156,15 @@ def connect_to_elasticsearch(config: Config) -> Elasticsearch:
         client.options(request_timeout=5).cluster.health(wait_for_status="yellow", timeout="2s")
     except (AuthenticationException, AuthorizationException) as exc:
         raise SetupError(f"Elasticsearch refuses us: {one_line(exc)}") from exc
+    except TransportError as exc:
+        url, where = urlsplit(config.elasticsearch_url), f"Elasticsearch at {shown_url(config)}"
+        if "CERTIFICATE_VERIFY_FAILED" in repr(exc):
+            why = f"{where}: ELASTICSEARCH_CA_FILE must name who signed its certificate"
+            raise SetupError(why) from exc
+        if url.scheme == "http" and speaks_tls(f"{url.hostname}:{url.port}"):
+            why = f"{where} speaks TLS: let ELASTICSEARCH_URL begin with https"
+            raise SetupError(why) from exc
+        raise
     return client
 
 
@@ -1041,6 +1209,10 @@ def create_index(client: Elasticsearch, index: str, template: dict[str, Any] | N
             )
         if not client.indices.exists(index=index):
             client.indices.create(index=index)
+    except AuthorizationException as exc:
+        if exc.error == "cluster_block_exception":  # it can be lifted
+            raise
+        raise SetupError(f"index {index}: we have no right to make it: {one_line(exc)}") from exc
     except BadRequestError as exc:
         if exc.error != "resource_already_exists_exception":  # another consumer was faster
             raise SetupError(f"index {index}: {one_line(exc)}") from exc
@@ -1084,59 +1256,36 @@ def load_template(file: Path) -> dict[str, Any]:
     return template
 
 
-def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
-    """Return a consumer in the group and a producer for dead letters.
+def connect_to_kafka(config: Config) -> Kafka:
+    """Return the connections to a Kafka that answers, with the topics made where they are missing.
 
     Raises:
-        KafkaError: no broker answers yet, or the topic does not exist.
+        SetupError: Kafka does not let us in.
+        KafkaException: no broker answers yet, or the topic does not exist.
     """
-    servers = config.bootstrap_servers.split(",")
-    common = {"bootstrap_timeout_ms": 2000, "reconnect_backoff_max_ms": 5000}
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # here the waiting is said by us
-    producer = KafkaProducer(
-        bootstrap_servers=servers,
-        acks="all",
-        # An idempotent producer never recovers from a message that the broker has refused. The
-        # price: a dead letter may be there twice after an answer was lost, with the same origin.
-        enable_idempotence=False,
-        compression_type="gzip",
-        max_request_size=DEAD_LETTER_BYTES,
-        max_block_ms=KAFKA_TIMEOUT_MS,
-        request_timeout_ms=KAFKA_TIMEOUT_MS,
-        delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
-        **common,
-    )
-    producer.partitions_for(config.topic)  # creates it, where the broker allows that
-    with KafkaAdminClient(bootstrap_servers=servers, **common) as admin:
-        if config.dead_letter_topic not in admin.list_topics():
-            configs = {"max.message.bytes": str(DEAD_LETTER_BYTES)}
-            with suppress(TopicAlreadyExistsError):  # another consumer was faster
-                admin.create_topics({config.dead_letter_topic: {"configs": configs}})
-    consumer = KafkaConsumer(
-        bootstrap_servers=servers,
-        group_id=config.group_id,
-        auto_offset_reset="earliest",  # started after the generator, it misses nothing
-        enable_auto_commit=False,  # only what is settled is committed
-        isolation_level="read_committed",  # not what a transaction has taken back
-        partition_assignment_strategy=ASSIGNORS,
-        session_timeout_ms=SESSION_TIMEOUT_MS,
-        max_poll_interval_ms=MAX_POLL_INTERVAL_MS,
-        max_partition_fetch_bytes=FETCH_BYTES,
-        fetch_max_bytes=FETCH_BYTES,
-        metadata_max_age_ms=10_000,  # a partition that is added is read within that time
-        **common,
-    )
-    # Without the topic's metadata kafka-python can join with an empty assignment and stay there
-    # ("No partition metadata for topic"): ask for it before joining, which the first poll does.
-    if not consumer.partitions_for_topic(config.topic):
-        raise UnknownTopicOrPartitionError(f"topic {config.topic} does not exist")
-    # When a poll ends between the two answers of a join, kafka-python 3.0.12 may forget the join:
-    # it commits no more, for ever. Its own flag says that one is under way.
-    coordinator = consumer._coordinator
-    need_rejoin = coordinator.need_rejoin
-    coordinator.need_rejoin = lambda: coordinator.rejoining or need_rejoin()
-    logging.getLogger("kafka").setLevel(logging.ERROR)
-    return consumer, producer
+    kafka = Kafka(config)
+    try:
+        kafka.ensure_topics(config.dead_letter_topic)
+    except KafkaException as exc:
+        kafka.admin.poll(0)
+        reasons, where = [*kafka.errors, exc.args[0]], f"Kafka at {config.bootstrap_servers}"
+        told = " ".join(error.str() for error in reasons)
+        for sign, remedy in REMEDIES.items():
+            if sign in told:
+                raise SetupError(f"{where}: {sign}: {remedy}") from exc
+        if not config.kafka_security and speaks_tls(config.bootstrap_servers):
+            remedy = "set KAFKA_CA_FILE, CONSUMER_KAFKA_USER and CONSUMER_KAFKA_PASSWORD"
+            raise SetupError(f"{where} speaks TLS: {remedy}") from exc
+        raise KafkaException(reasons[0]) from exc
+    return kafka
+
+
+def speaks_tls(brokers: str) -> bool:
+    """Return whether the first of some servers, HOST:PORT, shows a certificate."""
+    host, _, port = brokers.split(",")[0].rpartition(":")
+    with suppress(OSError):
+        return bool(ssl.get_server_certificate((host, int(port)), timeout=5))
+    return False
 
 
 # The command.
@@ -1175,6 +1324,42 @@ def port_number(text: str) -> int:
     return number
 
 
+def login(environ: Mapping[str, str], role: str, server: str) -> tuple[str, str, str]:
+    """Return user, password and file of certificates for a server, "" where there is none.
+
+    Raises:
+        ValueError: only one of the first two is set, or there is no certificate in the file.
+    """
+    start, file = f"{role}_{server}_", environ.get(f"{server}_CA_FILE") or ""
+    user, password = (environ.get(start + name) or "" for name in ("USER", "PASSWORD"))
+    if bool(user) != bool(password):
+        raise ValueError(f"{start}USER and {start}PASSWORD: set both, or neither")
+    try:
+        ssl.create_default_context(cafile=file or None)
+    except OSError as exc:
+        raise ValueError(f"{server}_CA_FILE: {file} has no certificates ({exc})") from exc
+    return user, password, file
+
+
+def kafka_security(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return librdkafka's options for TLS and a password, as far as they are wanted."""
+    user, password, file = login(environ, "CONSUMER", "KAFKA")
+    options = {"security.protocol": "SSL", "ssl.ca.location": file} if file else {}
+    if user:
+        options |= {"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512"}
+        options |= {"sasl.username": user, "sasl.password": password}
+    return options
+
+
+def elasticsearch_security(environ: Mapping[str, str], role: str, url: str) -> dict[str, Any]:
+    """Return the options of Elasticsearch's client for TLS and who we are, as far as wanted."""
+    user, password, file = login(environ, role, "ELASTICSEARCH")
+    options: dict[str, Any] = {"basic_auth": (user, password)} if user else {}
+    if key := environ.get(f"{role}_ELASTICSEARCH_API_KEY"):  # it wins
+        options = {"api_key": key}
+    return options | ({"ca_certs": file} if file and url.startswith("https:") else {})
+
+
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
     """Return the configuration: flag > environment > default. A bad value exits with code 2."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
@@ -1208,6 +1393,13 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     options = vars(parser.parse_args(argv))
     if options["dead_letter_index"] == "none" or options["dynamic_mapping"]:
         options["dead_letter_index"] = None
+    try:
+        options["kafka_security"] = kafka_security(environ)
+        options["elasticsearch_security"] = elasticsearch_security(
+            environ, "CONSUMER", options["elasticsearch_url"]
+        )
+    except ValueError as exc:
+        parser.error(str(exc))
     return Config(**options)
 
 
@@ -1253,7 +1445,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         client = patiently(*where, lambda: connect_to_elasticsearch(config), config, stop)
         patiently(*where, lambda: ensure_indices(client, config), config, stop)
         where = ("Kafka", config.bootstrap_servers)
-        consumer, producer = patiently(*where, lambda: connect_to_kafka(config), config, stop)
+        kafka = patiently(*where, lambda: connect_to_kafka(config), config, stop)
     except StoppedError:
         return 0
     except (SetupError, UnreachableError) as exc:
@@ -1265,22 +1457,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     # processor time.
     gc.freeze()
     gc.set_threshold(50_000)
-    pipeline = Pipeline(config, consumer, Settler(config, client, producer))
+    pipeline = Pipeline(config, kafka, Settler(config, client, kafka.producer))
     failed = False
     try:
         if config.metrics_port:
             serve_state(pipeline, config.metrics_port)
         pipeline.run(stop)
-    except (SetupError, KafkaError) as exc:
+    except (SetupError, KafkaException) as exc:
         log.error("%s", one_line(exc))
         failed = True
     finally:
         closed_at_zero = pipeline.finish()
         logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what closing cuts short is no news
-        with suppress(KafkaError):  # Kafka is away: what is left open is said by now
-            consumer.close(timeout_ms=KAFKA_TIMEOUT_MS)
-        with suppress(KafkaError):
-            producer.close(timeout=1)
+        pipeline.consumer.close()
     return 0 if closed_at_zero and not failed else 1
 
 

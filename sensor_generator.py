@@ -39,9 +39,14 @@ readings at which one begins. All but malformed stay valid readings.
 and offset as acknowledged (empty when not), CRC-32 of its bytes, label (its faults, joined by +).
 `python tools/verify.py --ledger FILE` compares it with what is in Elasticsearch.
 
+With --metrics-port PORT, http://127.0.0.1:PORT/metrics says to Prometheus how many messages were
+sent, acknowledged and failed, and how many had which fault.
+
 Environment (or .env beside this file; a flag wins over both):
     KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
     KAFKA_TOPIC               default smart-city-sensors
+    KAFKA_CA_FILE             certificate (PEM) of the authority that vouches for Kafka: use TLS
+    GENERATOR_KAFKA_USER, GENERATOR_KAFKA_PASSWORD   who we are, for Kafka (SCRAM-SHA-512, TLS)
 
 Exit codes: 0 done or stopped cleanly, 1 Kafka unreachable or a reading not acknowledged,
 2 wrong usage or configuration.
@@ -58,13 +63,15 @@ import os
 import random
 import re
 import signal
+import ssl
 import sys
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -73,7 +80,11 @@ from typing import Any, NamedTuple
 from dotenv import load_dotenv
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.net.transport import KafkaSSLTransport
 from kafka.producer.future import RecordMetadata
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 log = logging.getLogger("sensor_generator")
 
@@ -99,6 +110,12 @@ FAULTS = (
 )  # fmt: skip
 EPISODE_S = (60, 600)  # how long a fault lasts, when it does
 DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+# Why Kafka does not let us in, in kafka-python's words -> what to mend.
+REMEDIES = {
+    "SaslAuthenticationFailed": "correct {role}_KAFKA_USER and {role}_KAFKA_PASSWORD",
+    "CERTIFICATE_VERIFY_FAILED": "KAFKA_CA_FILE must name who signed its certificate",
+    "AuthorizationFailed": "{role}_KAFKA_USER has not the right to do this",
+}
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,10 @@ PLACES = (
 )
 
 
+class RefusedError(Exception):
+    """Kafka does not let us in, in one line with what to mend."""
+
+
 @dataclass(frozen=True)
 class Config:
     """One run of the generator, as asked for; defaults are written in `load_config` only."""
@@ -147,7 +168,10 @@ class Config:
     faults: Mapping[str, float]
     ledger: Path | None
     list_sensors: bool
+    metrics_port: int | None
     wait_s: float
+    # For kafka-python; a secret is in it.
+    kafka_security: Mapping[str, str] = field(repr=False)
 
 
 # The city: pure functions of time and seed.
@@ -708,28 +732,84 @@ class ProgressBar:
             sys.stderr.write("\r" + " " * 70 + "\r")
 
 
+def received(transport: KafkaSSLTransport, receive: Any = KafkaSSLTransport._sock_recv) -> Any:
+    """Return what has come before the end of a connection too, which kafka-python 3.0.12 drops.
+
+    By these words Kafka refuses a password.
+    """
+    content, end = receive(transport)
+    return content, None if content else end  # which is met again at the next reading
+
+
+@contextmanager
+def explained(brokers: str, role: str, security: Mapping[str, str]) -> Iterator[None]:
+    """Raise why kafka-python cannot connect: it logs that, and raises "unable to bootstrap".
+
+    Raises:
+        RefusedError: waiting would not help; what to mend, in one line.
+        KafkaError: any other reason.
+    """
+    reasons: list[str] = []
+
+    def hear(record: logging.LogRecord) -> bool:
+        reasons.extend(re.findall(r" failed: (?:\w+: )?(.*?)(?: \(backoff|$)", record.getMessage()))
+        return False  # it is not logged
+
+    library = logging.getLogger("kafka.net.manager")
+    library.setLevel(logging.WARNING)
+    library.addFilter(hear)
+    KafkaSSLTransport._sock_recv = received
+    try:
+        yield
+    except KafkaError as exc:
+        for sign, remedy in REMEDIES.items():
+            if any(sign in reason for reason in [*reasons, str(exc)]):
+                why = f"Kafka at {brokers}: {sign}: {remedy.format(role=role)}"
+                raise RefusedError(why) from exc
+        if not security and speaks_tls(brokers):
+            why = f"Kafka at {brokers} speaks TLS: set KAFKA_CA_FILE, {role}_KAFKA_USER and "
+            raise RefusedError(f"{why}{role}_KAFKA_PASSWORD") from exc
+        if reasons:
+            raise KafkaError(f"no connection to {brokers}: {reasons[0]}") from exc
+        raise
+    finally:
+        library.removeFilter(hear)
+        library.setLevel(logging.NOTSET)
+
+
+def speaks_tls(brokers: str) -> bool:
+    """Return whether the first of some servers, HOST:PORT, shows a certificate."""
+    host, _, port = brokers.split(",")[0].rpartition(":")
+    with suppress(OSError):
+        return bool(ssl.get_server_certificate((host, int(port)), timeout=5))
+    return False
+
+
 def connect(config: Config, stop: threading.Event) -> KafkaProducer | None:
     """Return a producer whose topic is known, or None when told to stop.
 
     Raises:
+        RefusedError: Kafka does not let us in.
         KafkaError: no broker answered within --wait seconds, or the topic does not exist there.
     """
     deadline = time.monotonic() + config.wait_s
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # here the waiting is said below
     while not stop.is_set():
         try:
-            producer = KafkaProducer(
-                bootstrap_servers=config.bootstrap_servers.split(","),
-                bootstrap_timeout_ms=2000,
-                acks="all",  # acknowledged by every replica in sync
-                enable_idempotence=True,  # a send that is retried is stored once
-                linger_ms=20,  # a batch waits this long to fill ...
-                batch_size=128 * 1024,  # ... up to this many bytes: fewer, fuller requests
-                compression_type="gzip",  # the one codec that needs no further package
-                max_block_ms=5000,
-                reconnect_backoff_max_ms=5000,
-            )
-            producer.partitions_for(config.topic)  # creates it, where the broker allows that
+            with explained(config.bootstrap_servers, "GENERATOR", config.kafka_security):
+                producer = KafkaProducer(
+                    bootstrap_servers=config.bootstrap_servers.split(","),
+                    bootstrap_timeout_ms=2000,
+                    acks="all",  # acknowledged by every replica in sync
+                    enable_idempotence=True,  # a send that is retried is stored once
+                    linger_ms=20,  # a batch waits this long to fill ...
+                    batch_size=128 * 1024,  # ... up to this many bytes: fewer, fuller requests
+                    compression_type="gzip",  # the one codec that needs no further package
+                    max_block_ms=5000,
+                    reconnect_backoff_max_ms=5000,
+                    **config.kafka_security,
+                )
+                producer.partitions_for(config.topic)  # creates it, where the broker allows that
             logging.getLogger("kafka").setLevel(logging.ERROR)
             return producer
         except KafkaError as exc:
@@ -749,6 +829,7 @@ class Sender:
     Attributes:
         pending: serial number -> message whose outcome is not known yet.
         failed: refused, or not acknowledged in time.
+        faults: kind of fault -> messages sent that had it.
     """
 
     def __init__(
@@ -760,6 +841,7 @@ class Sender:
         self.stop = stop
         self.pending: dict[int, Message] = {}
         self.sent = self.acknowledged = self.failed = 0
+        self.faults = Counter(dict.fromkeys(FAULTS, 0))
         self.last_error = ""
         self.began = time.monotonic()
 
@@ -793,6 +875,8 @@ class Sender:
         self.sent += 1
         serial = self.sent
         self.pending[serial] = message
+        if message.label:
+            self.faults.update(label.partition(":")[0] for label in message.label.split("+"))
         key = message.sensor_id.encode()
         while True:
             try:
@@ -820,6 +904,35 @@ class Sender:
             self.failed += 1
             self.last_error = str(error)
         self.ledger.note(message, stored)
+
+
+class Metrics(Collector):
+    """A sender's counts in Prometheus's terms, read when they are asked for."""
+
+    def __init__(self, sender: Sender) -> None:
+        self.sender = sender
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each metric with its present value."""
+        name = "smart_city_generator"
+        messages = CounterMetricFamily(f"{name}_messages", "by outcome", labels=["outcome"])
+        for outcome in ("sent", "acknowledged", "failed"):
+            messages.add_metric([outcome], getattr(self.sender, outcome))
+        faults = CounterMetricFamily(f"{name}_faults", "messages sent, by fault", labels=["kind"])
+        for kind, count in self.sender.faults.items():
+            faults.add_metric([kind], count)
+        yield from (messages, faults)
+
+
+def serve_metrics(sender: Sender, port: int) -> None:
+    """Answer /metrics on a loopback port, in a thread that ends with the process.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    registry = CollectorRegistry()
+    registry.register(Metrics(sender))
+    start_http_server(port, addr="127.0.0.1", registry=registry)
 
 
 # The command.
@@ -898,6 +1011,40 @@ def fault_rate(text: str) -> tuple[str, float]:
     return kind, number
 
 
+def port_number(text: str) -> int:
+    """Return a TCP port."""
+    if not 1 <= (number := int(text)) <= 65_535:
+        raise ValueError(text)
+    return number
+
+
+def login(environ: Mapping[str, str], role: str, server: str) -> tuple[str, str, str]:
+    """Return user, password and file of certificates for a server, "" where there is none.
+
+    Raises:
+        ValueError: only one of the first two is set, or there is no certificate in the file.
+    """
+    start, file = f"{role}_{server}_", environ.get(f"{server}_CA_FILE") or ""
+    user, password = (environ.get(start + name) or "" for name in ("USER", "PASSWORD"))
+    if bool(user) != bool(password):
+        raise ValueError(f"{start}USER and {start}PASSWORD: set both, or neither")
+    try:
+        ssl.create_default_context(cafile=file or None)
+    except OSError as exc:
+        raise ValueError(f"{server}_CA_FILE: {file} has no certificates ({exc})") from exc
+    return user, password, file
+
+
+def kafka_security(environ: Mapping[str, str], role: str) -> dict[str, str]:
+    """Return kafka-python's options for TLS and a password, as far as they are wanted."""
+    user, password, file = login(environ, role, "KAFKA")
+    options = {"security_protocol": "SSL", "ssl_cafile": file} if file else {}
+    if user:
+        options |= {"security_protocol": "SASL_SSL", "sasl_mechanism": "SCRAM-SHA-512"}
+        options |= {"sasl_plain_username": user, "sasl_plain_password": password}
+    return options
+
+
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: datetime) -> Config:
     """Return the configuration: flag > environment > default. A bad value exits with code 2."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
@@ -929,6 +1076,8 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
         help="begin a fault at this share of the readings, 0 to 1 (see below)")  # fmt: skip
     add("--ledger", type=Path, metavar="FILE", help="note what was sent (see below)")
     add("--list-sensors", action="store_true", help="show the sensors and their places, and end")
+    add("--metrics-port", type=port_number, metavar="PORT",
+        help="serve /metrics on this port of 127.0.0.1 (default: none)")  # fmt: skip
     add("--wait", type=seconds, default=60.0, metavar="SECONDS",
         help="how long to wait for Kafka at the start (default: 60)")  # fmt: skip
     for flag, name, default, kind in (
@@ -954,6 +1103,10 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
         parser.error("--backfill and --until exclude each other")
     if options.until and not (options.start and options.start < options.until):
         parser.error("--until needs a --start before it")
+    try:
+        security = kafka_security(environ, "GENERATOR")
+    except ValueError as exc:
+        parser.error(str(exc))
     start = options.start or (now - options.backfill if options.backfill else now)
     end = start + options.backfill if options.backfill else options.until
     return Config(
@@ -972,7 +1125,9 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
         faults=dict(options.fault),
         ledger=options.ledger,
         list_sensors=options.list_sensors,
+        metrics_port=options.metrics_port,
         wait_s=options.wait,
+        kafka_security=security,
     )
 
 
@@ -1040,6 +1195,9 @@ def send_to_kafka(
     """Send the messages; return the exit code."""
     try:
         producer = connect(config, stop)
+    except RefusedError as exc:
+        log.error("%s", exc)
+        return 2
     except KafkaError as exc:
         log.error(
             "Kafka does not answer at %s (%s): is it started? (docker compose up -d --wait)",
@@ -1050,6 +1208,12 @@ def send_to_kafka(
         return 0
     log.info("sending to topic=%s at %s", config.topic, config.bootstrap_servers)
     sender = Sender(producer, config.topic, ledger, stop)
+    if config.metrics_port:
+        try:
+            serve_metrics(sender, config.metrics_port)
+        except OSError as exc:
+            log.error("--metrics-port %d: %s: choose another", config.metrics_port, exc.strerror)
+            return 2
     sender.send_all(messages, ProgressBar(config))
     log.info("stopped %s", sender)
     if not sender.failed:

@@ -22,7 +22,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -171,18 +170,13 @@ def write_lines(scene: Scene) -> Path:
 
 def measure(
     scene: Scene, rates_hz: Sequence[int], duration_s: int, readings: int, turns: int
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Measure all; return what was found, and which producer is left out, and why.
+) -> dict[str, Any]:
+    """Measure all; return what was found.
 
     Raises:
         BenchError: a producer failed, or a topic is wrong.
     """
     names = ["generator", "kafka-producer-perf-test", "confluent-kafka"]
-    left_out = {}
-    if not find_spec("confluent_kafka"):
-        left_out["confluent-kafka"] = "not installed: pip install -r benches/requirements.txt"
-        names.remove("confluent-kafka")
-        say(f"confluent-kafka: not measured: {left_out['confluent-kafka']}")
     lines = write_lines(scene)
     held: dict[str, list[Paced]] = {str(rate_hz): [] for rate_hz in rates_hz}
     runs: dict[str, list[AtOnce]] = {name: [] for name in names}
@@ -195,11 +189,10 @@ def measure(
         runs[name].append(fast)
         say(f"run {turn + 1}: {name:<26}{fast.messages_per_s:>9.0f} messages/s, "
             f"{fast.seconds:.1f} s in all")  # fmt: skip
-    found = {
+    return {
         "paced": {name: spread(theirs) for name, theirs in held.items()},
         "at_once": {name: spread(theirs) for name, theirs in runs.items()},
     }
-    return found, left_out
 
 
 def bench(argv: Sequence[str] | None) -> int:
@@ -217,10 +210,8 @@ def bench(argv: Sequence[str] | None) -> int:
         "readings": options.readings,
     }  # fmt: skip
     with own_servers() as scene:
-        found, left_out = measure(
-            scene, options.rates, options.duration, options.readings, options.runs
-        )
-        write_result(scene, "generator", parameters, found, options.output, left_out=left_out)
+        found = measure(scene, options.rates, options.duration, options.readings, options.runs)
+        write_result(scene, "generator", parameters, found, options.output)
     return 0
 
 

@@ -212,11 +212,37 @@ def generator_table(result: Result) -> str:
     return with_notes(f"{first}\n\n{second}", result, note)
 
 
+FAULTS = {
+    "elasticsearch stopped": "Elasticsearch arrêté",
+    "elasticsearch killed": "Elasticsearch tué (kill -9)",
+    "consumer killed": "consommateur tué, relancé aussitôt",
+    "kafka killed": "Kafka tué (kill -9)",
+}
+
+
+def outage_table(result: Result) -> str:
+    """Return the largest lag of each fault, and after how long it was caught up."""
+    lines = [
+        [FAULTS[name], number(row["peak_lag"]), number(row["caught_up_s"], 1)]
+        for name, row in result["found"]["faults"].items()
+    ]
+    parameters = result["parameters"]
+    note = (
+        f"{number(parameters['rate_hz'])} mesures par seconde, {parameters['partitions']} "
+        f"partitions ; Elasticsearch reste arrêté {number(parameters['elasticsearch_away_s'])} s, "
+        "plus son démarrage. À la fin, l'index contient exactement les "
+        f"{number(result['found']['readings'])} mesures du topic."
+    )
+    head = ["panne", "plus grand retard, messages", "rattrapé après, s"]
+    return with_notes(rows(head, lines), result, note)
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "throughput": throughput_table,
     "latency": latency_table,
     "growth": growth_table,
     "generator": generator_table,
+    "outage": outage_table,
 }
 
 
@@ -298,11 +324,31 @@ def generator_chart(result: Result) -> None:
     axes.set_title(f"Vers Kafka : {number(result['parameters']['readings'])} mesures d'un coup")
 
 
+def outage_chart(result: Result) -> None:
+    """Draw the lag over time, with a line where each fault begins; a gap where nobody knows it."""
+    found = result["found"]
+    _, axes = pyplot.subplots(figsize=(10, 4.5), layout="constrained")
+    times = [at_s for at_s, _ in found["lag"]]
+    lags = [float("nan") if lag is None else lag for _, lag in found["lag"]]
+    axes.plot(times, lags, color=ORANGE, lw=2)
+    top = max(lag for _, lag in found["lag"] if lag is not None)
+    for name, row in found["faults"].items():
+        axes.axvline(row["at_s"], color=GREY, ls="--")
+        axes.annotate(
+            FAULTS[name], (row["at_s"], top), xytext=(4, 0), textcoords="offset points",
+            rotation=90, va="top", fontsize=9, color="#333333",
+        )  # fmt: skip
+    axes.set(xlabel="secondes", ylabel="messages en retard", ylim=(0, 1.05 * top))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axes.set_title(f"Le retard, à {number(result['parameters']['rate_hz'])} mesures par seconde")
+
+
 CHARTS: dict[str, Callable[[Result], None]] = {
     "throughput": throughput_chart,
     "latency": latency_chart,
     "growth": growth_chart,
     "generator": generator_chart,
+    "outage": outage_chart,
 }
 
 

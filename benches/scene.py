@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -445,18 +445,14 @@ def machine() -> dict[str, Any]:
 
 
 def versions(stack: Stack) -> dict[str, str]:
-    """Return the versions of what takes part; what is not installed is absent."""
+    """Return the versions of what takes part."""
     found = {
         "python": platform.python_version(),
         "elasticsearch server": stack.services["elasticsearch"].tag,
         "kafka server": kafka_version(stack.services["kafka"]),
     }
-    for name in ("kafka-python", "elasticsearch", "msgspec", "confluent-kafka"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    names = ("confluent-kafka", "kafka-python", "elasticsearch", "msgspec")
+    return found | {name: version(name) for name in names}
 
 
 def commit() -> str:

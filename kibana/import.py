@@ -11,6 +11,7 @@ Environment (or .env beside README.md; a flag wins over both):
     KIBANA_URL        default http://localhost:5601
     KIBANA_SPACE      default: the default space
     KIBANA_API_KEY, or KIBANA_USER and KIBANA_PASSWORD    where security is on
+    KIBANA_CA_FILE    certificate of the authority that vouches for it (PEM), with https
 
 Exit codes: 0 all is there, 1 it is not, or Kibana does not answer; 2 wrong usage.
 """

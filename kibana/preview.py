@@ -8,7 +8,8 @@ It writes one page, index.html, that needs nothing else, and a picture (PNG) for
 The charts are this script's; layout, titles and questions are those of the files *.ndjson.
 
 Environment (or .env): ELASTICSEARCH_URL, ELASTICSEARCH_INDEX, ELASTICSEARCH_DEAD_LETTER_INDEX, as
-for the consumer.
+for the consumer; VERIFIER_ELASTICSEARCH_USER, VERIFIER_ELASTICSEARCH_PASSWORD and
+ELASTICSEARCH_CA_FILE where it asks for them.
 
 Exit codes: 0 drawn, 1 Elasticsearch does not answer or a panel cannot be drawn, 2 wrong usage.
 """
@@ -41,6 +42,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from kibana.server import FILES, KibanaError, SavedObject, read_objects  # noqa: E402
+from tools.connection import elasticsearch_client  # noqa: E402  # works from any folder
 
 WIDTH_IN, HEADER_IN, DPI = 19.2, 0.6, 100
 COLUMN_IN, ROW_IN = WIDTH_IN / 48, 0.28  # of a dashboard's grid, as Kibana's at 1920 pixels
@@ -530,7 +532,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options_of.add_argument("--output", type=Path, default=PROJECT / "apercu", metavar="FOLDER")
     options = options_of.parse_args(argv)
     load_dotenv(PROJECT / ".env")
-    url = os.environ.get("ELASTICSEARCH_URL") or "http://localhost:9200"
+    try:
+        client = elasticsearch_client("VERIFIER")
+    except ValueError as exc:
+        options_of.error(str(exc))
     # The files name the usual indices; these may be others.
     indices = {
         "sensors_data*": os.environ.get("ELASTICSEARCH_INDEX") or "sensors_data*",
@@ -538,9 +543,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         or "sensors_dead_letters*",
     }
     end = datetime.now(UTC)
-    search = Search(
-        Elasticsearch(url, request_timeout=60), indices, end - timedelta(hours=options.hours), end
-    )
+    search = Search(client, indices, end - timedelta(hours=options.hours), end)
     try:
         objects = {(o["type"], o["id"]): o for file in FILES for o in read_objects(file)}
         options.output.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ Environment (or .env beside README.md; a flag wins over both):
     KIBANA_URL        default http://localhost:5601
     KIBANA_SPACE      default: the default space
     KIBANA_API_KEY, or KIBANA_USER and KIBANA_PASSWORD    where security is on
+    KIBANA_CA_FILE    certificate of the authority that vouches for it (PEM), with https
 """
 
 import argparse
@@ -13,7 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class Kibana:
 
     url: str
     space: str
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
+    pool: urllib3.PoolManager = field(default_factory=urllib3.PoolManager)
 
     @property
     def root(self) -> str:
@@ -58,7 +60,7 @@ class Kibana:
             RefusedError: it refuses who we are.
         """
         try:
-            answer = urllib3.request(
+            answer = self.pool.request(
                 method, f"{self.root}{path}", headers=self.headers, retries=False,
                 **{"timeout": TIMEOUT_S, **arguments},
             )  # fmt: skip
@@ -197,13 +199,19 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def kibana_from(options: argparse.Namespace) -> Kibana:
     """Return the Kibana of the options and of the environment's credentials."""
+    return kibana_at(options.url, options.space)
+
+
+def kibana_at(url: str, space: str = "") -> Kibana:
+    """Return the Kibana of a URL and of the environment's credentials."""
     headers = {"kbn-xsrf": "smart-city"}  # it refuses what writes and has no such header
     user, password = os.environ.get("KIBANA_USER"), os.environ.get("KIBANA_PASSWORD")
     if key := os.environ.get("KIBANA_API_KEY"):
         headers["authorization"] = f"ApiKey {key}"
     elif user and password:
         headers |= urllib3.make_headers(basic_auth=f"{user}:{password}")
-    return Kibana(options.url, options.space, headers)
+    pool = urllib3.PoolManager(ca_certs=os.environ.get("KIBANA_CA_FILE") or None)
+    return Kibana(url, space, headers, pool)
 
 
 def kibana_url(text: str) -> str:

@@ -5,10 +5,10 @@
     python -m stack exec kafka kafka-topics --bootstrap-server kafka:29092 --list
     python -m stack down                  stop;  down -v deletes the data too
 
-The compose file (and the overlays given with -f) says which services, versions, ports and settings;
-what cannot be started natively (Kibana) is named; a service with a profile starts when the profile
-is asked for, or the service itself. What the servers need comes through Maven, once, into a cache
-folder. Everything else lies under one state folder, `.stack/`.
+The compose file (and the overlays, by -f or COMPOSE_FILE) says which services, versions, ports and
+settings; what cannot be started natively (Kibana) is named; a service with a profile starts when
+the profile is asked for, or the service itself. What the servers need comes through Maven, once,
+into a cache folder. Everything else lies under one state folder, `.stack/`.
 
 Environment: the variables of .env.example, and
     STACK_STATE   state folder: data, logs, process ids (default: .stack beside docker-compose.yml)
@@ -28,7 +28,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +120,12 @@ class Stack:
         return found
 
     def _start(self, server: Server) -> None:
+        for source in self.services[server.name].binds.values():
+            if not source.exists():
+                raise StackError(
+                    f"{server.name} needs {source}, which is not there "
+                    "(what is in .secure, python tools/secure.py files makes)"
+                )
         host, _, port = server.address.partition(":")
         try:
             socket.create_server((host, int(port))).close()
@@ -266,7 +272,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         dest="files",
         action="append",
         type=Path,
-        help="compose file; several are merged in order (default: docker-compose.yml)",
+        help="compose file; several are merged in order (environment: COMPOSE_FILE; default: "
+        "docker-compose.yml)",
     )
     parser.add_argument(
         "--profile",
@@ -293,20 +300,25 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument("services", nargs="*", help="only these services")
         if name == "down":
             command.add_argument("-v", "--volumes", action="store_true", help="delete the data too")
-    arguments = parser.parse_args(argv)
-    arguments.files = arguments.files or [PROJECT / "docker-compose.yml"]
-    return arguments
+    return parser.parse_args(argv)
+
+
+def compose_files(environ: Mapping[str, str]) -> list[Path]:
+    """Return the files that COMPOSE_FILE names, as for Docker Compose, or the usual one."""
+    named = environ.get("COMPOSE_FILE") or "docker-compose.yml"
+    return [PROJECT / name for name in named.split(environ.get("COMPOSE_PATH_SEPARATOR") or ":")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code (see the module docstring)."""
     arguments = parse_arguments(argv)
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # readiness is asked before it is there
-    environ = {**dotenv_values(PROJECT / ".env"), **os.environ}
+    is_disabled = "PYTHON_DOTENV_DISABLED" in os.environ
+    environ = {**({} if is_disabled else dotenv_values(PROJECT / ".env")), **os.environ}
     try:
         profiles = arguments.profiles or (environ.get("COMPOSE_PROFILES") or "").split(",")
         known = {name: value for name, value in environ.items() if value is not None}
-        stack = Stack(arguments.files, known, profiles)
+        stack = Stack(arguments.files or compose_files(known), known, profiles)
         for name in getattr(arguments, "services", []):
             if name not in stack.servers:
                 raise StackError(f"no service {name}: there is {', '.join(stack.servers)}")

@@ -1,9 +1,10 @@
 """Read docker-compose.yml and its overlays, as far as starting the services needs it.
 
 Understood: anchors, ${NAME}, ${NAME:-default}, ${NAME:?message}, $$, several -f files merged in
-order, the tags !reset and !override, `environment`, `ports`, `volumes`, `configs` with their
-content, `depends_on`, `image`, `command`, `profiles`, `restart`. The rules are those of the Compose
-specification (https://github.com/compose-spec/compose-spec, parts 8, 12, 13, 15).
+order, the tags !reset and !override, `environment`, `ports`, `volumes` (short form: a name, or a
+path that begins with . or /), `configs` with their content or file, `depends_on`, `image`,
+`command`, `profiles`, `restart`. The rules are those of the Compose specification
+(https://github.com/compose-spec/compose-spec, parts 8, 12, 13, 15).
 """
 
 import re
@@ -35,6 +36,7 @@ class Service:
         environment: as given to the container.
         ports: container port -> host port, for the published ones.
         volumes: path in the container -> volume name.
+        binds: path in the container -> file or folder of this machine that is seen there.
         configs: path in the container -> content of the file there.
         command: arguments given to the container, empty for the image's own.
         depends_on: names of the services that must be ready before it.
@@ -48,6 +50,7 @@ class Service:
     environment: dict[str, str]
     ports: dict[int, int]
     volumes: dict[str, str]
+    binds: dict[str, Path]
     configs: dict[str, str]
     command: list[str]
     depends_on: list[str]
@@ -89,9 +92,10 @@ def load_services(files: Sequence[Path], environ: Mapping[str, str]) -> dict[str
             raise StackError(f"{file} is not valid YAML: {' '.join(str(exc).split())}") from exc
         merged = _merge(merged, content)
     merged = _interpolate(merged, environ)
-    configs = {name: entry["content"] for name, entry in merged.get("configs", {}).items()}
+    folder = files[0].parent  # what all relative paths start from
+    configs = {n: _config_content(entry, folder) for n, entry in merged.get("configs", {}).items()}
     services = {
-        name: _service(name, definition, configs)
+        name: _service(name, definition, configs, files[0].absolute().parent)
         for name, definition in merged.get("services", {}).items()
     }
     return {name: services[name] for name in _start_order(services)}
@@ -139,7 +143,20 @@ def _interpolate(value: Any, environ: Mapping[str, str]) -> Any:
     return _VARIABLE.sub(replace, value)
 
 
-def _service(name: str, definition: dict[str, Any], configs: Mapping[str, str]) -> Service:
+def _config_content(entry: Mapping[str, str], folder: Path) -> str:
+    """Return what a config holds: its `content`, else its `file`, in which no variable counts."""
+    if "content" in entry:
+        return entry["content"]
+    file = folder / entry["file"]
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as exc:
+        raise StackError(f"cannot read {file}: {exc.strerror}") from exc
+
+
+def _service(
+    name: str, definition: dict[str, Any], configs: Mapping[str, str], folder: Path
+) -> Service:
     image, _, tag = definition["image"].rpartition("/")[2].partition(":")
     ports = [str(entry).rpartition(":") for entry in definition.get("ports", [])]
     volumes = [entry.split(":") for entry in definition.get("volumes", [])]
@@ -151,7 +168,8 @@ def _service(name: str, definition: dict[str, Any], configs: Mapping[str, str]) 
         tag=tag,
         environment={key: _as_text(value) for key, value in environment.items()},
         ports={int(inside): _port(host.rpartition(":")[2], name) for host, _, inside in ports},
-        volumes={entry[1]: entry[0] for entry in volumes},
+        volumes={entry[1]: entry[0] for entry in volumes if entry[0][0] not in "./"},
+        binds={entry[1]: folder / entry[0] for entry in volumes if entry[0][0] in "./"},
         configs={
             entry["target"]: configs[entry["source"]] for entry in definition.get("configs", [])
         },

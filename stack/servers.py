@@ -89,6 +89,13 @@ class Site:
         log4j = f"-Dlog4j.configuration=file:{IMAGES / 'log4j.properties'}"
         return [str(java_home(self.environ) / "bin/java"), *options, log4j, "-cp", f"{jars}/*"]
 
+    def bound(self, service: Service, text: str) -> str:
+        """Return text with the paths that a service sees through its mounts as they are here."""
+        inside = "|".join(map(re.escape, service.binds)) or "$^"
+        return re.sub(
+            rf"(?<![\w/.-])({inside})(?![\w.-])", lambda match: str(service.binds[match[1]]), text
+        )
+
     def volume(self, service: Service, inside: str) -> Path:
         """Return the native folder of a named volume."""
         return self.state / "volumes" / service.volumes[inside]

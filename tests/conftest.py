@@ -23,8 +23,10 @@ from stack.servers import free_port
 PROJECT = Path(__file__).resolve().parent.parent
 
 # A developer's shell or .env must not change a result.
+OURS = ("KAFKA_", "ELASTICSEARCH_", "KIBANA_", "STACK_", "COMPOSE_")
+ROLES = ("GENERATOR_", "CONSUMER_", "VERIFIER_", "REPLAYER_", "ADMIN_")
 for name in list(os.environ):
-    if name.startswith(("KAFKA_", "ELASTICSEARCH_", "KIBANA_", "STACK_")) and name != "STACK_CACHE":
+    if name.startswith((*OURS, *ROLES)) and name not in ("STACK_CACHE", "COMPOSE_GO"):
         del os.environ[name]
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
 
@@ -44,15 +46,18 @@ def new_stack(state: Path, *overlays: str) -> Stack:
     files = [PROJECT / file for file in ("docker-compose.yml", *overlays)]
     names = {name for file in files for name in re.findall(r"\$\{(\w+_PORT)\b", file.read_text())}
     ports = {name: str(free_port()) for name in names}
-    return Stack(files, {**os.environ, **ports, "STACK_STATE": str(state)})
+    given = {"STACK_STATE": str(state), "PROMETHEUS_SCRAPE_INTERVAL": "1s"}
+    return Stack(files, {**os.environ, **ports, **given})
 
 
 @pytest.fixture(scope="session")
 def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    """Real ZooKeeper, Kafka and Elasticsearch, for the whole session."""
-    servers = new_stack(tmp_path_factory.mktemp("stack"), "tests/faults/proxied.yml")
+    """Real ZooKeeper, Kafka and Elasticsearch, for the whole session; Prometheus can be added."""
+    overlays = ("tests/faults/proxied.yml", "docker-compose.monitoring.yml")
+    servers = new_stack(tmp_path_factory.mktemp("stack"), *overlays)
+    servers.default = ["kafka", "elasticsearch"]
     try:
         servers.up()
         yield servers

@@ -18,7 +18,8 @@ had begun to send is hidden from readers with isolation_level="read_committed"; 
 A group that commits nothing for 7 days (offsets.retention.minutes of the broker) is forgotten by
 Kafka: all letters that the topic still holds are pending then.
 
-Environment (or .env): KAFKA_BOOTSTRAP_SERVERS and KAFKA_TOPIC, as the consumer.
+Environment (or .env): KAFKA_BOOTSTRAP_SERVERS, KAFKA_TOPIC and KAFKA_CA_FILE, as the consumer;
+REPLAYER_KAFKA_USER and REPLAYER_KAFKA_PASSWORD where Kafka asks for them.
 
 Exit codes: 0 done, 1 Kafka unreachable, no such topic, or stopped midway; 2 wrong usage.
 """
@@ -26,7 +27,6 @@ Exit codes: 0 done, 1 Kafka unreachable, no such topic, or stopped midway; 2 wro
 import argparse
 import heapq
 import itertools
-import logging
 import os
 import re
 import sys
@@ -55,6 +55,8 @@ from kafka_to_elasticsearch import (  # noqa: E402  # works from any folder
     servers,
     topic_name,
 )
+from sensor_generator import RefusedError, explained  # noqa: E402
+from tools.connection import kafka_options  # noqa: E402
 
 BATCH = 500  # letters in one transaction
 TIMEOUT_MS = 30_000  # for an answer of Kafka, and until it gives up a killed replay's transaction
@@ -101,7 +103,7 @@ def read_letter(message: Any, topic: str) -> Letter:
 class DeadLetters:
     """The dead-letter topic, and how far replays have come in it."""
 
-    def __init__(self, brokers: list[str], topic: str) -> None:
+    def __init__(self, brokers: list[str], topic: str, security: dict[str, str]) -> None:
         self.topic = topic
         self.name = f"{topic}.dead-letter"
         self.group = f"{topic}.dead-letter-replay"
@@ -112,6 +114,7 @@ class DeadLetters:
             auto_offset_reset="earliest",  # when retention overtakes us, go on behind it
             isolation_level="read_committed",
             bootstrap_timeout_ms=10_000,
+            **security,
         )
 
     def bounds(self) -> tuple[Offsets, Offsets, Offsets]:
@@ -301,7 +304,7 @@ def within(timeout_ms: int, call: Callable[[], None]) -> None:
         raise KafkaTimeoutError("it does not answer") from exc
 
 
-def replay(letters: DeadLetters, brokers: list[str]) -> None:
+def replay(letters: DeadLetters, brokers: list[str], security: dict[str, str]) -> None:
     """Send each pending letter onward, and print what became of them.
 
     Raises:
@@ -316,6 +319,7 @@ def replay(letters: DeadLetters, brokers: list[str]) -> None:
         max_request_size=64 * 1024 * 1024,  # whatever could be read can be written
         max_block_ms=TIMEOUT_MS,
         bootstrap_timeout_ms=10_000,
+        **security,
     )
     try:
         producer.init_transactions()  # stops other replays, and undoes what they had begun
@@ -351,22 +355,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("replay", help="send the pending letters through the pipeline again")
     arguments = parser.parse_args(argv)
     load_dotenv(PROJECT / ".env")
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
     try:
+        security = kafka_options("REPLAYER")
         address = servers(os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092")
         topic = topic_name(os.environ.get("KAFKA_TOPIC") or "smart-city-sensors")
-    except argparse.ArgumentTypeError as exc:
+    except (argparse.ArgumentTypeError, ValueError) as exc:
         parser.error(str(exc))
     try:
-        letters = DeadLetters(address.split(","), topic)
+        with explained(address, "REPLAYER", security):
+            letters = DeadLetters(address.split(","), topic, security)
         with closing(letters.consumer):
             if arguments.command == "list":
                 print_letters(letters, arguments.last)
             else:
-                replay(letters, address.split(","))
+                replay(letters, address.split(","), security)
     except KafkaError as exc:
         fenced = "another replay of this topic has begun, or this one took too long"
         why = fenced if FENCED.search(repr(exc)) else f"Kafka at {address}: {one_line(exc)}"
+    except RefusedError as exc:
+        why = str(exc)
     except KeyboardInterrupt:
         why = "interrupted"
     else:

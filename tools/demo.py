@@ -8,7 +8,6 @@ The output is in French, like the dashboards.
 Environment (or .env): as the two scripts. Exit codes: 0 all agrees, 1 something does not.
 """
 
-import logging
 import os
 import subprocess
 import sys
@@ -24,7 +23,9 @@ from kafka.errors import KafkaError
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from kibana.server import Kibana, KibanaError  # noqa: E402  # works from any folder
+from kibana.server import KibanaError, kibana_at  # noqa: E402  # works from any folder
+from sensor_generator import RefusedError, explained  # noqa: E402
+from tools.connection import elasticsearch_client, kafka_options  # noqa: E402
 from tools.verify import Verdict, print_verdict, verify  # noqa: E402  # works from any folder
 
 LIVE_S = 30
@@ -131,7 +132,7 @@ def print_tables(client: Elasticsearch, index: str) -> None:
 def kibana_answers(url: str) -> bool:
     """Return whether a Kibana answers there."""
     try:
-        return bool(Kibana(url, space="", headers={}).version())
+        return bool(kibana_at(url).version())
     except KibanaError:
         return False
 
@@ -158,22 +159,21 @@ def print_next_steps() -> None:
 def main() -> int:
     """Run the demonstration; return the exit code (see the module docstring)."""
     load_dotenv(PROJECT / ".env")
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
     environ: Any = os.environ
     servers = environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092"
     topic = environ.get("KAFKA_TOPIC") or "smart-city-sensors"
-    url = environ.get("ELASTICSEARCH_URL") or "http://localhost:9200"
     index = environ.get("ELASTICSEARCH_INDEX") or "sensors_data"
     began = time.monotonic()
     try:
-        client = Elasticsearch(url, request_timeout=60)
+        security, client = kafka_options("VERIFIER"), elasticsearch_client("VERIFIER")
         ended_well = run_pipeline(client, index)
         say("\n── Vérification : chaque message du sujet est relu et cherché dans l'index")
-        verdict: Verdict = verify(servers, topic, client, index)
+        with explained(servers, "VERIFIER", security):
+            verdict: Verdict = verify(servers, topic, client, index, security=security)
         print_verdict(verdict, topic, index)
         say("\n── Ce que montre le tableau de bord\n")
         print_tables(client, index)
-    except (KafkaError, ApiError, TransportError, ValueError) as exc:
+    except (RefusedError, KafkaError, ApiError, TransportError, ValueError) as exc:
         sys.stderr.write(f"demo: {' '.join(str(exc).split())}\n")
         return 1
     kibana = environ.get("KIBANA_URL")

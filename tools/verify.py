@@ -7,11 +7,12 @@
 Every message of the topic is read again and must be in exactly one place: in the index, once and
 with the same values, or in the dead-letter topic, under its own partition and offset. Nothing else
 may be in the index, unless the topic has already forgotten its first messages. This is independent
-of the consumer: no code, and no document id, is shared with it. With a ledger, each message that it
-notes must also be in the topic where Kafka acknowledged it, byte for byte; the malformed ones must
-be in the dead letters, and no other.
+of the consumer: no code that reads a message, and no document id, is shared with it. With a ledger,
+each message that it notes must also be in the topic where Kafka acknowledged it, byte for byte; the
+malformed ones must be in the dead letters, and no other.
 
-Environment (or .env): as the consumer, see kafka_to_elasticsearch.py.
+Environment (or .env): as the consumer, see kafka_to_elasticsearch.py, with VERIFIER_ in the place
+of CONSUMER_.
 
 Exit codes: 0 they agree, 1 they do not, or a server is unreachable; 2 wrong usage.
 """
@@ -19,11 +20,10 @@ Exit codes: 0 they agree, 1 they do not, or a server is unreachable; 2 wrong usa
 import argparse
 import csv
 import json
-import logging
 import os
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -36,6 +36,12 @@ from elasticsearch.helpers import scan
 from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from sensor_generator import RefusedError, explained  # noqa: E402  # works from any folder
+from tools.connection import elasticsearch_client, kafka_options  # noqa: E402
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Key = tuple[str, int]  # sensor_id, epoch ms: what makes a reading
@@ -85,12 +91,13 @@ class Verdict:
         return not (wrong or (self.unexpected and not self.forgotten))
 
 
-def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], int]:
+def read_topic(servers: str, topic: str, security: Mapping[str, str]) -> tuple[Iterator[Any], int]:
     """Return the messages that the topic holds now, and the number that it has already deleted."""
     consumer = KafkaConsumer(
         bootstrap_servers=servers.split(","),
         isolation_level="read_committed",
         bootstrap_timeout_ms=10_000,
+        **security,
     )
     partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
     first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
@@ -133,9 +140,12 @@ def read(value: bytes | None) -> tuple[Key, tuple[Any, ...]] | None:
 
 
 def verify(
-    servers: str, topic: str, client: Elasticsearch, index: str, ledger: Path | None = None
-) -> Verdict:
+    servers: str, topic: str, client: Elasticsearch, index: str, ledger: Path | None = None,
+    security: Mapping[str, str] | None = None,
+) -> Verdict:  # fmt: skip
     """Compare topic, index, dead letters and, when it is given, the generator's ledger.
+
+    Security holds kafka-python's options for TLS and a password, if any.
 
     Raises:
         KafkaError, ApiError, TransportError: a server does not answer.
@@ -143,7 +153,7 @@ def verify(
     """
     verdict = Verdict()
     noted = read_ledger(ledger, verdict) if ledger else {}
-    letters, _ = read_topic(servers, f"{topic}.dead-letter")
+    letters, _ = read_topic(servers, f"{topic}.dead-letter", security or {})
     dead: set[Where] = set()
     for letter in letters:
         headers = dict(letter.headers)
@@ -158,7 +168,7 @@ def verify(
     verdict.indexed = client.count(index=index)["count"]
     accounted: set[Key] = set()
     rejected: dict[Key, list[tuple[Where, tuple[Any, ...]]]] = {}
-    messages, verdict.forgotten = read_topic(servers, topic)
+    messages, verdict.forgotten = read_topic(servers, topic, security or {})
     for message in messages:
         verdict.messages += 1
         where = (message.partition, message.offset)
@@ -229,15 +239,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="what the generator sent")
     ledger = parser.parse_args(argv).ledger
-    load_dotenv(Path(__file__).parent.with_name(".env"))
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    load_dotenv(PROJECT / ".env")
     servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092"
     topic = os.environ.get("KAFKA_TOPIC") or "smart-city-sensors"
-    url = os.environ.get("ELASTICSEARCH_URL") or "http://localhost:9200"
     index = os.environ.get("ELASTICSEARCH_INDEX") or "sensors_data"
     try:
-        verdict = verify(servers, topic, Elasticsearch(url, request_timeout=60), index, ledger)
-    except (KafkaError, ApiError, TransportError, OSError, ValueError) as exc:
+        security, client = kafka_options("VERIFIER"), elasticsearch_client("VERIFIER")
+    except ValueError as exc:
+        parser.error(str(exc))
+    try:
+        with explained(servers, "VERIFIER", security):
+            verdict = verify(servers, topic, client, index, ledger, security)
+    except (RefusedError, KafkaError, ApiError, TransportError, OSError, ValueError) as exc:
         sys.stderr.write(f"verify: cannot compare: {' '.join(str(exc).split())}\n")
         return 1
     print_verdict(verdict, topic, index)

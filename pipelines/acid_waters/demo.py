@@ -4,14 +4,15 @@
     make demo-acid_waters
 
 Starts the servers (Docker if an engine answers, natively otherwise), sends the samples at full
-speed with three faulty lots among them, integrates, repairs, restores and reprocesses, and ends
-with verify.py. The output is in French, like the README. It can be run again: lots that are there
-already are isolated as duplicates.
+speed with three faulty lots among them, integrates, repairs, restores, isolates and reprocesses,
+and ends with verify.py. The output is in French, like the README. It can be run again: lots that
+are there already are isolated as duplicates.
 
 Environment (or .env at the project's root): as the scripts.
 Exit codes: 0 all agrees, 1 it does not.
 """
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def step(title: str, *command: str) -> None:
     Raises:
         FailedError: it has failed.
     """
-    say(f"\n── {title}\n   $ python pipelines/acid_waters/{' '.join(command)}\n")
+    say(f"\n── {title}\n   $ python pipelines/acid_waters/{shlex.join(command)}\n")
     run([sys.executable, str(HERE / command[0]), *command[1:]])
 
 
@@ -105,6 +106,9 @@ def show() -> None:
     step("Ce que cette version a changé", versions, "show", "9")
     step("Retraiter le dernier bon lot, depuis l'archive", consumer, "--reprocess", "last")
     step("Revenir à la version complète", versions, "restore", "8")
+    lot = "LTM_Data_sample-000004"
+    step("Isoler un lot que l'on croit fautif", versions, "isolate", lot, "--reason", "à vérifier")
+    step("Il ne l'était pas : le retraiter", consumer, "--reprocess", lot)
     step("Vérification : sujet, versions, fichiers et mesures sont comparés", "verify.py")
 
 

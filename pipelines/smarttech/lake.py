@@ -48,6 +48,8 @@ SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.shuffle.partitions": "2",  # the default of 200 is as many tasks for each exchange
     "spark.databricks.delta.snapshotPartitions": "2",  # and 50 for the state of each table
+    # VACUUM lists a table in so many tasks: by default 10 000 of them, mostly empty.
+    "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
     "spark.sql.streaming.minBatchesToRetain": "20",  # of 100: smaller checkpoint folders
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",

@@ -128,6 +128,7 @@ def history(table: DeltaTable, number: int) -> str:
 def describe(folder: Path, version: int | None, rows: int, commits: int) -> str:
     """Return everything about a table, as it is or was in a version."""
     table = DeltaTable(str(folder))
+    versions = history(table, commits)  # now: of an older version the library numbers them wrongly
     if version is not None:
         if version > (newest := table.version()):
             raise ValueError(f"there is no version {version}, the newest is {newest}")
@@ -139,7 +140,7 @@ def describe(folder: Path, version: int | None, rows: int, commits: int) -> str:
         f"{len(table.file_uris())} files, partitioned by {', '.join(metadata.partition_columns)}",
         grid(["column", "type"], schema),
         f"last {rows} rows\n{last_rows(table, rows)}",
-        f"history\n{history(table, commits)}",
+        f"history\n{versions}",
     ]
     return "\n\n".join(parts)
 

@@ -11,7 +11,8 @@ What happens to a record:
 
 A batch is a stretch of offsets that Spark has noted in checkpoint/ before it is worked on. Its
 files lie in folders of its number; when a batch is done again, after a crash, what it had left
-there is deleted first. So every reader finds each row once, not only one that knows Spark's log.
+there, and in _temporary, is deleted first. So every reader finds each row once, not only one that
+knows Spark's log.
 
 Rules, and where they are from:
     amount      a decimal number, more than 0, at most 1 000 000 000, with at most two decimals
@@ -315,7 +316,10 @@ class Writer:
         """Delete what an earlier attempt has left of a batch."""
         jvm: Any = self.spark.sparkContext._jvm  # Hadoop has no interface in Python
         configuration = self.spark.sparkContext._jsc.hadoopConfiguration()
-        for pattern in (f"{OUTPUT}/date=*/batch_id={batch_id}", f"{REJECTS}/batch_id={batch_id}"):
+        # _temporary: what a job that was killed while it committed has left there, Hadoop takes for
+        # a part of the next job, and commits with it.
+        left = (f"{OUTPUT}/date=*/batch_id={batch_id}", f"{REJECTS}/batch_id={batch_id}")
+        for pattern in (*left, f"{OUTPUT}/_temporary", f"{REJECTS}/_temporary"):
             path = jvm.org.apache.hadoop.fs.Path(self.store.url(pattern))
             files = path.getFileSystem(configuration)
             for found in files.globStatus(path) or []:

@@ -12,6 +12,7 @@ BUILDERS: dict[str, Callable[[Service, Site], Server]] = {
     "cp-kafka": kafka.kafka,
     "cp-kafka-connect": connect.connect,
     "elasticsearch": elasticsearch.elasticsearch,
+    "elasticsearch-exporter": prometheus.elasticsearch_exporter,
     "hadoop": hdfs.hadoop,
     "minio": s3.minio,
     "postgres": postgresql.postgresql,

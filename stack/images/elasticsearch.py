@@ -1,11 +1,16 @@
 """Elasticsearch: the distribution that Maven Central has, run as a user that is not root.
 
 The image takes names with a dot for settings (elastic/elasticsearch, bin/elasticsearch-env).
+What is mounted into its configuration is copied there: it reads nothing outside of that folder.
 """
 
 import json
 import shutil
+import ssl
+import urllib.error
 import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
 
 from stack.compose import Service
 from stack.servers import (
@@ -17,6 +22,8 @@ from stack.servers import (
     unprivileged_folder,
     unprivileged_user,
 )
+
+CONFIG = "/usr/share/elasticsearch/config"
 
 
 def elasticsearch(service: Service, site: Site) -> Server:
@@ -44,6 +51,7 @@ def elasticsearch(service: Service, site: Site) -> Server:
         for name in ("data", "logs", "config", "tmp"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         shutil.copytree(home / "config", folder / "config", dirs_exist_ok=True)
+        copy_mounts(service, folder / "config")
         lines = [f"{name}: {json.dumps(value)}\n" for name, value in sorted(settings.items())]
         (folder / "config/elasticsearch.yml").write_text("".join(lines))
         give_away(folder)
@@ -54,7 +62,7 @@ def elasticsearch(service: Service, site: Site) -> Server:
         address=f"127.0.0.1:{port}",
         marker=data,
         command=[str(home / "bin/elasticsearch"), data],
-        is_ready=lambda: elasticsearch_is_ready(port),
+        is_ready=lambda: elasticsearch_is_ready(port, settings, folder / "config"),
         environment={
             "ES_JAVA_HOME": str(java_home(site.environ)),
             "ES_JAVA_OPTS": service.environment.get("ES_JAVA_OPTS", ""),
@@ -66,11 +74,27 @@ def elasticsearch(service: Service, site: Site) -> Server:
     )
 
 
-def elasticsearch_is_ready(port: int) -> bool:
-    """Ask Elasticsearch whether its indices are at least yellow."""
-    url = f"http://127.0.0.1:{port}/_cluster/health?wait_for_status=yellow&timeout=1s"
+def copy_mounts(service: Service, config: Path) -> None:
+    """Copy what the service sees through its mounts into its configuration."""
+    for inside, source in service.binds.items():
+        target = config / Path(inside).relative_to(CONFIG)
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        else:
+            shutil.copy(source, target)
+
+
+def elasticsearch_is_ready(port: int, settings: Mapping[str, str], config: Path) -> bool:
+    """Ask Elasticsearch whether its indices are at least yellow, or it asks back who we are."""
+    is_tls = settings.get("xpack.security.http.ssl.enabled") == "true"
+    scheme = "https" if is_tls else "http"
+    url = f"{scheme}://127.0.0.1:{port}/_cluster/health?wait_for_status=yellow&timeout=1s"
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
+        authority = settings["xpack.security.http.ssl.certificate_authorities"] if is_tls else None
+        context = ssl.create_default_context(cafile=config / authority) if authority else None
+        with urllib.request.urlopen(url, timeout=5, context=context) as response:
             return bool(response.status == 200)
+    except urllib.error.HTTPError as exc:
+        return exc.code == 401
     except OSError:
         return False

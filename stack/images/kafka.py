@@ -10,6 +10,7 @@ that shows the broker's metrics to Prometheus, configured by JMX_EXPORTER_CONFIG
 """
 
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from kafka import KafkaAdminClient
@@ -33,6 +34,7 @@ ZOOKEEPER_SETTINGS = {
 # Variables that the image gives to the Java process, not to Kafka's configuration.
 KAFKA_JVM_VARIABLES = {"KAFKA_HEAP_OPTS", "KAFKA_OPTS", "KAFKA_JMX_OPTS"}
 KAFKA_TOOLS = {
+    "kafka-acls": "kafka.admin.AclCommand",
     "kafka-console-consumer": "org.apache.kafka.tools.consumer.ConsoleConsumer",
     "kafka-console-producer": "kafka.tools.ConsoleProducer",
     "kafka-consumer-groups": "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
@@ -84,7 +86,9 @@ def zookeeper(service: Service, site: Site) -> Server:
 def kafka(service: Service, site: Site) -> Server:
     """Return the server of a cp-kafka service."""
     settings = {
-        kafka_property(name): site.on_host(value.replace("//0.0.0.0:", f"//{service.name}:"))
+        kafka_property(name): site.bound(
+            service, site.on_host(value.replace("//0.0.0.0:", f"//{service.name}:"))
+        )
         for name, value in service.environment.items()
         if name.startswith("KAFKA_") and name not in KAFKA_JVM_VARIABLES
     }
@@ -112,7 +116,7 @@ def kafka(service: Service, site: Site) -> Server:
         address=f"127.0.0.1:{port}",
         marker=str(file),
         command=[*site.java(jars, options), "kafka.Kafka", str(file)],
-        is_ready=lambda: kafka_is_ready(port),
+        is_ready=lambda: kafka_is_ready(settings),
         prepare=prepare,
     )
 
@@ -143,7 +147,7 @@ def console_tool(site: Site, service: Service, tool: str, arguments: list[str]) 
     """
     if tool not in KAFKA_TOOLS:
         raise StackError(f"unknown tool {tool}: there is {', '.join(sorted(KAFKA_TOOLS))}")
-    moved = [site.on_host(argument) for argument in arguments]
+    moved = [site.bound(service, site.on_host(argument)) for argument in arguments]
     options = ["-Xmx256m", "-Dstack.log.level=WARN"]
     jars = fetch_jars(kafka_version(service), site)
     return [*site.java(jars, options), KAFKA_TOOLS[tool], *moved]
@@ -191,6 +195,17 @@ def kafka_property(variable: str, prefix: str = "KAFKA_") -> str:
     return name.replace("___", "-").replace("__", "\0").replace("_", ".").replace("\0", "_")
 
 
+def listener_entry(listing: str, start: str) -> str:
+    """Return what follows a listener's name in a list.
+
+    >>> listener_entry("INTERNAL:PLAINTEXT,HOST:SSL", "HOST:")
+    'SSL'
+    """
+    return next(
+        entry.removeprefix(start) for entry in listing.split(",") if entry.startswith(start)
+    )
+
+
 def zookeeper_is_ready(port: int) -> bool:
     """Ask ZooKeeper for its state with the four-letter command srvr."""
     try:
@@ -201,13 +216,23 @@ def zookeeper_is_ready(port: int) -> bool:
         return False
 
 
-def kafka_is_ready(port: int) -> bool:
-    """Ask the broker for the cluster's metadata."""
+def kafka_is_ready(settings: Mapping[str, str]) -> bool:
+    """Ask the broker for the cluster's metadata, as a broker: by the listener that those have."""
+    listener = settings["inter.broker.listener.name"]
+    address = listener_entry(settings["advertised.listeners"], f"{listener}://")
+    options = {}
+    if listener_entry(settings["listener.security.protocol.map"], f"{listener}:") == "SSL":
+        options = {
+            "security_protocol": "SSL",
+            "ssl_cafile": settings["ssl.truststore.location"],
+            "ssl_certfile": settings["ssl.keystore.location"],
+        }
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=2):
+        host, _, port = address.partition(":")
+        with socket.create_connection((host, int(port)), timeout=2):
             pass  # the client below logs every refused connection
         with KafkaAdminClient(
-            bootstrap_servers=f"127.0.0.1:{port}", bootstrap_timeout_ms=5000
+            bootstrap_servers=address, bootstrap_timeout_ms=5000, **options
         ) as admin:
             return bool(admin.describe_cluster()["brokers"])
     except (OSError, KafkaError):

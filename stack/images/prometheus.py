@@ -1,8 +1,8 @@
-"""Prometheus: the program of Debian's package, without installing that.
+"""Prometheus, and the exporter of Elasticsearch's metrics: the programs of Debian's packages.
 
-Installed, the package would also start a Prometheus of its own on port 9090 of every interface. So
-a `prometheus` on the PATH is used when there is one; else the package is only unpacked, into the
-cache, which needs no root.
+Installed, each package would also start a server of its own, Prometheus on port 9090 of every
+interface. So a program on the PATH is used when there is one; else the package is only unpacked,
+into the cache, which needs no root.
 """
 
 import shutil
@@ -14,6 +14,7 @@ from stack.servers import Server, Site, refuse_unknown, run, say, write
 
 CONFIG, DATA = "/etc/prometheus/prometheus.yml", "/prometheus"
 LISTEN = "--web.listen-address="
+EXPORTER_PORT = 9114
 
 
 def prometheus(service: Service, site: Site) -> Server:
@@ -28,13 +29,13 @@ def prometheus(service: Service, site: Site) -> Server:
     )
     if not address.startswith("127.0.0.1:"):
         raise StackError(f"{service.name}: its command needs {LISTEN}127.0.0.1:PORT")
-    program = find_program(site.cache)
+    program = find_program("prometheus", site.cache)
 
     def prepare() -> None:
-        if not program.exists():
-            unpack_package(program)
+        unpack_package(program)
         data.mkdir(parents=True, exist_ok=True)
-        write(file, service.configs[CONFIG])
+        for target, content in service.configs.items():  # rules lie beside what names them
+            write(file if target == CONFIG else file.parent / Path(target).name, content)
 
     return Server(
         name=service.name,
@@ -42,39 +43,62 @@ def prometheus(service: Service, site: Site) -> Server:
         address=address,
         marker=str(file),
         command=[str(program), *(moved.get(part, part) for part in service.command)],
-        is_ready=lambda: prometheus_is_ready(address),
+        is_ready=lambda: answers(f"http://{address}/-/ready"),
         prepare=prepare,
     )
 
 
-def find_program(cache: Path) -> Path:
-    """Return where the program is, or will be when the package has been unpacked."""
-    installed = shutil.which("prometheus")
-    return Path(installed) if installed else cache / "prometheus-debian/usr/bin/prometheus"
+def elasticsearch_exporter(service: Service, site: Site) -> Server:
+    """Return the server of an elasticsearch-exporter service.
+
+    It asks for the cluster's name first, and waits 10 s for it: the native Elasticsearch has no
+    page that tells it.
+    """
+    refuse_unknown(service, set(service.environment))
+    address = f"127.0.0.1:{site.host_port(service.name, EXPORTER_PORT)}"
+    program = find_program("prometheus-elasticsearch-exporter", site.cache)
+    arguments = [site.on_host(part) for part in service.command]
+    return Server(
+        name=service.name,
+        depends_on=service.depends_on,
+        address=address,
+        marker=f"{LISTEN}{address}",
+        command=[str(program), f"{LISTEN}{address}", *arguments],
+        is_ready=lambda: answers(f"http://{address}/healthz"),
+        prepare=lambda: unpack_package(program),
+    )
+
+
+def find_program(package: str, cache: Path) -> Path:
+    """Return where a package's program is, or will be when the package has been unpacked."""
+    installed = shutil.which(package)
+    return Path(installed) if installed else cache / f"{package}-debian/usr/bin/{package}"
 
 
 def unpack_package(program: Path) -> None:
-    """Fetch Debian's package and unpack it around the place where the program shall be.
+    """Fetch Debian's package and unpack it around the place where its program shall be.
 
     Raises:
         StackError: this is no Debian or Ubuntu, or the package cannot be fetched.
     """
+    if program.exists():
+        return
+    package, folder = program.name, program.parents[2]
     if not shutil.which("apt-get"):
-        raise StackError("prometheus is not installed: install it with your system's tools")
-    folder = program.parents[2]
+        raise StackError(f"{package} is not installed: install it with your system's tools")
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    say(f"prometheus: fetching Debian's package once into {folder} ...")
-    download = f'cd "{partial}" && apt-get download -qq prometheus && dpkg-deb -x *.deb .'
-    run(["sh", "-c", download], "fetching prometheus (sudo apt-get update may help)")
+    say(f"{package}: fetching Debian's package once into {folder} ...")
+    download = f'cd "{partial}" && apt-get download -qq {package} && dpkg-deb -x *.deb .'
+    run(["sh", "-c", download], f"fetching {package} (sudo apt-get update may help)")
     partial.rename(folder)  # all or nothing
 
 
-def prometheus_is_ready(address: str) -> bool:
-    """Ask Prometheus whether it serves queries."""
+def answers(url: str) -> bool:
+    """Ask for a page that is there only when the program serves."""
     try:
-        with urllib.request.urlopen(f"http://{address}/-/ready", timeout=5) as response:
+        with urllib.request.urlopen(url, timeout=5) as response:
             return bool(response.status == 200)
     except OSError:
         return False

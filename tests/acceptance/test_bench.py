@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benches import generator, growth, latency, report, scene, throughput
+from benches import generator, growth, latency, outage, report, scene, throughput
 from benches.scene import BenchError, Scene
 from stack.__main__ import Stack
 
@@ -96,17 +96,24 @@ def test_growth_is_measured_along_each_series(
 
 
 def test_the_generator_is_measured_beside_other_producers(bench: Scene) -> None:
-    found, left_out = generator.measure(
-        bench, rates_hz=[500], duration_s=2, readings=30_000, turns=1
-    )
+    found = generator.measure(bench, rates_hz=[500], duration_s=2, readings=30_000, turns=1)
     assert found["paced"]["500"]["rate_hz"][0] > 0
-    measured = {"generator", "kafka-producer-perf-test"} | ({"confluent-kafka"} - set(left_out))
+    measured = {"generator", "kafka-producer-perf-test", "confluent-kafka"}
     assert set(found["at_once"]) == measured
     assert all(row["messages_per_s"][0] > 0 for row in found["at_once"].values())
     parameters = {"readings": 30_000, "runs": 1, "duration_s": 2}
-    text = written(bench, "generator", parameters, found, left_out=left_out)
+    text = written(bench, "generator", parameters, found)
     assert "kafka-producer-perf-test" in text
-    assert all(f"confluent-kafka : pas mesuré ({why})" in text for why in left_out.values())
+
+
+def test_the_lag_is_measured_while_a_server_is_away(bench: Scene) -> None:
+    found = outage.measure(bench, rate=100, calm_s=1, names=["elasticsearch killed"])
+    (fault,) = found["faults"].values()
+    assert fault["peak_lag"] > 0
+    assert found["lag"][-1][1] == 0
+    assert found["readings"] > 100
+    parameters = {"rate_hz": 100, "elasticsearch_away_s": 15, "partitions": 3}
+    assert "Elasticsearch tué" in written(bench, "outage", parameters, found)
 
 
 INDEX_500 = """

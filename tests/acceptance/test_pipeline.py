@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,7 @@ def test_malformed_messages_stop_nothing(pipeline: Pipeline) -> None:
         "in_flight": 0,
     }
     letters = pipeline.dead_letters()
-    assert sorted(letter.value for letter in letters) == sorted(value or b"" for value in bad)
+    assert Counter(letter.value for letter in letters) == Counter(bad)
     offsets = {int(dict(letter.headers)["source.offset"]) for letter in letters}
     assert {m.offset for m in pipeline.messages() if m.partition == 0 and m.value in bad} == offsets
     assert verify(pipeline.kafka, pipeline.topic, pipeline.client, pipeline.index).holds
@@ -414,7 +415,7 @@ def test_a_server_that_restarts_in_mid_run_costs_nothing(
     assert generator.returncode == 0, err
     wait_until(lambda: indexed(pipeline) == 3000, "all are indexed", timeout_s=90)
     err = interrupt(consumer)
-    said = "messages wait" if name == "elasticsearch" else "ERROR kafka."
+    said = "messages wait" if name == "elasticsearch" else "ERROR kafka"
     assert said in err
     assert_all_indexed(pipeline)
 

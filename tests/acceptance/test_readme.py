@@ -18,7 +18,11 @@ from stack.servers import free_port
 from tests.conftest import PROJECT, Pipeline
 
 README = (PROJECT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(bash|text)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+# That section's commands are for other servers: tests/integration/test_secure.py.
+PLAIN = re.sub(
+    r"^## Sur un réseau partagé\n.*?(?=^## )", "", README, flags=re.MULTILINE | re.DOTALL
+)
+BLOCKS = re.findall(r"^```(bash|text)\n(.*?)^```", PLAIN, flags=re.MULTILINE | re.DOTALL)
 RUNS_UNTIL_STOPPED = re.compile(
     r"^python (sensor_generator|kafka_to_elasticsearch)\.py"
     r"(?!.*(--count|--backfill|--until|--duration|--list-sensors|--exit-when-idle))"
@@ -87,9 +91,8 @@ def run(command: str, folder: Path, environ: dict[str, str]) -> str:
 def test_every_command_works_and_prints_what_readme_shows(
     stack: Stack, pipeline: Pipeline, copy: Path, tmp_path: Path
 ) -> None:
-    ports = {
-        f"{n.upper()}_HOST_PORT": s.address.rpartition(":")[2] for n, s in stack.servers.items()
-    }
+    given = stack.site.environ.items()
+    ports = {name: value for name, value in given if name.endswith(("_PORT", "_INTERVAL"))}
     environ = {
         **os.environ,
         **ports,

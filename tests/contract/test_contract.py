@@ -17,13 +17,15 @@ import yaml
 
 import kafka_to_elasticsearch as indexer
 import sensor_generator as generator
-from stack.compose import load_services
+from stack.compose import StackError, load_services
+from tools import secure
 
 PROJECT = Path(__file__).resolve().parents[2]
 MAPPING = json.loads((PROJECT / "mappings/sensors_data.json").read_text())
 PROPERTIES: dict[str, Any] = MAPPING["mappings"]["properties"]
 README = PROJECT / "README.md"
 COMPOSE = PROJECT / "docker-compose.yml"
+KRAFT, SECURE = PROJECT / "docker-compose.kraft.yml", PROJECT / "docker-compose.secure.yml"
 OVERLAYS = sorted([*PROJECT.glob("docker-compose.*.yml"), *PROJECT.glob("pipelines/*/compose.yml")])
 
 
@@ -139,11 +141,26 @@ def test_env_example_names_every_variable_with_its_default() -> None:
     used |= dict.fromkeys(re.findall(r'"(KIBANA_\w+)"', kibana), "")
     used |= dict(re.findall(r'"(KIBANA_\w+)"\) or "([^"]+)"', kibana))
     # What an overlay requires has its value in .env.example only.
-    required = {n for f in OVERLAYS for n in re.findall(r"\$\{(\w+):\?", f.read_text())}
+    required = {
+        n for f in OVERLAYS if f != SECURE for n in re.findall(r"\$\{(\w+):\?", f.read_text())
+    }
     assert not required & used.keys()
     assert all(example[name] for name in required)
     used |= {name: example[name] for name in required}
+    # The secure variant: what is empty by default, or has the default of the other variants.
+    used |= {name: used.get(name, "") for name in [*secure.settings({}), *secure.new_secrets()]}
+    used |= {"COMPOSE_FILE": "docker-compose.yml", "CONSUMER_ELASTICSEARCH_API_KEY": ""}
     assert example == used
+
+
+def test_the_secure_variant_does_not_start_with_the_placeholders_of_env_example() -> None:
+    example = variables((PROJECT / ".env.example").read_text())
+    secrets = set(re.findall(r"\$\{(\w+):\?", SECURE.read_text()))
+    assert secrets == {"KIBANA_SERVICE_TOKEN", "KIBANA_ENCRYPTION_KEY"}
+    for name in secrets:
+        others = dict.fromkeys(secrets - {name}, "a secret")
+        with pytest.raises(StackError, match=rf"{name} is not set: run python tools/secure.py"):
+            load_services((COMPOSE, KRAFT, SECURE), {**example, **others})
 
 
 def test_both_scripts_have_the_same_defaults_and_document_them() -> None:
@@ -170,7 +187,7 @@ def test_twins_in_the_two_scripts_are_equal() -> None:
             line for line in lines if "elastic_transport" not in line and '"""' not in line
         )
 
-    for name in ("Throttle", "configure_logging", "servers"):
+    for name in ("Throttle", "configure_logging", "port_number", "servers", "speaks_tls", "login"):
         assert body("sensor_generator.py", name) == body("kafka_to_elasticsearch.py", name)
 
 
@@ -209,7 +226,9 @@ def resolved(*files: Path) -> dict[str, Any]:
         candidates.append(["docker-compose", *chosen, "config"])
     printed = ""
     for command in candidates:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = subprocess.run(
+            command, cwd=files[0].parent, capture_output=True, text=True, check=False
+        )
         if found.returncode == 0:
             return dict(yaml.safe_load(found.stdout))
         printed += found.stderr
@@ -233,9 +252,20 @@ def published(port: dict[str, Any] | str) -> tuple[int, int]:
     return int(inside), int(host)
 
 
+def mounts(service: dict[str, Any]) -> dict[str, Path]:
+    """Return what a container sees of this machine: its path -> ours."""
+    given = (
+        dict(zip(("source", "target"), volume.split(":"), strict=False))
+        if isinstance(volume, str)
+        else volume
+        for volume in service.get("volumes", [])
+    )
+    return {v["target"]: Path(v["source"]) for v in given if v["source"].startswith("/")}
+
+
 @pytest.mark.parametrize(
     "files",
-    [(COMPOSE,), *((COMPOSE, overlay) for overlay in OVERLAYS)],
+    [(COMPOSE,), (COMPOSE, KRAFT, SECURE), *((COMPOSE, o) for o in OVERLAYS if o != SECURE)],
     ids=lambda files: in_project(files[-1]),
 )
 def test_the_native_stack_reads_the_files_as_compose_does(
@@ -245,7 +275,8 @@ def test_the_native_stack_reads_the_files_as_compose_does(
     copies = [tmp_path / f"{number}.yml" for number, _ in enumerate(files)]
     for file, copy in zip(files, copies, strict=True):  # compose-go alone knows no variables
         required = re.compile(r"\$\{(\w+):\?[^}]*\}")
-        copy.write_text(required.sub(lambda match: example[match[1]], file.read_text()))
+        copy.write_text(required.sub(lambda match: example[match[1]] or "x", file.read_text()))
+    shutil.copytree(PROJECT / "monitoring", tmp_path / "monitoring")  # files that they name
     monkeypatch.setenv("COMPOSE_PROFILES", "*")
     theirs = resolved(*copies)["services"]
     ours = load_services(copies, {})
@@ -256,6 +287,9 @@ def test_the_native_stack_reads_the_files_as_compose_does(
         assert set(service.depends_on) == set(theirs[name].get("depends_on", {}))
         assert service.profiles == theirs[name].get("profiles", [])
         assert service.ports == dict(map(published, theirs[name].get("ports", [])))
+        configs = theirs[name].get("configs", [])
+        assert set(service.configs) == {config["target"] for config in configs}
+        assert service.binds == mounts(theirs[name])
 
 
 def test_the_services_are_those_that_the_readme_names() -> None:
@@ -274,6 +308,17 @@ def test_every_image_is_pinned_and_every_port_is_on_loopback(file: Path) -> None
         assert service["healthcheck"]["test"], name
         conditions = [need["condition"] for need in service.get("depends_on", {}).values()]
         assert set(conditions) <= {"service_healthy"}
+
+
+def test_every_port_of_the_secure_variant_is_on_loopback_and_every_server_has_tls() -> None:
+    services = yaml.safe_load(SECURE.read_text())["services"]
+    assert set(services) == {"kafka", "elasticsearch", "kibana"}
+    for service in services.values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    protocols = services["kafka"]["environment"]["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"]
+    assert set(re.findall(r":(\w+)", protocols)) == {"SSL", "SASL_SSL"}
+    assert services["elasticsearch"]["environment"]["xpack.security.http.ssl.enabled"] == "true"
+    assert services["kibana"]["environment"]["SERVER_SSL_ENABLED"] == "true"
 
 
 def test_kibana_has_the_version_of_elasticsearch() -> None:
@@ -323,7 +368,14 @@ def test_the_two_connectors_have_documented_options_and_agree() -> None:
 
 
 def test_the_two_scripts_import_nothing_of_the_project() -> None:
-    allowed = {"dotenv", "elasticsearch", "kafka", "msgspec", "prometheus_client"}
+    allowed = {
+        "confluent_kafka",
+        "dotenv",
+        "elasticsearch",
+        "kafka",
+        "msgspec",
+        "prometheus_client",
+    }
     for script in ("sensor_generator.py", "kafka_to_elasticsearch.py"):
         imported = set(
             re.findall(r"^(?:from|import) (\w+)", (PROJECT / script).read_text(), re.MULTILINE)
@@ -336,5 +388,6 @@ def test_readme_names_only_files_that_are_there() -> None:
     named = re.findall(
         r"`([\w./-]+/|[\w./-]+\.(?:py|yml|json|txt|md|toml|example))`", README.read_text()
     )
-    missing = [name for name in set(named) if name != ".env" and not (PROJECT / name).exists()]
+    made = {".env", ".secure/"}
+    missing = [name for name in set(named) - made if not (PROJECT / name).exists()]
     assert missing == []

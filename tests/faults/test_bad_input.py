@@ -7,17 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from random import Random
-from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest.mock import Mock
 
 import pytest
+from confluent_kafka import Message
 from elasticsearch import TransportError
 from elasticsearch.helpers import scan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka import KafkaProducer
-from kafka.structs import TopicPartition
 
 import kafka_to_elasticsearch as indexer
 from tests.conftest import Pipeline
@@ -36,7 +35,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Case = tuple[bytes | None, Expected]
 SEED = 20250601
-PARTITION = TopicPartition("t", 0)
 
 # The kinds that are refused although Elasticsearch would index their bytes as they are, and why.
 UNREADABLE = "stored as it came: a search that finds it has an answer that is not JSON, or none"
@@ -79,7 +77,7 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def added(value: bytes | None) -> indexer.Batch:
     """Return a batch with this message alone."""
     batch = indexer.Batch()
-    batch.add(PARTITION, [SimpleNamespace(offset=0, value=value)])
+    batch.add(0, [Message(topic="t", partition=0, offset=0, value=value)])
     return batch
 
 

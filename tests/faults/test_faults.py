@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import signal
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +25,8 @@ from kafka.structs import TopicPartition
 from stack.servers import free_port
 from tests.conftest import wait_until
 from tests.faults.proxy import (
+    Answer,
+    Forward,
     cut_answer,
     delay,
     forget_items,
@@ -336,10 +339,7 @@ def test_terminated_while_kafka_is_away_the_generator_says_what_is_open(scene: S
 
 # Rebalances.
 
-EAGER = """
-from kafka.coordinator.assignors.range import RangePartitionAssignor
-indexer.ASSIGNORS = (RangePartitionAssignor,)
-"""
+EAGER = 'indexer.ASSIGNOR = "range"'
 
 
 @pytest.mark.slow
@@ -368,7 +368,7 @@ def test_three_consumers_come_and_go_and_partitions_are_added(scene: Scene, chan
 
 @pytest.mark.slow
 def test_rebalance_on_a_slow_connection(scene: Scene) -> None:
-    """kafka-python forgot a join that took longer than a poll, and committed no more."""
+    """Some clients forget a join that takes longer than a poll, and commit no more."""
     scene.backlog(300)
     scene.kafka.latency_s = 0.15
     scene.start_consumer()
@@ -388,7 +388,7 @@ def test_rebalance_on_a_slow_connection(scene: Scene) -> None:
 def test_elasticsearch_absent_at_the_start(scene: Scene) -> None:
     scene.backlog(300)
     scene.stack.down(["elasticsearch"])
-    scene.start_consumer()
+    scene.start_consumer("--wait", "180")  # on a busy machine Elasticsearch starts slowly
     wait_until(lambda: "waiting for Elasticsearch" in scene.logs(), "it waits")
     scene.stack.up()
     assert scene.drain().indexed == 300
@@ -473,8 +473,8 @@ def test_alias_moved_and_removed_under_load(scene: Scene) -> None:
 def test_retention_deletes_what_was_not_read(scene: Scene) -> None:
     scene.backlog(20_000)
     scene.bulks.fault = refuse(503)
-    scene.changes = "indexer.BULK_READINGS = indexer.POLL_READINGS = 50"
-    scene.changes += "\nindexer.FETCH_BYTES = 4096"  # it has read little ahead
+    scene.changes = "indexer.BULK_READINGS = indexer.POLL_MESSAGES = 50"
+    scene.changes += "\nindexer.FETCH_BYTES = 4096; indexer.READ_AHEAD_KB = 1"  # it reads little
     scene.start_consumer()
     wait_until(lambda: "messages wait" in scene.logs(), "it waits")
     with KafkaAdminClient(bootstrap_servers=scene.pipeline.kafka) as admin:
@@ -512,7 +512,7 @@ def test_topic_made_anew_in_mid_run(scene: Scene, count: int) -> None:
     wait_until(
         lambda: wanted <= {m.value for m in scene.pipeline.dead_letters()}, "all are settled"
     )
-    assert "was made anew" in scene.logs()
+    wait_until(lambda: "was made anew" in scene.logs(), "the log says so")
 
 
 def test_a_message_larger_than_a_fetch(scene: Scene) -> None:
@@ -611,11 +611,19 @@ def lags(found: dict[str, float]) -> dict[str, float]:
 def test_the_accounts_close_at_every_moment(scene: Scene) -> None:
     port = free_port()
     scene.pipeline.send(*[b"bad"] * 50)
-    scene.backlog(20_000)
-    scene.bulks.fault = delay(0.05)
+    scene.backlog(3_000)
+    scene.changes = "indexer.BULK_READINGS = 100"
+    held = threading.Semaphore(0)  # a bulk passes for each question, so that there is what to see
+
+    def hold(body: bytes, forward: Forward) -> Answer:
+        held.acquire()
+        return forward(body)
+
+    scene.bulks.fault = hold
     scene.start_consumer("--metrics-port", str(port))
     seen = set()
-    while scene.pipeline.committed() < 20_050:
+    while scene.pipeline.committed() < 3_050:
+        held.release()
         if not (found := metrics(port)):
             continue
         outcomes = ("consumed", "indexed", "duplicates", "dead_lettered")
@@ -625,6 +633,7 @@ def test_the_accounts_close_at_every_moment(scene: Scene) -> None:
         assert consumed == sum(settled) + found["smart_city_in_flight"]
         seen.add(consumed)
     assert len(seen) > 3
+    scene.bulks.fault = None
     assert scene.drain().holds
 
 
@@ -647,7 +656,7 @@ def peak_memory_mb(pid: int) -> float:
 
 @pytest.mark.parametrize(
     ("size_bytes", "count", "bound_mb"),
-    [(100_000, 600, 150), (5_000_000, 300, 1300)],
+    [(0, 0, 150), (100_000, 600, 250), (5_000_000, 300, 1300)],
 )
 @pytest.mark.slow
 def test_memory_is_bounded_whatever_the_backlog_and_the_outage(
@@ -661,7 +670,7 @@ def test_memory_is_bounded_whatever_the_backlog_and_the_outage(
     ) as producer:
         for partition in itertools.islice(itertools.cycle(range(6)), count):
             producer.send(scene.pipeline.topic, b"x" * size_bytes, partition=partition)
-    scene.backlog(60_000)
+    scene.backlog(200_000)
     scene.bulks.fault = refuse(503)
     consumer = scene.start_consumer()
     wait_until(lambda: "stuck: " in scene.logs(), "it can read no more")
@@ -669,7 +678,7 @@ def test_memory_is_bounded_whatever_the_backlog_and_the_outage(
     peaks = [peak_memory_mb(consumer.pid)]
     scene.bulks.fault = None
     verdict = scene.drain()
-    assert (verdict.indexed, verdict.dead_lettered) == (60_000, count)
+    assert (verdict.indexed, verdict.dead_lettered) == (200_000, count)
     assert verdict.holds
     peaks.append(peak_memory_mb(consumer.pid))
     scene.say(f"peaks in MB, in the outage and after it: {peaks}")

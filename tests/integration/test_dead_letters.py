@@ -155,7 +155,7 @@ def test_the_list_shows_each_letter_and_counts_them_by_cause(pipeline: Pipeline)
     times = {message.offset: message.timestamp for message in pipeline.messages()}
     assert [row[0] for row in shown] == [dead_letters.utc(times[offset]) for offset in range(7)]
     assert shown[0][2:] == ["k", "invalid: JSON is malformed: inv...", "not json"]
-    assert shown[2][2:] == ["k", "invalid: empty message", "(empty)"]
+    assert shown[2][2:] == ["k", "invalid: empty message", "(none)"]
     assert shown[3][4] == r"\xff\x00"
     assert shown[4][4].startswith(r"\x1b[2J\r\n\t\x07")
     assert shown[5][2] == "(empty)"

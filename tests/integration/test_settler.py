@@ -3,23 +3,19 @@
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from confluent_kafka import KafkaError, Message, Producer
 from elastic_transport import ConnectionError as NoConnection
 from elastic_transport import ConnectionTimeout, SerializationError
 from elasticsearch import ApiError
-from kafka import KafkaProducer
-from kafka.errors import KafkaTimeoutError
-from kafka.structs import TopicPartition
 
 import kafka_to_elasticsearch as indexer
 from tests.conftest import Pipeline
-
-PARTITION = TopicPartition("source", 3)
 
 
 def reading(second: int, **changes: Any) -> dict[str, Any]:
@@ -38,15 +34,15 @@ def batch_of(*values: dict[str, Any] | bytes) -> indexer.Batch:
     batch = indexer.Batch()
     for offset, value in enumerate(values):
         raw = value if isinstance(value, bytes) else json.dumps(value).encode()
-        message = SimpleNamespace(
+        message = Message(
             topic="source",
             partition=3,
             offset=offset,
             key=b"k",
             value=raw,
-            timestamp=1234567890123,
+            timestamp=(1, 1234567890123),
         )
-        batch.add(PARTITION, [message])
+        batch.add(3, [message])
     return batch
 
 
@@ -56,11 +52,11 @@ def config(pipeline: Pipeline) -> indexer.Config:
 
 
 @pytest.fixture
-def settler(pipeline: Pipeline, config: indexer.Config) -> Iterator[indexer.Settler]:
+def settler(pipeline: Pipeline, config: indexer.Config) -> indexer.Settler:
     indexer.ensure_indices(pipeline.client, config)
-    with KafkaProducer(bootstrap_servers=pipeline.kafka) as producer:
-        producer.partitions_for(config.dead_letter_topic)
-        yield indexer.Settler(config, pipeline.client, producer)
+    producer = Producer({"bootstrap.servers": pipeline.kafka, "log_level": 0})
+    producer.list_topics(config.dead_letter_topic, timeout=30)
+    return indexer.Settler(config, pipeline.client, producer)
 
 
 class Wrapped:
@@ -255,13 +251,16 @@ def test_only_dead_letters_that_are_not_acknowledged_are_sent_again(
     real, faults = settler.producer, [None, "take no more", None, "fail"]
 
     class Faulty:
-        def send(self, *arguments: Any, **named: Any) -> Any:
+        flush = real.flush
+
+        def produce(self, *arguments: Any, **named: Any) -> None:
             fault = faults.pop(0) if faults else None
             if fault == "take no more":
-                raise KafkaTimeoutError("away")
+                raise BufferError("away")
             if fault == "fail":
-                return Mock(get=Mock(side_effect=KafkaTimeoutError("lost")))
-            return real.send(*arguments, **named)
+                named["on_delivery"](KafkaError(KafkaError._MSG_TIMED_OUT), Mock())
+                return
+            real.produce(*arguments, **named)
 
     settler.producer = Faulty()
     values = [b"bad 1", b"bad 2", b"bad 3"]

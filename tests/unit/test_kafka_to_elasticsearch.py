@@ -3,17 +3,17 @@
 import json
 import math
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import msgspec
 import pytest
+from confluent_kafka import KafkaError, Message, TopicPartition
+from confluent_kafka.admin import OffsetSpec
 from hypothesis import given
 from hypothesis import strategies as st
-from kafka.errors import CommitFailedError
-from kafka.structs import TopicPartition
 
 import kafka_to_elasticsearch as indexer
 
@@ -25,7 +25,7 @@ GOOD: dict[str, Any] = {
     "co2_level": 431,
     "light_intensity": 61234,
 }
-PARTITION, OTHER = TopicPartition("t", 0), TopicPartition("t", 1)
+PARTITION, OTHER = 0, 1
 
 
 def encoded(**changes: Any) -> bytes:
@@ -163,8 +163,8 @@ def test_one_strange_field_is_a_reading_or_refused(name: str, value: Any) -> Non
     json.dumps(msgspec.structs.asdict(reading), allow_nan=False).encode()
 
 
-def message(offset: int, value: bytes = b"") -> Any:
-    return SimpleNamespace(offset=offset, value=value or encoded(), topic="t", partition=0)
+def message(offset: int, value: bytes = b"", partition: int = PARTITION) -> Message:
+    return Message(topic="t", partition=partition, offset=offset, value=value or encoded())
 
 
 def test_batch_keeps_good_and_bad_and_the_next_offset() -> None:
@@ -197,55 +197,61 @@ def test_messages_of_any_kind_count_for_the_size_of_a_batch() -> None:
     assert batch.is_full
 
 
-class FakeConsumer:
-    """Stands for the library's consumer where only commits and assignments matter."""
+class FakeKafka:
+    """Stands for Kafka and the library's consumer, where only commits and assignments matter."""
 
     def __init__(self) -> None:
-        self.commits: list[dict[TopicPartition, int]] = []
+        self.commits: list[dict[int, int]] = []
         self.owned = {PARTITION, OTHER}
-        self.stored: dict[TopicPartition, int] = {}
+        self.stored: dict[int, int] = {}
         self.first = self.end = 0
         self.refuses = False
+        self.numbers = [PARTITION, OTHER]
 
-    def assignment(self) -> set[TopicPartition]:
-        return self.owned
+    def consumer(self, _: str, on_commit: Any) -> "FakeKafka":
+        self.on_commit = on_commit
+        return self
 
-    def committed(self, partition: TopicPartition, timeout_ms: int) -> int | None:
-        return self.stored.get(partition)
+    def assignment(self) -> list[TopicPartition]:
+        return [TopicPartition("t", number) for number in self.owned]
 
-    def end_offsets(
-        self, partitions: list[TopicPartition], timeout_ms: int
-    ) -> dict[TopicPartition, int]:
-        return dict.fromkeys(partitions, self.end)
+    def committed(self, asked: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        return [TopicPartition("t", p.partition, self.stored.get(p.partition, -1)) for p in asked]
 
-    def position(self, partition: TopicPartition, timeout_ms: int) -> int | None:
-        return self.stored.get(partition)
+    def offsets(self, numbers: Iterable[int], spec: OffsetSpec) -> dict[int, int]:
+        offset = self.first if isinstance(spec, type(OffsetSpec.earliest())) else self.end
+        return dict.fromkeys(numbers, offset)
 
-    def beginning_offsets(
-        self, partitions: list[TopicPartition], timeout_ms: int
-    ) -> dict[TopicPartition, int]:
-        return dict.fromkeys(partitions, self.first)
+    def describe(self) -> tuple[str, list[int]]:
+        return "id", self.numbers
 
-    def commit(self, offsets: dict[TopicPartition, Any], timeout_ms: int) -> None:
+    def consume(self, *_: Any, **__: Any) -> list[Message]:
+        return []
+
+    def commit(self, offsets: list[TopicPartition]) -> None:
+        """Answer at once; the real one answers in a later poll."""
         if self.refuses:
-            raise CommitFailedError
-        self.commits.append({p: o.offset for p, o in offsets.items()})
+            self.on_commit(KafkaError(KafkaError.REBALANCE_IN_PROGRESS), offsets)
+        else:
+            self.commits.append({p.partition: p.offset for p in offsets})
+            self.on_commit(None, offsets)
 
 
 @pytest.fixture
-def consumer() -> FakeConsumer:
-    return FakeConsumer()
+def consumer() -> FakeKafka:
+    return FakeKafka()
 
 
 @pytest.fixture
-def pipeline(consumer: FakeConsumer) -> indexer.Pipeline:
-    pipeline = indexer.Pipeline(indexer.load_config([], {}), consumer, Mock(waits={}))
+def pipeline(consumer: FakeKafka) -> indexer.Pipeline:
+    kafka: Any = consumer
+    pipeline = indexer.Pipeline(indexer.load_config([], {}), kafka, Mock(waits={}))
     pipeline.note_assignment()
     return pipeline
 
 
-def take(pipeline: indexer.Pipeline, *offsets: int, partition: TopicPartition = PARTITION) -> None:
-    pipeline.take({partition: [message(offset) for offset in offsets]})
+def take(pipeline: indexer.Pipeline, *offsets: int, partition: int = PARTITION) -> None:
+    pipeline.take([message(offset, partition=partition) for offset in offsets])
 
 
 def submit(pipeline: indexer.Pipeline) -> "Future[None]":
@@ -266,7 +272,7 @@ def settle(pipeline: indexer.Pipeline, *futures: "Future[None]", outcome: str = 
 
 
 def test_a_later_batch_that_is_settled_first_waits(
-    pipeline: indexer.Pipeline, consumer: FakeConsumer
+    pipeline: indexer.Pipeline, consumer: FakeKafka
 ) -> None:
     take(pipeline, 4)
     first = submit(pipeline)
@@ -281,7 +287,7 @@ def test_a_later_batch_that_is_settled_first_waits(
 
 
 def test_a_refused_commit_goes_with_the_next(
-    pipeline: indexer.Pipeline, consumer: FakeConsumer
+    pipeline: indexer.Pipeline, consumer: FakeKafka
 ) -> None:
     take(pipeline, 4)
     consumer.refuses = True
@@ -295,14 +301,14 @@ def test_a_refused_commit_goes_with_the_next(
 
 
 def test_a_partition_taken_away_is_not_committed_even_when_it_comes_back(
-    pipeline: indexer.Pipeline, consumer: FakeConsumer
+    pipeline: indexer.Pipeline, consumer: FakeKafka
 ) -> None:
     """Meanwhile its other owner may have gone further: our commit would go back."""
     take(pipeline, 4, 5)
     take(pipeline, 6, partition=OTHER)
     old = submit(pipeline)
     take(pipeline, 6)
-    pipeline.on_partitions_revoked([PARTITION])
+    pipeline.note_revoked(Mock(), [TopicPartition("t", PARTITION)])
     consumer.stored = {PARTITION: 900}
     pipeline.note_assignment()
     settle(pipeline, old)
@@ -314,7 +320,7 @@ def test_a_partition_taken_away_is_not_committed_even_when_it_comes_back(
 
 
 def test_messages_of_a_partition_that_is_no_longer_ours_are_left_to_its_owner(
-    pipeline: indexer.Pipeline, consumer: FakeConsumer
+    pipeline: indexer.Pipeline, consumer: FakeKafka
 ) -> None:
     consumer.owned = {OTHER}
     pipeline.note_assignment()
@@ -324,7 +330,7 @@ def test_messages_of_a_partition_that_is_no_longer_ours_are_left_to_its_owner(
 
 
 def test_what_retention_deleted_is_counted_and_the_gaps_of_transactions_are_not(
-    consumer: FakeConsumer, pipeline: indexer.Pipeline, caplog: pytest.LogCaptureFixture
+    consumer: FakeKafka, pipeline: indexer.Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     consumer.owned = {OTHER}
     pipeline.note_assignment()
@@ -341,7 +347,7 @@ def test_what_retention_deleted_is_counted_and_the_gaps_of_transactions_are_not(
 
 
 def test_what_was_deleted_before_the_first_read_is_counted_too(
-    consumer: FakeConsumer, pipeline: indexer.Pipeline, caplog: pytest.LogCaptureFixture
+    consumer: FakeKafka, pipeline: indexer.Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     consumer.first = 10
     take(pipeline, 12)
@@ -361,7 +367,7 @@ def test_finish_reports_what_is_left(
 
 
 def test_finish_commits_what_is_sure_before_what_was_given_up(
-    pipeline: indexer.Pipeline, consumer: FakeConsumer, monkeypatch: pytest.MonkeyPatch
+    pipeline: indexer.Pipeline, consumer: FakeKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(indexer, "STOP_GRACE_S", 0)
     take(pipeline, 4)
@@ -374,7 +380,7 @@ def test_finish_commits_what_is_sure_before_what_was_given_up(
 
 def test_finish_says_what_is_settled_and_not_committed(
     pipeline: indexer.Pipeline,
-    consumer: FakeConsumer,
+    consumer: FakeKafka,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -428,7 +434,7 @@ def test_a_lag_that_nothing_reduces_is_trouble(
 
 
 def test_what_is_settled_and_cannot_be_committed_is_trouble(
-    pipeline: indexer.Pipeline, consumer: FakeConsumer, clock: list[float]
+    pipeline: indexer.Pipeline, consumer: FakeKafka, clock: list[float]
 ) -> None:
     consumer.refuses = True
     take(pipeline, 4)
@@ -444,7 +450,7 @@ def test_what_is_settled_and_cannot_be_committed_is_trouble(
 
 
 def test_no_partition_and_no_turn_of_the_loop_are_trouble(
-    pipeline: indexer.Pipeline, consumer: FakeConsumer, clock: list[float]
+    pipeline: indexer.Pipeline, consumer: FakeKafka, clock: list[float]
 ) -> None:
     consumer.owned = set()
     pipeline.note_assignment()

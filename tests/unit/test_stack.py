@@ -17,6 +17,7 @@ from stack.servers import Site, java_home
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMPOSE = PROJECT / "docker-compose.yml"
+MONITORING = PROJECT / "docker-compose.monitoring.yml"
 CASSANDRA = PROJECT / "pipelines/iot_cassandra/compose.yml"
 
 
@@ -181,7 +182,8 @@ def test_cassandra_reads_the_image_s_variables(tmp_path: Path) -> None:
     services = load_services([COMPOSE, CASSANDRA], {"CASSANDRA_HEAP": "300M"})
     service = services["cassandra"]
     options = cassandra.jvm_options(service)
-    assert options == ["-Xms300M", "-Xmx300M"]
+    extra = service.environment["JVM_EXTRA_OPTS"].split()
+    assert options == ["-Xms300M", "-Xmx300M", *extra]
     assert cassandra.settings_of(service, tmp_path, 1, 2)["cluster_name"] == "iot"
     service.environment["CASSANDRA_SEEDS"] = "elsewhere"
     with pytest.raises(StackError, match="cassandra: not understood natively: CASSANDRA_SEEDS"):
@@ -298,6 +300,29 @@ def test_prometheus_listens_where_its_command_says(tmp_path: Path) -> None:
     assert "--web.listen-address=127.0.0.1:19090" in server.command
     assert f"--config.file={tmp_path}/config/prometheus.yml" in server.command
     assert "prometheus" not in stack.default
+
+
+def test_a_config_is_a_file_s_text_in_which_no_variable_counts(tmp_path: Path) -> None:
+    text = """
+services: {a: {image: "z:2", configs: [{source: x, target: /x}, {source: y, target: /y}]}}
+configs: {x: {content: "${NAME:-one}"}, y: {file: ./sub/y}}
+"""
+    with pytest.raises(StackError, match=r"cannot read .*sub/y: No such file"):
+        services_of(tmp_path, text)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/y").write_text("${NAME:-one} $$")
+    (service,) = services_of(tmp_path, text)
+    assert service.configs == {"/x": "one", "/y": "${NAME:-one} $$"}
+
+
+def test_the_exporter_asks_the_native_elasticsearch(tmp_path: Path) -> None:
+    environ = {"STACK_STATE": str(tmp_path), "ELASTICSEARCH_HOST_PORT": "19200"}
+    server = Stack([COMPOSE, MONITORING], {**os.environ, **environ}).servers[
+        "elasticsearch-exporter"
+    ]
+    assert server.address == "127.0.0.1:9114"
+    assert "--web.listen-address=127.0.0.1:9114" in server.command
+    assert "--es.uri=http://127.0.0.1:19200" in server.command
 
 
 def test_kafka_shows_its_metrics_where_an_overlay_asks_for_it(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 """Load the methods and the sites into HDFS, and read them back from Spark with explicit schemas.
 
     python pipelines/acid_waters/hdfs/load_reference.py
-    methods    rows=21     hdfs://localhost:8020/acid-waters/reference/methods
-    sites      rows=13     hdfs://localhost:8020/acid-waters/reference/sites
+    methods    rows=217    hdfs://localhost:8020/acid-waters/reference/methods
+    sites      rows=12     hdfs://localhost:8020/acid-waters/reference/sites
 
 The files Methods… and Site_Information… of the data folder (Excel, else CSV) become CSV files in
 HDFS, in the one form that tables.py gives. They are read back with METHODS_SCHEMA and SITES_SCHEMA,

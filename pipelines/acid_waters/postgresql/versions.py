@@ -98,6 +98,8 @@ def receive(conn: Connection, lots: Sequence[Mapping[str, Any]]) -> list[int]:
     A lot that was received before, by a consumer that was killed, keeps its row and its lot_id.
     """
     with conn.transaction(), conn.cursor() as cursor:
+        # First versions, then lots, as publish has it: else the two could wait for each other.
+        cursor.execute("LOCK TABLE versions IN ROW EXCLUSIVE MODE")
         return [receive_one(cursor, lot) for lot in lots]
 
 
@@ -109,7 +111,7 @@ def receive_one(cursor: psycopg.Cursor[Any], lot: Mapping[str, Any]) -> int:
         VALUES (%(topic)s, %(partition)s, %(offset)s, %(attempt)s, %(batch_id)s, %(sequence)s,
             %(source_file)s, %(declared_size)s, %(size)s, %(checksum)s, %(sent_at)s, %(raw_path)s)
         ON CONFLICT (topic, partition, "offset", attempt)
-            DO UPDATE SET raw_path = excluded.raw_path
+            DO UPDATE SET raw_path = lots.raw_path  -- unchanged, so that its lot_id is returned
         RETURNING lot_id""",
         lot,
     )

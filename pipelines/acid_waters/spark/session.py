@@ -4,6 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from pyspark.accumulators import AccumulatorServer
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
@@ -40,6 +41,9 @@ def new_session(name: str) -> SparkSession:
     builder = SparkSession.builder.appName(name).config("spark.jars", jars)
     for setting, value in SETTINGS.items():
         builder = builder.config(setting, value)
+    # When Java dies, this server within Python would print a trace. What is left to do then fails
+    # too, and that is said.
+    AccumulatorServer.handle_error = lambda *_: None
     try:
         return builder.getOrCreate()
     except (PySparkException, OSError) as exc:

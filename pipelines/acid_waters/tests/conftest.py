@@ -1,7 +1,9 @@
 """Real servers, started once; for each test a topic, a database and a folder of HDFS of its own."""
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -10,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from uuid import uuid4
 
 import psycopg
@@ -40,6 +43,8 @@ for name in list(os.environ):
     if re.match(r"(KAFKA|WATER|HDFS|POSTGRESQL|STACK)_", name) and name != "STACK_CACHE":
         del os.environ[name]
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
+# Every Java here lives a minute: what its second compiler would gain later, it costs now.
+os.environ["JAVA_TOOL_OPTIONS"] = "-XX:TieredStopAtLevel=1"
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 300) -> Any:
@@ -78,7 +83,8 @@ class Scene:
 
     environ: dict[str, str]
     spark: SparkSession
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
+    folder: Path
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def topic(self) -> str:
@@ -108,15 +114,28 @@ class Scene:
         config = spark_consumer.load_config(choice, self.environ)
         return spark_consumer.work_once(config, self.spark, threading.Event(), lambda: None)
 
-    def start_consumer(self, *arguments: str) -> subprocess.Popen[str]:
+    def start_consumer(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start the consumer as a user would, with its Java, in a process group of its own."""
-        process = subprocess.Popen(
-            [sys.executable, str(HERE / "spark/spark_consumer.py"), *arguments],
-            env={**os.environ, **self.environ}, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-        )  # fmt: skip
+        with self.log_file(len(self.started)).open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, str(HERE / "spark/spark_consumer.py"), *arguments],
+                env={**os.environ, **self.environ}, stderr=log, start_new_session=True,
+            )  # fmt: skip
         self.started.append(process)
         return process
+
+    def log_file(self, number: int) -> Path:
+        return self.folder / f"consumer-{number}.log"
+
+    def log(self, process: subprocess.Popen[bytes]) -> str:
+        """Return what a consumer has said."""
+        return self.log_file(self.started.index(process)).read_text()
+
+    def stop_consumer(self, process: subprocess.Popen[bytes], signum: signal.Signals) -> None:
+        """Stop a consumer; it must end cleanly."""
+        process.send_signal(signum)
+        assert process.wait(timeout=120) == 0, self.log(process)
+        assert "Traceback" not in self.log(process)
 
     def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -142,6 +161,15 @@ class Scene:
     def current(self) -> int:
         return int(self.query("SELECT current_version()")[0][0])
 
+    def data_folders(self) -> set[str]:
+        """Return the folders of rows in HDFS, whether a version knows them or not."""
+        hdfs = verify.WebHdfs(self.environ["HDFS_WEB_URL"], self.environ["HDFS_URL"])
+        try:
+            listed = json.loads(hdfs.ask("dataset", "LISTSTATUS"))
+        except HTTPError:  # nothing was ever written
+            return set()
+        return {status["pathSuffix"] for status in listed["FileStatuses"]["FileStatus"]}
+
     def verify(self, version: int | None = None, data: Path | None = None) -> verify.Verdict:
         verdict = verify.verify(self.environ, version, data)
         assert verdict.holds, verdict
@@ -161,7 +189,9 @@ class Scene:
 
 
 @pytest.fixture
-def scene(stack: Stack, spark: SparkSession, request: pytest.FixtureRequest) -> Iterator[Scene]:
+def scene(
+    stack: Stack, spark: SparkSession, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Scene]:
     stem = re.sub(r"[^a-z0-9]+", "_", request.node.name.lower()).strip("_")[:40]
     name = f"{stem}_{uuid4().hex[:8]}"
     address = {service: server.address for service, server in stack.servers.items()}
@@ -178,6 +208,7 @@ def scene(stack: Stack, spark: SparkSession, request: pytest.FixtureRequest) -> 
             "POSTGRESQL_URL": f"{server}/{name}",
         },
         spark,
+        tmp_path,
     )
     yield scene
     for process in scene.started:  # what a failed test has left running

@@ -1,14 +1,17 @@
 """kill -9 and restarts of the real servers, while lots come in."""
 
 import os
+import random
 import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from pipelines.acid_waters.spark.spark_consumer import LossError
@@ -19,51 +22,63 @@ pytestmark = pytest.mark.timeout(900)  # on a busy machine
 SLOW = ("--lots-per-batch", "2")  # four micro-batches instead of one
 
 
-def kill_9(process: subprocess.Popen[str]) -> None:
+def kill_9(process: subprocess.Popen[bytes]) -> None:
     """Kill the consumer and its Java, neither of which can do anything more."""
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.wait(timeout=60)
 
 
-def java_of(process: subprocess.Popen[str]) -> int:
+def java_of(process: subprocess.Popen[bytes]) -> int:
     """Return the process id of the consumer's Java."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return next(int(pid) for pid in children if "java" in command_line(int(pid)))
 
 
+@contextmanager
+def held_up(scene: Scene) -> Iterator[Callable[[], int]]:
+    """Let nobody publish meanwhile; what comes before goes on. Yields a count of those who wait."""
+    with scene.connect() as conn, conn.transaction():
+        conn.execute("LOCK TABLE versions IN ROW EXCLUSIVE MODE")
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        yield lambda: int(conn.execute(waiting).fetchone()[0])
+
+
 class Watch:
     """Reads the current version again and again: whatever is seen must be whole."""
+
+    QUERY = """SELECT current_version(),
+        (SELECT coalesce(sum(size), 0) FROM lots_at()) AS rows,
+        (SELECT coalesce(sum(samples), 0) FROM samples_by_category
+         WHERE category = 'waterbody_type') AS samples,
+        (SELECT count(*) FROM lots_at() l WHERE NOT EXISTS
+         (SELECT FROM fact_measure f WHERE f.lot_id = l.lot_id)) AS without"""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         self.seen: set[int] = set()
         self.wrong: list[Any] = []
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look)
+        self._thread = threading.Thread(target=self._look_on)
 
     def _look(self) -> None:
-        query = """SELECT current_version(),
-            (SELECT coalesce(sum(size), 0) FROM lots_at()) AS rows,
-            (SELECT coalesce(sum(samples), 0) FROM samples_by_category
-             WHERE category = 'waterbody_type') AS samples,
-            (SELECT count(*) FROM lots_at() l WHERE NOT EXISTS
-             (SELECT FROM fact_measure f WHERE f.lot_id = l.lot_id)) AS without"""
+        ((version, rows, samples, without),) = self.scene.query(self.QUERY)
+        self.seen.add(version)
+        if rows != samples or without:
+            self.wrong.append((version, rows, samples, without))
+
+    def _look_on(self) -> None:
         while not self._end.wait(0.05):
-            try:
-                ((version, rows, samples, without),) = self.scene.query(query)
-            except psycopg.OperationalError:
-                continue  # PostgreSQL is away
-            self.seen.add(version)
-            if rows != samples or without:
-                self.wrong.append((version, rows, samples, without))
+            self._look()
 
     def __enter__(self) -> "Watch":
+        self._look()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
+        self._look()
 
 
 def test_killed_at_any_moment_nothing_is_half_there(scene: Scene) -> None:
@@ -78,23 +93,22 @@ def test_killed_at_any_moment_nothing_is_half_there(scene: Scene) -> None:
         wait_until(lambda: scene.query(received)[0][0], "lots received")
         kill_9(process)
         after_first_kill = scene.current()
-        # Between the files and the commit: publishing is held up, by a lock.
-        with scene.connect() as conn, conn.transaction():
-            conn.execute("LOCK TABLE versions IN SHARE MODE")
+        # Between the files and the commit.
+        before = scene.data_folders()
+        with held_up(scene) as waiting:
             process = scene.start_consumer(*SLOW)
-            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-            wait_until(lambda: conn.execute(waiting).fetchone()[0], "the consumer waits")
+            wait_until(waiting, "the consumer waits to publish")
             kill_9(process)
+        assert len(scene.data_folders() - before) == 1
         assert scene.current() == after_first_kill
         # Just after a version, and Java alone.
         process = scene.start_consumer(*SLOW)
         wait_until(lambda: scene.current() > after_first_kill, "a version")
         os.kill(java_of(process), signal.SIGKILL)
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 1, err
-        assert "Spark's Java process has ended, start again" in err
-        assert "Traceback" not in err
-        scene.consume(*SLOW, "--once")
+        assert process.wait(timeout=120) == 1
+        assert "Spark's Java process has ended, start again" in scene.log(process)
+        assert "Traceback" not in scene.log(process)
+        scene.consume()
     assert watch.wrong == []
     assert {0, 8} <= watch.seen
     verdict = scene.verify(data=SAMPLE)
@@ -102,25 +116,43 @@ def test_killed_at_any_moment_nothing_is_half_there(scene: Scene) -> None:
     assert scene.query(received) == [(8,)]
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_killed_again_and_again_at_random(scene: Scene) -> None:
+    """As above, at moments that nobody has chosen: while each lot is under way."""
+    scene.load_reference()
+    scene.send("--lot-size", "40")
+    with Watch(scene) as watch:
+        while (version := scene.current()) < 19:
+            process = scene.start_consumer("--lots-per-batch", "1")
+            wait_until(lambda: scene.current() > version, "a version")
+            time.sleep(random.uniform(0, 5))
+            kill_9(process)
+    assert watch.wrong == []
+    verdict = scene.verify(data=SAMPLE)
+    assert (verdict.versions, verdict.rows, verdict.integrated) == (19, 760, 19)
+
+
 def test_restarts_of_postgresql_and_hdfs_lose_nothing(scene: Scene, stack: Stack) -> None:
     scene.load_reference()
     scene.send("--count", "1")
-    process = scene.start_consumer(*SLOW)
+    process = scene.start_consumer()
     wait_until(lambda: scene.current() == 1, "version 1")
-    for servers, lots in ((["postgresql"], 2), (["namenode", "datanode"], 3)):
+
+    def tries() -> int:
+        return scene.log(process).count("trying again in")
+
+    for servers, version in ((["postgresql"], 2), (["namenode", "datanode"], 3)):
+        before = tries()
         for name in servers:
             stack.stop(name, signal.SIGKILL)
-        scene.send("--first", str(lots), "--count", "1")
-        time.sleep(3)  # the consumer meets a server that is away
+        scene.send("--first", str(version), "--count", "1")
+        wait_until(lambda before=before: tries() > before, f"it misses {servers[0]}")  # type: ignore[misc]
         stack.up(servers)
-        wait_until(lambda expected=lots: scene.current() == expected, f"version {lots}")  # type: ignore[misc]
+        wait_until(lambda expected=version: scene.current() == expected, f"version {version}")  # type: ignore[misc]
     scene.send("--first", "4")
     wait_until(lambda: scene.current() == 8, "version 8")
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert "trying again in" in err
-    assert "Traceback" not in err
+    scene.stop_consumer(process, signal.SIGTERM)
     verdict = scene.verify(data=SAMPLE)
     assert (verdict.versions, verdict.rows) == (8, 760)
 
@@ -128,13 +160,19 @@ def test_restarts_of_postgresql_and_hdfs_lose_nothing(scene: Scene, stack: Stack
 def test_two_consumers_at_once_integrate_each_lot_once(scene: Scene) -> None:
     scene.load_reference()
     scene.send()
-    both = [scene.start_consumer(*SLOW) for _ in range(2)]
-    wait_until(lambda: scene.current() == 8, "version 8")
-    for process in both:
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-    assert scene.verify(data=SAMPLE).versions == 8
+    with ThreadPoolExecutor() as pool:
+        with held_up(scene) as waiting:
+            first = pool.submit(scene.consume)
+            wait_until(lambda: waiting() == 1, "one waits to publish")
+            second = scene.start_consumer()
+            wait_until(lambda: waiting() == 2, "behind it, one waits to receive the same lots")
+        assert first.result(timeout=300) == 0
+    wait_until(lambda: "another consumer has settled" in scene.log(second), "the second is told")
+    scene.send("--fault", "number=1")
+    wait_until(lambda: len(scene.events()) == 16, "the second goes on")
+    scene.stop_consumer(second, signal.SIGINT)
+    verdict = scene.verify(data=SAMPLE)
+    assert (verdict.versions, verdict.integrated, verdict.quarantined) == (8, 8, 8)
 
 
 def test_what_kafka_no_longer_has_is_said(scene: Scene) -> None:

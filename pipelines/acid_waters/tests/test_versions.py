@@ -12,18 +12,22 @@ from kafka import KafkaConsumer
 from pyspark.sql import SparkSession
 
 from pipelines.acid_waters import verify
+from pipelines.acid_waters.kafka import kafka_producer
 from pipelines.acid_waters.postgresql import versions
 from pipelines.acid_waters.tests.conftest import GIVEN_DATA, HERE, PROJECT, SAMPLE, Scene
 
 QUERIES = sorted((HERE / "postgresql/queries").glob("*.sql"))
 FAULTS = {  # lot -> kind and how its reason begins; "duplicate": the second one
-    1: ("short", "short: 99 rows, 100 declared"),
-    2: ("long", "long: 101 rows, 100 declared"),
+    1: ("short", "short: 49 rows, 50 declared"),
+    2: ("long", "long: 51 rows, 50 declared"),
     3: ("checksum", "checksum is not that of the content"),
     4: ("site", "row 1: unknown site: SITE_ID 'NOWHERE'"),
     5: ("number", "row 1: ANC_UEQ_L 'n/a' is not a number"),
     6: ("date", "row 1: DATE_SMP '2019-02-30' is not a possible date"),
     7: ("duplicate", "duplicate id: it is in the data set already"),
+    8: ("range", "row 1: PH_LAB '41' is not within 0 to 14"),
+    9: ("column", "row 1: not the 30 columns of a sample"),
+    10: ("json", "row 1: not a JSON object"),
 }
 
 
@@ -33,8 +37,9 @@ def batch(number: int) -> str:
 
 def test_faulty_lots_are_isolated_whole_and_stop_nothing(scene: Scene) -> None:
     scene.load_reference()
-    faults = [f"--fault={kind}={lot}" for lot, (kind, _) in FAULTS.items()]
-    scene.send(*faults)
+    assert {kind for kind, _ in FAULTS.values()} == set(kafka_producer.FAULTS)
+    halves = ("--lot-size", "50")  # 16 lots, of which the last one has 10 rows
+    scene.send(*halves, *(f"--fault={kind}={lot}" for lot, (kind, _) in FAULTS.items()))
     assert scene.consume() == 0
     with KafkaConsumer(bootstrap_servers=scene.environ["KAFKA_BOOTSTRAP_SERVERS"]) as consumer:
         assert consumer.partitions_for_topic(scene.topic) == {0, 1, 2}
@@ -43,13 +48,14 @@ def test_faulty_lots_are_isolated_whole_and_stop_nothing(scene: Scene) -> None:
     for lot, (_, reason) in FAULTS.items():
         assert refused[batch(lot)].reason.startswith(reason)
         assert refused[batch(lot)].version is None
-    assert scene.current() == 2  # lots 7 and 8
-    assert scene.verify().rows == 160
+    assert scene.current() == 7  # lots 7 and 11 to 16
+    assert scene.verify().rows == 310
 
-    scene.send("--count", "6")  # what was refused may come again, and be right
+    scene.send(*halves, "--count", "10")  # what was refused may come again, and be right
     assert scene.consume() == 0
     verdict = scene.verify(data=SAMPLE)
-    assert (verdict.integrated, verdict.quarantined, verdict.rows) == (8, 7, 760)
+    # Refused: the faults, and lot 7 that comes a third time.
+    assert (verdict.integrated, verdict.quarantined, verdict.rows) == (16, 11, 760)
 
 
 def test_what_was_sent_twice_is_there_once(scene: Scene) -> None:
@@ -208,9 +214,9 @@ def test_the_commands_as_a_user_types_them(scene: Scene) -> None:
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(
-    script: str, arguments: str, code: int, says: str, spark: SparkSession
+    script: str, arguments: str, code: int, says: str, spark: SparkSession, tmp_path: Path
 ) -> None:
-    done = Scene({}, spark).run(script, *arguments.split())
+    done = Scene({}, spark, tmp_path).run(script, *arguments.split())
     assert done.returncode == code
     assert says in done.stderr
     assert "Traceback" not in done.stderr

@@ -120,18 +120,20 @@ class Bench:
             command, cwd=PROJECT, env=self.environ, stderr=subprocess.PIPE, text=True
         ) as process:
             assert process.stderr  # noqa: S101  # it is piped
-            for line in process.stderr:
-                if "assigned" in line:
-                    break
-            began = time.monotonic()
-            with KafkaConsumer(bootstrap_servers=self.kafka, group_id=group) as consumer:
-                partition = TopicPartition(TOPIC, 0)
-                while (consumer.committed(partition) or 0) < self.readings:
-                    if process.poll() is not None:
-                        raise BenchError("the writer ended early")
-                    time.sleep(0.05)
-            seconds = time.monotonic() - began
-            process.terminate()
+            try:
+                for line in process.stderr:
+                    if "assigned" in line:
+                        break
+                began = time.monotonic()
+                with KafkaConsumer(bootstrap_servers=self.kafka, group_id=group) as consumer:
+                    partition = TopicPartition(TOPIC, 0)
+                    while (consumer.committed(partition) or 0) < self.readings:
+                        if process.poll() is not None:
+                            raise BenchError("the writer ended early")
+                        time.sleep(0.05)
+                seconds = time.monotonic() - began
+            finally:
+                process.terminate()  # else leaving the block would wait for ever
         return seconds
 
     def by_helper(self, concurrency: int = 100) -> float:

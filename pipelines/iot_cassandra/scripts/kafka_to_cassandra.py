@@ -285,10 +285,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         self.consumer.subscribe([self.config.topic], listener=self)
         while not self.stop.is_set() and not self.is_idle():
             polled = self.poll()
-            revoked, self.revoked = self.revoked, set()
-            for partition in revoked:  # its next owner reads again what is not committed
-                self.uncommitted.pop(partition, None)
-                self.next_offset.pop(partition, None)
+            self.forget_revoked()
             self.settle(polled)
             self.commit()
 
@@ -315,6 +312,13 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
             self.consumer.pause(*self.consumer.assignment())
             for partition, messages in self.consumer.poll(0).items():  # assigned just now
                 self.consumer.seek(partition, messages[0].offset)
+
+    def forget_revoked(self) -> None:
+        """Forget the partitions taken from us: their next owner reads again what is open."""
+        revoked, self.revoked = self.revoked, set()
+        for partition in revoked:
+            self.uncommitted.pop(partition, None)
+            self.next_offset.pop(partition, None)
 
     def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Note which partitions are taken from us: called during a poll."""
@@ -452,9 +456,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         deadline = time.monotonic() + STOP_GRACE_S
         while self.uncommitted and time.monotonic() < deadline:  # perhaps a rebalance: let it end
             self.stay_in_group()
-            self.uncommitted = {
-                p: offset for p, offset in self.uncommitted.items() if p not in self.revoked
-            }
+            self.forget_revoked()
             self.commit()
         log.info("stopped %s seconds=%.1f", self.accounts(), time.monotonic() - self.began)
         if self.in_flight or self.uncommitted:

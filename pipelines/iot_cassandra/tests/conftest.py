@@ -33,6 +33,8 @@ for name in list(os.environ):
     if inherited and name != "STACK_CACHE":
         del os.environ[name]
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
+# Every Java here lives a minute: what its second compiler would gain later, it costs now.
+os.environ["JAVA_TOOL_OPTIONS"] = "-XX:TieredStopAtLevel=1"
 
 # The writer itself, only quicker to give up on a dead member of its group.
 QUICKER = """

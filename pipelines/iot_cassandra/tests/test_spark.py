@@ -30,12 +30,23 @@ def hours_of(rows: list[tuple[Any, ...]]) -> dict[tuple[int, datetime], list[Any
     return hours
 
 
+# Both jobs in one process, which starts once; README's commands are tested one by one.
+BOTH = """
+import sys
+sys.path.insert(0, ".")  # the project's folder
+from pipelines.iot_cassandra.scripts import spark_cassandra as job
+stream = ["stream", "--once", "--checkpoint", sys.argv[1]]
+raise SystemExit(job.main(stream) or job.main(["batch"]))
+"""
+
+
 def test_stream_then_batch(scene: Scene, tmp_path: Path) -> None:
     scene.create_topic()
     scene.send(*VALID, *INVALID)
     scene.simulate("--count", "2000", "--at-once", "--rate", "0.5", "--bad", "0.02")
-    job = (*CONF, JOB, "stream", "--once", "--checkpoint", str(tmp_path / "checkpoint"))
-    said = scene.submit(*job).stdout
+    both = tmp_path / "both.py"
+    both.write_text(BOTH)
+    said = scene.submit(*CONF, str(both), str(tmp_path / "checkpoint")).stdout
     verdict = scene.verify()
     assert verdict.holds, verdict
     assert f"written={verdict.readings} dead_lettered={verdict.dead_lettered}" in said
@@ -50,7 +61,6 @@ def test_stream_then_batch(scene: Scene, tmp_path: Path) -> None:
     assert sorted(scene.rows(times)) == before
     assert scene.verify().rows == verdict.rows
 
-    said = scene.submit(*CONF, JOB, "batch").stdout
     expected = hours_of(
         scene.rows("SELECT sensor_id, timestamp, temperature, humidity FROM KS.sensor_data")
     )

@@ -9,6 +9,8 @@ import sys
 from typing import Any
 
 import pytest
+from kafka import KafkaAdminClient
+from kafka.structs import TopicPartition
 
 from pipelines.iot_cassandra.tests.conftest import HERE, PROJECT, Scene
 from stack.servers import free_port
@@ -196,6 +198,19 @@ def test_the_verifier_finds_what_is_wrong(scene: Scene) -> None:
     assert [len(found) for found in (verdict.missing, verdict.differing)] == [1, 1]
     assert [len(found) for found in (verdict.unexpected, verdict.hidden)] == [1, 1]
     scene.run("verify.py", code=1)
+
+
+def test_what_kafka_has_deleted_unread_is_said(scene: Scene) -> None:
+    scene.create_topic()
+    scene.send(reading())
+    scene.write()
+    scene.send(*(reading(sensor_id=number) for number in (1, 2, 3)))
+    with KafkaAdminClient(bootstrap_servers=scene.kafka) as admin:
+        admin.delete_records({TopicPartition(scene.name, 0): 3})
+    assert "offset 3 follows where 1 was expected: messages were deleted" in scene.write()
+    verdict = scene.verify()
+    assert verdict.holds, verdict
+    assert (verdict.messages, verdict.forgotten, verdict.readings) == (1, 3, 1)
 
 
 @pytest.mark.parametrize(

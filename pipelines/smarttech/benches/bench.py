@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
 """Measure the pipeline: rows per second by stage and size, what the settings and OPTIMIZE bring.
 
-    python pipelines/smarttech/benches/bench.py                       # about half an hour
-    python pipelines/smarttech/benches/bench.py --sizes 10000 --runs 1
+    python pipelines/smarttech/benches/bench.py      # on a quiet machine; then README is up to date
+    python pipelines/smarttech/benches/bench.py --sizes 2000 10000 --runs 1 --output try.json
 
 A Kafka of its own, a topic per size, filled once from a seed (1 % bad, 1 % duplicates). Each run
 takes the whole topic through bronze, silver and gold into a fresh lake, one stage after the other
 (spark_kafka_consumer.py --available-now); a stage's time is from the start of its stream to its
-end, without the start of Spark. A run whose tables do not add up is an error, not a result.
+end, without the start of Spark. A run whose tables do not add up is an error, not a result. The
+smallest size takes turns with the same work at each setting left to its default, --runs times; the
+other sizes have one run. Then compact.py on a lake that was fed live, in small batches, from the
+smallest topic.
 
-Then, at one size: the same with each setting of lake.py in turn left to Spark's default; and
-compact.py on the tables of a run that was fed in small batches.
-
-What it finds goes into results/DATE.json beside this file. Quiet the machine before.
+What it finds goes into results/DATE.json beside this file, and from there into README (report.py);
+with --output elsewhere, README stays as it is.
 
 Exit codes: 0 measured, 1 a run failed or its result is wrong, 2 wrong usage.
 """
@@ -22,10 +23,13 @@ import json
 import os
 import platform
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -37,20 +41,18 @@ FOLDER = Path(__file__).resolve().parents[1]
 PROJECT = FOLDER.parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from stack.__main__ import Stack  # noqa: E402  # works from any folder
+from pipelines.smarttech.benches import report  # noqa: E402  # works from any folder
+from stack.__main__ import Stack  # noqa: E402
+from stack.compose import StackError  # noqa: E402
 from stack.servers import free_port  # noqa: E402
 
-RESULTS = Path(__file__).with_name("results")
 SIZES = (10_000, 100_000, 1_000_000)
-STAGES = ("bronze", "silver", "gold")
+STAGES = report.STAGES
 RATE_HZ = "10"  # of the simulated clock: a million readings are 28 hours of 48 series
 # What Spark and Delta do without the setting.
-DEFAULTS = {
-    "spark.sql.shuffle.partitions": "200",
-    "spark.databricks.delta.snapshotPartitions": "50",
-    "spark.master": "local[1]",
-}
-SMALL_BATCH = 5000
+DEFAULTS = ("spark.sql.shuffle.partitions=200", "spark.databricks.delta.snapshotPartitions=50")
+SMALL_BATCH = 250
+LIVE_TIMEOUT_S = 900.0
 
 
 class BenchError(Exception):
@@ -63,14 +65,11 @@ class Bench:
     def __init__(self, kafka: str, folder: Path) -> None:
         self.kafka = kafka
         self.folder = folder
+        self.printed = folder / "printed"
         self.runs = 0
 
-    def script(self, name: str, topic: str, lake: Path, *arguments: str) -> str:
-        """Run a script to its end; return what it printed.
-
-        Raises:
-            BenchError: it failed.
-        """
+    def start(self, name: str, topic: str, lake: Path, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a script on a topic and a lake; what it prints goes into `printed`."""
         environ = {
             **os.environ,
             "KAFKA_BOOTSTRAP_SERVERS": self.kafka,
@@ -79,23 +78,38 @@ class Bench:
             "SMARTTECH_CHECKPOINTS": "",
         }
         command = [sys.executable, str(FOLDER / name), *arguments]
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise BenchError(f"{name} exits with {done.returncode}: {last}")
-        return done.stdout + done.stderr
+        with self.printed.open("wb") as printed:
+            return subprocess.Popen(command, env=environ, stdout=printed, stderr=printed)
 
-    def fill(self, size: int) -> str:
-        """Fill the topic of a size; return its name."""
-        topic = f"bench-{size}"
-        wrong = ("--bad", "0.01", "--duplicate", "0.01", "--seed", "1", "--rate", RATE_HZ)
-        self.script(
-            "kafka_producer.py", topic, self.folder, "--count", str(size), "--at-once", *wrong
-        )
-        return topic
+    def finish(self, process: subprocess.Popen[bytes], name: str) -> str:
+        """Wait for the end of a script; return what it has printed.
 
-    def run(self, size: int, *arguments: str) -> tuple[dict[str, Any], Path]:
-        """Take a topic through the stages into a fresh lake; return the times, and the lake.
+        Raises:
+            BenchError: it failed.
+        """
+        code = process.wait()
+        text = self.printed.read_text(encoding="utf-8")
+        if code:
+            last = (text.strip().splitlines() or ["it said nothing"])[-1]
+            raise BenchError(f"{name} exits with {code}: {last}")
+        return text
+
+    def script(self, name: str, topic: str, lake: Path, *arguments: str) -> str:
+        """Run a script to its end; return what it printed.
+
+        Raises:
+            BenchError: it failed.
+        """
+        return self.finish(self.start(name, topic, lake, *arguments), name)
+
+    def fill(self, size: int) -> None:
+        """Fill the topic of a size."""
+        options = ("--count", str(size), "--at-once", "--seed", "1", "--rate", RATE_HZ)
+        wrong = ("--bad", "0.01", "--duplicate", "0.01")
+        self.script("kafka_producer.py", f"bench-{size}", self.folder, *options, *wrong)
+
+    def run(self, size: int, *arguments: str) -> dict[str, Any]:
+        """Take a topic through the stages into a fresh lake; return the times.
 
         Raises:
             BenchError: the tables do not add up.
@@ -112,16 +126,34 @@ class Bench:
                 raise BenchError(f"the consumer does not say what {stage} took")
             rows, seconds = int(found[1]), float(found[2])
             result[stage] = {"rows": rows, "seconds": seconds, "rows_per_s": round(rows / seconds)}
-        parts = ("silver", "quarantine", "duplicates")
-        count = {t: DeltaTable(str(lake / f"sensor_data_{t}")).count() for t in ("bronze", *parts)}
-        if not count["bronze"] == size == sum(count[t] for t in parts):
+        if not is_settled(count := counts(lake), size):
             raise BenchError(f"of {size} messages there are {count}")
-        return result, lake
+        shutil.rmtree(lake)
+        return result
+
+    def live(self, size: int) -> Path:
+        """Have a consumer take a topic in as small batches, the stages side by side.
+
+        Raises:
+            BenchError: it ends early, or does not come to the end.
+        """
+        lake = self.folder / "lake-live"
+        small = ("--interval", "0", "--batch", str(SMALL_BATCH))
+        consumer = self.start("spark_kafka_consumer.py", f"bench-{size}", lake, *small)
+        deadline = time.monotonic() + LIVE_TIMEOUT_S
+        try:
+            while not is_settled(counts(lake), size):
+                if consumer.poll() is not None or time.monotonic() > deadline:
+                    raise BenchError(f"of {size} messages there are {counts(lake)}")
+                time.sleep(1)
+        finally:
+            consumer.send_signal(signal.SIGINT)
+            self.finish(consumer, "spark_kafka_consumer.py")
+        return lake
 
     def compaction(self, size: int) -> dict[str, Any]:
         """Return what compact.py says of tables that many small batches have made."""
-        feed = ("--batch", str(SMALL_BATCH))
-        _, lake = self.run(size, *feed)
+        lake = self.live(size)
         printed = self.script("compact.py", f"bench-{size}", lake, "--retain-hours", "0")
         line = re.compile(
             r"^(\w+) +(\d+) -> +(\d+) +([\d.]+) -> +([\d.]+) +(\d+) -> +(\d+)$", re.MULTILINE
@@ -136,6 +168,27 @@ class Bench:
         }
 
 
+def counts(lake: Path) -> dict[str, int]:
+    """Return the rows of each table, and `summarised`: the readings that gold has counted."""
+    found = dict.fromkeys(("bronze", "silver", "quarantine", "duplicates", "summarised"), 0)
+    for name in found:
+        folder = str(lake / f"sensor_data_{'gold' if name == 'summarised' else name}")
+        if not DeltaTable.is_deltatable(folder):
+            continue
+        table = DeltaTable(folder)
+        if name == "summarised":
+            found[name] = sum(table.to_pyarrow_table(columns=["count"])["count"].to_pylist())
+        else:
+            found[name] = table.count()
+    return found
+
+
+def is_settled(count: Mapping[str, int], size: int) -> bool:
+    """Return whether all messages have come to their end, and silver's are in gold."""
+    parts = count["silver"] + count["quarantine"] + count["duplicates"]
+    return count["bronze"] == size == parts and count["silver"] == count["summarised"]
+
+
 def say(line: str) -> None:
     """Print a line at once, also into a pipe."""
     sys.stdout.write(line + "\n")
@@ -148,30 +201,28 @@ def show(what: str, result: dict[str, Any]) -> None:
         f"{stage} {result[stage]['seconds']:>7.1f} s {result[stage]['rows_per_s']:>7} rows/s"
         for stage in STAGES
     )
-    say(f"{what:<46}{rates}")
+    say(f"{what:<54}{rates}")
 
 
 def measure(bench: Bench, sizes: Sequence[int], runs: int) -> dict[str, Any]:
     """Return everything that is measured, and print it on the way."""
-    middle = sizes[len(sizes) // 2]
-    found: dict[str, Any] = {"sizes": {}, "settings": {}, "compaction": {}}
-    for size in sizes:
+    least, *others = sizes
+    bench.fill(least)
+    variants = {"ours": (), **{setting: ("--conf", setting) for setting in DEFAULTS}}
+    settings: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+    for _ in range(runs):  # taking turns
+        for name, conf in variants.items():
+            settings[name].append(bench.run(least, *conf))
+            show(f"{least} rows, {name}", settings[name][-1])
+    found: dict[str, Any] = {"sizes": {str(least): settings["ours"]}}
+    for size in others:
         bench.fill(size)
-        found["sizes"][size] = []
-        for _ in range(runs):
-            result, _ = bench.run(size)
-            found["sizes"][size].append(result)
-            show(f"{size} rows", result)
-    # Side by side in one round: ours again, then each setting at its default.
-    for name, default in [("ours", ""), *DEFAULTS.items()]:
-        conf = ("--conf", f"{name}={default}") if default else ()
-        found["settings"][f"{name}={default}".rstrip("=")] = []
-        for _ in range(runs):
-            result, _ = bench.run(middle, *conf)
-            found["settings"][f"{name}={default}".rstrip("=")].append(result)
-            show(f"{middle} rows, {name}={default}".rstrip("="), result)
-    found["compaction"] = {"rows": middle, "batch": SMALL_BATCH, "tables": bench.compaction(middle)}
-    for table, effect in found["compaction"]["tables"].items():
+        found["sizes"][str(size)] = [bench.run(size)]
+        show(f"{size} rows", found["sizes"][str(size)][0])
+    found |= {"settings_rows": least, "settings": settings}
+    tables = bench.compaction(least)
+    found["compaction"] = {"rows": least, "batch": SMALL_BATCH, "tables": tables}
+    for table, effect in tables.items():
         say(f"compact {table:<12} {effect}")
     return found
 
@@ -203,12 +254,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--sizes", type=int, nargs="+", default=list(SIZES), metavar="ROWS")
-    add("--runs", type=int, default=3, metavar="N", help="of each (default: 3)")
+    add("--runs", type=int, default=2, metavar="N", help="of the smallest size (default: 2)")
     add("--output", type=Path, metavar="FILE", help="(default: results/DATE.json)")
     options = parser.parse_args(argv)
     if min(options.sizes) < 1 or options.runs < 1:
         parser.error("--sizes and --runs are at least 1")
-    output = options.output or RESULTS / f"{datetime.now(UTC):%Y-%m-%d}.json"
+    output = options.output or report.RESULTS / f"{datetime.now(UTC):%Y-%m-%d}.json"
     with tempfile.TemporaryDirectory() as folder:
         ports = {f"{name}_HOST_PORT": str(free_port()) for name in ("ZOOKEEPER", "KAFKA")}
         environ = {**os.environ, **ports, "STACK_STATE": f"{folder}/stack"}
@@ -217,14 +268,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             stack.up(["kafka"])
             bench = Bench(stack.servers["kafka"].address, Path(folder))
             found = measure(bench, sorted(options.sizes), options.runs)
-        except BenchError as exc:
+        except (BenchError, StackError) as exc:
             sys.stderr.write(f"bench: {exc}\n")
+            return 1
+        except KeyboardInterrupt:
+            sys.stderr.write("bench: interrupted, nothing is written\n")
             return 1
         finally:
             stack.down(wipe=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps({**machine(), **found}, indent=1) + "\n", encoding="utf-8")
     say(f"written: {output}")
+    if not options.output:
+        report.main()
     return 0
 
 

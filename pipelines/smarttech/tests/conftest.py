@@ -23,6 +23,10 @@ for name in list(os.environ):
     if name.startswith(("KAFKA_", "SMARTTECH_", "STACK_")) and name != "STACK_CACHE":
         del os.environ[name]
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
+# Each Java of Spark lives for seconds: its slow, thorough compiler would only be in the way.
+os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1"
+# ZooKeeper forgets a killed broker after 4 s instead of 18: until then no new one may start.
+FORGET_SOON = "services: {kafka: {environment: {KAFKA_ZOOKEEPER_SESSION_TIMEOUT_MS: 4000}}}\n"
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +44,11 @@ def stack(
         f"{name}_HOST_PORT": str(free_port())
         for name in ("ZOOKEEPER", "KAFKA", "ELASTICSEARCH", "KIBANA")
     }
-    state = {"STACK_STATE": str(tmp_path_factory.mktemp("stack"))}
-    files = [PROJECT / "docker-compose.yml", FOLDER / "compose.yml"]
-    servers = Stack(files, {**os.environ, **ports, **state})
+    state = tmp_path_factory.mktemp("stack")
+    overlay = state / "overlay.yml"
+    overlay.write_text(FORGET_SOON)
+    files = [PROJECT / "docker-compose.yml", FOLDER / "compose.yml", overlay]
+    servers = Stack(files, {**os.environ, **ports, "STACK_STATE": str(state)})
     try:
         servers.up(["kafka"])
         yield servers
@@ -60,6 +66,7 @@ class Scripts:
     def __init__(self, kafka: str, topic: str, lake: Path) -> None:
         self.topic = topic
         self.lake = lake
+        self.ledger = lake.with_name("ledger.csv")
         self.environ = {
             **os.environ,
             "KAFKA_BOOTSTRAP_SERVERS": kafka,

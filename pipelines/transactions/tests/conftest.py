@@ -35,6 +35,11 @@ for name in list(os.environ):
     if name.startswith(prefixes) and name != "STACK_CACHE":
         del os.environ[name]
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
+# Each Java of Spark lives for seconds: its slow, thorough compiler would only be in the way.
+os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1"
+# ZooKeeper forgets a killed broker after 4 s instead of 18: until then no new one may start.
+FORGET_SOON = "services: {kafka: {environment: {KAFKA_ZOOKEEPER_SESSION_TIMEOUT_MS: 4000}}}\n"
+SERVERS = ("kafka", "minio", "prometheus")
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
@@ -52,7 +57,11 @@ def new_stack(state: Path, environ: Mapping[str, str] = os.environ) -> Stack:
     names = ("ZOOKEEPER", "KAFKA", "KAFKA_METRICS", "MINIO", "MINIO_CONSOLE", "PROMETHEUS")
     ports = {f"{name}_HOST_PORT": str(free_port()) for name in names}
     ports |= {"TRANSACTIONS_METRICS_PORT": str(free_port()), "PROMETHEUS_SCRAPE_INTERVAL": "1s"}
-    return Stack(FILES, {**environ, **ports, **CREDENTIALS, "STACK_STATE": str(state)})
+    overlay = state / "overlay.yml"
+    overlay.parent.mkdir(exist_ok=True)
+    overlay.write_text(FORGET_SOON)
+    settings = {**environ, **ports, **CREDENTIALS, "STACK_STATE": str(state)}
+    return Stack([*FILES, overlay], settings)
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +71,7 @@ def stack(
     """Real Kafka, S3 store and Prometheus, for the whole session."""
     servers = new_stack(tmp_path_factory.mktemp("stack"))
     try:
-        servers.up(["kafka", "minio", "prometheus"])
+        servers.up(SERVERS)
         yield servers
     finally:
         if request.session.testsfailed:

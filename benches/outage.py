@@ -1,0 +1,217 @@
+#!/usr/bin/env python3
+"""Measure the lag while servers and the consumer fail, and how long it takes to catch up.
+
+    make bench-outage                                  # 1000 readings/s, four faults
+    python benches/outage.py --rate 200 --calm 5
+
+The generator sends live, paced, to a topic of three partitions; the consumer runs with its default
+settings. Twice a second the lag is asked for: the messages of the topic that the group has not
+committed. One fault after another, each when the one before is caught up: the lag is below what
+arrives in a second, for three seconds. While Kafka is away nobody knows the lag; what is sent
+meanwhile waits in the generator. In the end the index must hold exactly what the topic holds.
+
+Exit codes: 0 measured, 1 a reading is missing or double, or the lag did not end, 2 wrong usage.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kafka import KafkaConsumer
+from kafka.errors import KafkaError
+from kafka.structs import TopicPartition
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benches.scene import (
+    CONSUMER,
+    GENERATOR,
+    SERVERS,
+    BenchError,
+    Scene,
+    arguments,
+    check,
+    end,
+    exit_code,
+    kill,
+    own_servers,
+    positive,
+    reading_id,
+    say,
+    write_result,
+)
+
+PARTITIONS = 3  # as Kafka creates topics in docker-compose.yml
+LOOK_S = 0.5
+AWAY_S = 15.0  # how long Elasticsearch stays stopped
+CAUGHT_UP_S = 3.0
+PATIENCE_S = 180.0  # for one fault
+
+
+@dataclass
+class Run:
+    """A generator and a consumer at work, and what was seen.
+
+    Attributes:
+        seen: [seconds since the start, lag in messages or None while it is not known].
+    """
+
+    scene: Scene
+    topic: str
+    index: str
+    rate: int
+    began: float = field(default_factory=time.monotonic)
+    seen: list[tuple[float, int | None]] = field(default_factory=list)
+    consumers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start_consumer(self) -> None:
+        """Start a consumer; what it says goes into the folder."""
+        with (self.scene.folder / "outage.log").open("ab") as log:
+            environ = self.scene.environ(self.topic, self.index)
+            self.consumers.append(subprocess.Popen(CONSUMER, env=environ, stderr=log))
+
+    def look(self, asker: KafkaConsumer) -> None:
+        """Ask for the lag once, and wait for the next time."""
+        partitions = [TopicPartition(self.topic, number) for number in range(PARTITIONS)]
+        lag: int | None = None
+        at_s = time.monotonic() - self.began
+        try:
+            ends = asker.end_offsets(partitions, timeout_ms=400)
+            done = [asker.committed(partition, timeout_ms=400) or 0 for partition in partitions]
+            lag = sum(ends.values()) - sum(done)
+        except KafkaError:
+            pass
+        self.seen.append((round(at_s, 1), lag))
+        time.sleep(max(0.0, LOOK_S - (time.monotonic() - self.began - at_s)))
+
+    def is_caught_up(self) -> bool:
+        """Return whether the lag was small for long enough."""
+        last = [lag for at_s, lag in self.seen if at_s >= self.seen[-1][0] - CAUGHT_UP_S]
+        return len(last) > CAUGHT_UP_S and all(lag is not None and lag < self.rate for lag in last)
+
+
+# The faults. Each brings back what it has taken away.
+
+
+def stop_elasticsearch(run: Run) -> None:
+    """Stop it for a while."""
+    run.scene.stack.down(["elasticsearch"])
+    time.sleep(AWAY_S)
+    run.scene.stack.up(SERVERS)
+
+
+def kill_server(name: str) -> Callable[[Run], None]:
+    """Return what kills a server and starts it again at once."""
+
+    def act(run: Run) -> None:
+        os.killpg(run.scene.stack.pid(name) or 0, signal.SIGKILL)
+        time.sleep(1)
+        run.scene.stack.up(SERVERS)
+
+    return act
+
+
+def kill_consumer(run: Run) -> None:
+    """Kill it and start another: it waits until Kafka takes the first one for dead."""
+    kill(run.consumers[-1])
+    run.start_consumer()
+
+
+FAULTS: dict[str, Callable[[Run], None]] = {
+    "elasticsearch stopped": stop_elasticsearch,
+    "elasticsearch killed": kill_server("elasticsearch"),
+    "consumer killed": kill_consumer,
+    "kafka killed": kill_server("kafka"),
+}
+
+
+def suffer(run: Run, asker: KafkaConsumer, act: Callable[[Run], None]) -> dict[str, float]:
+    """Let one fault happen; return when, the largest lag, and after how long it was caught up.
+
+    Raises:
+        BenchError: it was not.
+    """
+    at_s = time.monotonic() - run.began
+    first = len(run.seen)
+    thread = threading.Thread(target=act, args=(run,))
+    thread.start()
+    while thread.is_alive() or len(run.seen) < first + 4 or not run.is_caught_up():
+        run.look(asker)
+        if run.seen[-1][0] > at_s + PATIENCE_S:
+            raise BenchError(f"not caught up after {PATIENCE_S:.0f} s")
+    peak = max(lag for _, lag in run.seen[first:] if lag is not None)
+    caught_up_s = run.seen[-1][0] - at_s - CAUGHT_UP_S
+    return {"at_s": round(at_s, 1), "peak_lag": peak, "caught_up_s": round(caught_up_s, 1)}
+
+
+def measure(scene: Scene, rate: int, calm_s: int, names: Sequence[str]) -> dict[str, Any]:
+    """Return what was seen of the lag, and of each fault.
+
+    Raises:
+        BenchError: the generator failed, a lag did not end, or the index is wrong.
+    """
+    run = Run(scene, scene.new_topic(PARTITIONS), scene.new_index("outage"), rate)
+    command = [*GENERATOR, "--rate", str(rate), "--sensors", str(max(5, rate // 200))]
+    log = (scene.folder / "generator.log").open("wb")
+    generator = subprocess.Popen(command, env=scene.environ(run.topic), stderr=log)
+    asker = KafkaConsumer(bootstrap_servers=scene.kafka, group_id=run.index)
+    faults = {}
+    try:
+        run.start_consumer()
+        while run.seen == [] or not run.is_caught_up() or run.seen[-1][0] < calm_s:
+            run.look(asker)
+        for name in names:
+            faults[name] = suffer(run, asker, FAULTS[name])
+            say(f"{name:<24}largest lag {faults[name]['peak_lag']:>7.0f}, "
+                f"caught up after {faults[name]['caught_up_s']:.1f} s")  # fmt: skip
+            calm_until_s = run.seen[-1][0] + calm_s
+            while run.seen[-1][0] < calm_until_s:
+                run.look(asker)
+        end(generator, stays=True)
+        if generator.returncode:
+            raise BenchError("the generator failed: see its log")
+        while run.seen[-1][1] != 0:
+            run.look(asker)
+        end(run.consumers[-1], stays=True)
+        ids = [reading_id(message.value) for message in scene.messages(run.topic)]
+        check(scene, run.index, ids)
+    finally:
+        for process in (generator, *run.consumers):
+            kill(process)
+        asker.close()
+        log.close()
+    return {"faults": faults, "lag": run.seen, "readings": len(ids)}
+
+
+def bench(argv: Sequence[str] | None) -> int:
+    """Measure; return the exit code."""
+    parser = arguments(__doc__, runs=None)
+    parser.add_argument("--rate", type=positive, default=1000, metavar="PER_SECOND",
+                        help="(default: %(default)s)")  # fmt: skip
+    parser.add_argument("--calm", type=positive, default=10, metavar="SECONDS",
+                        help="before and after each fault (default: %(default)s)")  # fmt: skip
+    options = parser.parse_args(argv)
+    parameters = {
+        "rate_hz": options.rate, "calm_s": options.calm, "elasticsearch_away_s": AWAY_S,
+        "partitions": PARTITIONS,
+    }  # fmt: skip
+    with own_servers() as scene:
+        found = measure(scene, options.rate, options.calm, list(FAULTS))
+        write_result(scene, "outage", parameters, found, options.output)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure; return the exit code (see the module docstring)."""
+    return exit_code(lambda: bench(argv))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,54 @@
+"""The documents: their links and pictures exist, the pipelines' READMEs have one shape, the PDF."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+
+LISTED = subprocess.run(
+    ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+    cwd=PROJECT, capture_output=True, text=True, check=True,
+).stdout.splitlines()  # fmt: skip
+DOCUMENTS = [PROJECT / name for name in LISTED if (PROJECT / name).exists()]
+LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a document's titles, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(PROJECT)))
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for target in LINK.findall(without_code(document.read_text())):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (document.parent / name).resolve() if name else document
+        assert file.exists(), target
+        assert file.is_relative_to(PROJECT), target
+        if anchor:
+            assert anchor in anchors(file.read_text()), target
+
+
+def test_there_are_documents() -> None:
+    """Else the test above would say nothing."""
+    names = {str(file.relative_to(PROJECT)) for file in DOCUMENTS}
+    assert {"README.md", "RAPPORT.md", "pipelines/README.md", "tests/faults/README.md"} <= names
+
+
+@pytest.mark.slow
+def test_the_report_becomes_a_pdf() -> None:
+    subprocess.run([sys.executable, "docs/pdf.py"], cwd=PROJECT, check=True)
+    pages = (PROJECT / "RAPPORT.pdf").read_bytes()
+    assert pages.startswith(b"%PDF")
+    assert len(pages) > 100_000  # with its pictures

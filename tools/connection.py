@@ -1,0 +1,32 @@
+"""How the tools reach the servers: by the addresses of the two scripts, each in a role of its own.
+
+Environment: as the scripts; the names of users and passwords have the role before them.
+"""
+
+import logging
+import os
+
+from elasticsearch import Elasticsearch
+
+from kafka_to_elasticsearch import elasticsearch_security
+from sensor_generator import kafka_security
+
+
+def kafka_options(role: str) -> dict[str, str]:
+    """Return kafka-python's options for TLS and a password; let it log nothing: we say it.
+
+    Raises:
+        ValueError: a variable is missing or wrong.
+    """
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    return kafka_security(os.environ, role)
+
+
+def elasticsearch_client(role: str) -> Elasticsearch:
+    """Return a client of Elasticsearch, which has not been asked anything yet.
+
+    Raises:
+        ValueError: a variable is missing or wrong.
+    """
+    url = os.environ.get("ELASTICSEARCH_URL") or "http://localhost:9200"
+    return Elasticsearch(url, request_timeout=60, **elasticsearch_security(os.environ, role, url))
