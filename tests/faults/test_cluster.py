@@ -29,6 +29,8 @@ def cluster(tmp_path: Path) -> Iterator[Stack]:
         servers.up()
         yield servers
     finally:
+        for name in servers.servers:  # a last broker would wait for a quorum to leave
+            servers.stop(name, signal.SIGKILL)
         servers.down(wipe=True)
 
 
