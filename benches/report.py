@@ -269,7 +269,7 @@ def throughput_chart(result: Result) -> None:
     found = result["found"]
     _, axes = pyplot.subplots(figsize=(10, 1.4 + 0.5 * len(found)), layout="constrained")
     bars(axes, found, "docs_per_s", "documents par seconde")
-    axes.set_title(
+    pyplot.suptitle(
         f"De Kafka à Elasticsearch : {number(result['parameters']['readings'])} mesures, "
         f"{result['machine']['cores']} cœurs partagés avec les serveurs"
     )
@@ -321,7 +321,7 @@ def generator_chart(result: Result) -> None:
     found = result["found"]["at_once"]
     _, axes = pyplot.subplots(figsize=(10, 1.4 + 0.6 * len(found)), layout="constrained")
     bars(axes, found, "messages_per_s", "messages par seconde")
-    axes.set_title(f"Vers Kafka : {number(result['parameters']['readings'])} mesures d'un coup")
+    pyplot.suptitle(f"Vers Kafka : {number(result['parameters']['readings'])} mesures d'un coup")
 
 
 def outage_chart(result: Result) -> None:

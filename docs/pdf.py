@@ -24,7 +24,7 @@ STYLE = """
 #show figure: set block(breakable: true)
 #show table: set align(left)
 #show table: set par(justify: false)
-#show table: set text(size: 8.5pt)
+#show table: set text(size: 7.5pt)
 """
 
 
@@ -32,7 +32,9 @@ def main() -> int:
     """Write the PDF; return the exit code."""
     text = LINK_TO_FILE.sub(r"\1", SOURCE.read_text(encoding="utf-8"))
     source = PROJECT / ".rapport.typ"  # beside the pictures that it names
-    source.write_text(STYLE + pypandoc.convert_text(text, "typst", format="gfm"), encoding="utf-8")
+    # So many columns that Pandoc leaves the widths of a table's to Typst.
+    pages = pypandoc.convert_text(text, "typst", format="gfm", extra_args=["--columns=10000"])
+    source.write_text(STYLE + pages, encoding="utf-8")
     try:
         typst.compile(source, output=TARGET, root=PROJECT)
     finally:
