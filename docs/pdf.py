@@ -25,6 +25,7 @@ STYLE = """
 #show table: set align(left)
 #show table: set par(justify: false)
 #show table: set text(size: 7.5pt)
+#show table: it => { show "_": "_" + sym.zws; it } // long names may break there
 """
 
 
