@@ -90,8 +90,11 @@ def unpack_package(program: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     say(f"{package}: fetching Debian's package once into {folder} ...")
-    download = f'cd "{partial}" && apt-get download -qq {package} && dpkg-deb -x *.deb .'
-    run(["sh", "-c", download], f"fetching {package} (sudo apt-get update may help)")
+    # A fresh machine has no lists of packages yet; only root may fetch them.
+    fetch = f"apt-get download -qq {package}"
+    fetch = f"{{ {fetch} 2>/dev/null || {{ apt-get update -qq && {fetch}; }}; }}"
+    command = f'cd "{partial}" && {fetch} && dpkg-deb -x *.deb .'
+    run(["sh", "-c", command], f"fetching {package} (sudo apt-get update may help)")
     partial.rename(folder)  # all or nothing
 
 
