@@ -92,10 +92,10 @@ def load_services(files: Sequence[Path], environ: Mapping[str, str]) -> dict[str
             raise StackError(f"{file} is not valid YAML: {' '.join(str(exc).split())}") from exc
         merged = _merge(merged, content)
     merged = _interpolate(merged, environ)
-    folder = files[0].parent  # what all relative paths start from
+    folder = files[0].absolute().parent  # what all relative paths start from
     configs = {n: _config_content(entry, folder) for n, entry in merged.get("configs", {}).items()}
     services = {
-        name: _service(name, definition, configs, files[0].absolute().parent)
+        name: _service(name, definition, configs, folder)
         for name, definition in merged.get("services", {}).items()
     }
     return {name: services[name] for name in _start_order(services)}

@@ -14,8 +14,11 @@ import random
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,6 +215,24 @@ def say(line: str) -> None:
     """Print a line at once, also into a pipe."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def answers(url: str, refusal: int | None = None, authority: Path | None = None) -> bool:
+    """Return whether a page is there, or a server refuses it with this status: it works too.
+
+    Args:
+        url: of loopback.
+        refusal: the HTTP status by which it asks back who we are.
+        authority: file of certificates (PEM) of who vouches for it, with https.
+    """
+    try:
+        context = ssl.create_default_context(cafile=authority) if authority else None
+        with urllib.request.urlopen(url, timeout=5, context=context) as response:
+            return bool(response.status == 200)
+    except urllib.error.HTTPError as exc:
+        return exc.code == refusal
+    except OSError:
+        return False
 
 
 def run(command: list[str], what: str) -> None:

@@ -20,7 +20,8 @@ lifecycle puts the policy of mappings/lifecycle.json under the name of the index
 indices that are there and, by an index template, those to come. It needs Elasticsearch's index
 lifecycle (ILM); where that is absent, delete does the same.
 
-Environment (or .env): ELASTICSEARCH_URL and ELASTICSEARCH_INDEX, as the consumer.
+Environment (or .env): ELASTICSEARCH_URL and ELASTICSEARCH_INDEX, as the consumer; in the secure
+variant, the user ADMIN_ELASTICSEARCH_USER.
 
 Exit codes: 0 done, 1 Elasticsearch unreachable, or it refused; 2 wrong usage.
 """
@@ -44,6 +45,7 @@ sys.path.insert(0, str(PROJECT))
 
 from kafka_to_elasticsearch import one_line  # noqa: E402  # works from any folder
 from sensor_generator import parse_duration  # noqa: E402
+from tools.connection import elasticsearch_client  # noqa: E402
 
 LIFECYCLE_FILE = PROJECT / "mappings/lifecycle.json"
 MAPPING_FILE = PROJECT / "mappings/sensors_data.json"
@@ -214,9 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands.add_parser("lifecycle", help="have Elasticsearch delete daily indices by itself")
     arguments = parser.parse_args(argv)
-    url = os.environ.get("ELASTICSEARCH_URL") or "http://localhost:9200"
     try:
-        with Elasticsearch(url, request_timeout=60) as client:
+        with elasticsearch_client("ADMIN") as client:
             if arguments.command == "delete":
                 before = datetime.now(UTC) - arguments.older_than
                 delete(client, arguments.index, before, arguments.dry_run)

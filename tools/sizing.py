@@ -13,13 +13,13 @@ What is computed: disk for all copies, shards, and nodes, one index a day, under
     1000 shards a node                            cluster.max_shards_per_node
     85 % of a disk                                cluster.routing.allocation.disk.watermark.low
 
-Environment (or .env): as the consumer, see kafka_to_elasticsearch.py.
+Environment (or .env): as the consumer, see kafka_to_elasticsearch.py, with VERIFIER_ in the place
+of CONSUMER_.
 
 Exit codes: 0 printed, 1 a server is unreachable or holds nothing, 2 wrong usage.
 """
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -32,6 +32,11 @@ from elasticsearch import ApiError, Elasticsearch, TransportError
 from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from tools.connection import elasticsearch_client, kafka_options  # noqa: E402
 
 DAY_S = 86_400
 SHARD_BYTES = 50e9
@@ -116,7 +121,10 @@ def measure_topic(servers: str, topic: str) -> tuple[int, float]:
         KafkaError: Kafka does not answer.
         ValueError: there is none.
     """
-    kafka = {"bootstrap_servers": servers.split(","), "bootstrap_timeout_ms": 10_000}
+    kafka = {
+        "bootstrap_servers": servers.split(","), "bootstrap_timeout_ms": 10_000,
+        **kafka_options("VERIFIER"),
+    }  # fmt: skip
     with KafkaConsumer(**kafka, allow_auto_create_topics=False) as consumer:
         numbers = consumer.partitions_for_topic(topic) or set()
         partitions = [TopicPartition(topic, number) for number in numbers]
@@ -204,15 +212,13 @@ def say_needs(load: Load, found: Needs) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, compute and print; return the exit code (see the module docstring)."""
     load = parse_arguments(argv)
-    load_dotenv(Path(__file__).parent.with_name(".env"))
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    load_dotenv(PROJECT / ".env")
     servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092"
     topic = os.environ.get("KAFKA_TOPIC") or "smart-city-sensors"
-    url = os.environ.get("ELASTICSEARCH_URL") or "http://localhost:9200"
     index = os.environ.get("ELASTICSEARCH_INDEX") or "sensors_data"
     try:
         messages, message_bytes = measure_topic(servers, topic)
-        with Elasticsearch(url, request_timeout=60) as client:
+        with elasticsearch_client("VERIFIER") as client:
             documents, document_bytes = measure_index(client, index)
     except (KafkaError, ApiError, TransportError, ValueError) as exc:
         sys.stderr.write(f"sizing: cannot measure: {' '.join(str(exc).split())}\n")

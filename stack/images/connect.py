@@ -5,12 +5,11 @@ kafka-connect.properties.template). Its plug-ins are what lies in its folders; h
 Elasticsearch sink, as Maven Central has neither Confluent's nor another that runs on Kafka 3.9.
 """
 
-import urllib.request
 from pathlib import Path
 
 from stack.compose import Service
-from stack.images.kafka import fetch_jars, jvm_options, kafka_property, kafka_version
-from stack.servers import Server, Site, refuse_unknown, write_properties
+from stack.images.kafka import kafka_property, program
+from stack.servers import Server, Site, answers, refuse_unknown
 
 CAMEL_VERSION = "3.21.5"  # the last whose connector Connect 3.9 runs
 PREFIX = "CONNECT_"
@@ -21,9 +20,7 @@ def connect(service: Service, site: Site) -> Server:
     others = {name for name in service.environment if not name.startswith(PREFIX)}
     refuse_unknown(service, others - {"KAFKA_HEAP_OPTS"})
     port = site.host_port(service.name, 8083)
-    file = site.config_file(service, "properties")
-    plugins = file.with_suffix(".plugins")
-    version = kafka_version(service)
+    plugins = site.config_file(service, "plugins")
     settings = {
         kafka_property(name, PREFIX): site.on_host(
             value.replace("//0.0.0.0:", f"//{service.name}:")
@@ -32,26 +29,12 @@ def connect(service: Service, site: Site) -> Server:
         if name.startswith(PREFIX)
     }
     settings |= {"plugin.path": str(plugins), "rest.advertised.host.name": "127.0.0.1"}
-
-    def prepare() -> None:
-        fetch_jars(version, site)
-        link_plugin(site, plugins)
-        write_properties(file, settings)
-
-    options = [*jvm_options(service), "-Dstack.log.level=INFO"]
-    return Server(
-        name=service.name,
-        depends_on=service.depends_on,
-        address=f"127.0.0.1:{port}",
-        marker=str(file),
-        command=[
-            *site.java(site.cached("kafka", version), options),
-            "org.apache.kafka.connect.cli.ConnectDistributed",
-            str(file),
-        ],
-        is_ready=lambda: connect_is_ready(port),
-        prepare=prepare,
-    )
+    # It answers once it has read its topics.
+    return program(
+        service, site, port, "org.apache.kafka.connect.cli.ConnectDistributed", settings,
+        lambda: answers(f"http://127.0.0.1:{port}/connectors"),
+        prepare=lambda: link_plugin(site, plugins),
+    )  # fmt: skip
 
 
 def link_plugin(site: Site, plugins: Path) -> None:
@@ -61,12 +44,3 @@ def link_plugin(site: Site, plugins: Path) -> None:
     plugins.mkdir(parents=True, exist_ok=True)
     if not (plugins / "camel").exists():
         (plugins / "camel").symlink_to(camel)
-
-
-def connect_is_ready(port: int) -> bool:
-    """Ask Connect which connectors it has: it answers once it has read its topics."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/connectors", timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False

@@ -6,9 +6,6 @@ What is mounted into its configuration is copied there: it reads nothing outside
 
 import json
 import shutil
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from stack.compose import Service
 from stack.servers import (
     Server,
     Site,
+    answers,
     give_away,
     java_home,
     refuse_unknown,
@@ -89,12 +87,5 @@ def elasticsearch_is_ready(port: int, settings: Mapping[str, str], config: Path)
     is_tls = settings.get("xpack.security.http.ssl.enabled") == "true"
     scheme = "https" if is_tls else "http"
     url = f"{scheme}://127.0.0.1:{port}/_cluster/health?wait_for_status=yellow&timeout=1s"
-    try:
-        authority = settings["xpack.security.http.ssl.certificate_authorities"] if is_tls else None
-        context = ssl.create_default_context(cafile=config / authority) if authority else None
-        with urllib.request.urlopen(url, timeout=5, context=context) as response:
-            return bool(response.status == 200)
-    except urllib.error.HTTPError as exc:
-        return exc.code == 401
-    except OSError:
-        return False
+    name = settings["xpack.security.http.ssl.certificate_authorities"] if is_tls else None
+    return answers(url, refusal=401, authority=config / name if name else None)

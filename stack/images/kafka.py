@@ -10,7 +10,7 @@ that shows the broker's metrics to Prometheus, configured by JMX_EXPORTER_CONFIG
 """
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kafka import KafkaAdminClient
@@ -60,27 +60,8 @@ def zookeeper(service: Service, site: Site) -> Server:
         "dataDir": str(site.volume(service, "/var/lib/zookeeper/data")),
         "dataLogDir": str(site.volume(service, "/var/lib/zookeeper/log")),
     }
-    file = site.config_file(service, "properties")
-    version = kafka_version(service)
-
-    def prepare() -> None:
-        fetch_jars(version, site)
-        write_properties(file, settings)
-
-    options = [*jvm_options(service), "-Dstack.log.level=INFO"]
-    return Server(
-        name=service.name,
-        depends_on=service.depends_on,
-        address=f"127.0.0.1:{port}",
-        marker=str(file),
-        command=[
-            *site.java(site.cached("kafka", version), options),
-            "org.apache.zookeeper.server.quorum.QuorumPeerMain",
-            str(file),
-        ],
-        is_ready=lambda: zookeeper_is_ready(port),
-        prepare=prepare,
-    )
+    main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
+    return program(service, site, port, main, settings, lambda: zookeeper_is_ready(port))
 
 
 def kafka(service: Service, site: Site) -> Server:
@@ -94,12 +75,9 @@ def kafka(service: Service, site: Site) -> Server:
     }
     settings["log.dirs"] = str(site.volume(service, "/var/lib/kafka/data"))
     file = site.config_file(service, "properties")
-    version = kafka_version(service)
-    jars = site.cached("kafka", version)
+    jars = site.cached("kafka", kafka_version(service))
 
     def prepare() -> None:
-        fetch_jars(version, site)
-        write_properties(file, settings)
         prepare_metrics(service, site)
         if "process.roles" not in settings:
             return
@@ -109,15 +87,47 @@ def kafka(service: Service, site: Site) -> Server:
         run([*command, *arguments, "-c", str(file)], f"{service.name}: formatting its storage")
 
     port = next(iter(service.ports.values()))
-    options = [*jvm_options(service), *metrics_agent(service, site), "-Dstack.log.level=INFO"]
+    agent = metrics_agent(service, site)
+    return program(
+        service, site, port, "kafka.Kafka", settings, lambda: kafka_is_ready(settings),
+        options=agent, prepare=prepare,
+    )  # fmt: skip
+
+
+def program(
+    service: Service, site: Site, port: int, main: str, settings: Mapping[str, str],
+    is_ready: Callable[[], bool], options: Sequence[str] = (),
+    prepare: Callable[[], None] = lambda: None,
+) -> Server:  # fmt: skip
+    """Return the server of a program among Kafka's jars, configured by one file of properties.
+
+    Args:
+        service: what it stands for.
+        site: where it runs.
+        port: where it listens.
+        main: its Java class.
+        settings: the properties.
+        is_ready: whether it serves.
+        options: of Java, besides the service's own.
+        prepare: what else it needs, once the jars and the file are there.
+    """
+    file = site.config_file(service, "properties")
+    version = kafka_version(service)
+
+    def prepare_all() -> None:
+        fetch_jars(version, site)
+        write_properties(file, settings)
+        prepare()
+
+    java = [*jvm_options(service), *options, "-Dstack.log.level=INFO"]
     return Server(
         name=service.name,
         depends_on=service.depends_on,
         address=f"127.0.0.1:{port}",
         marker=str(file),
-        command=[*site.java(jars, options), "kafka.Kafka", str(file)],
-        is_ready=lambda: kafka_is_ready(settings),
-        prepare=prepare,
+        command=[*site.java(site.cached("kafka", version), java), main, str(file)],
+        is_ready=is_ready,
+        prepare=prepare_all,
     )
 
 

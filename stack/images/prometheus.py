@@ -6,11 +6,10 @@ into the cache, which needs no root.
 """
 
 import shutil
-import urllib.request
 from pathlib import Path
 
 from stack.compose import Service, StackError
-from stack.servers import Server, Site, refuse_unknown, run, say, write
+from stack.servers import Server, Site, answers, refuse_unknown, run, say, write
 
 CONFIG, DATA = "/etc/prometheus/prometheus.yml", "/prometheus"
 LISTEN = "--web.listen-address="
@@ -96,12 +95,3 @@ def unpack_package(program: Path) -> None:
     command = f'cd "{partial}" && {fetch} && dpkg-deb -x *.deb .'
     run(["sh", "-c", command], f"fetching {package} (sudo apt-get update may help)")
     partial.rename(folder)  # all or nothing
-
-
-def answers(url: str) -> bool:
-    """Ask for a page that is there only when the program serves."""
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False

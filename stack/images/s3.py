@@ -5,12 +5,10 @@ in the cache it is run, else S3Proxy (a gateway to S3, here before a folder) fro
 same address, credentials and API, without MinIO's console and metrics.
 """
 
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from stack.compose import Service
-from stack.servers import Server, Site, refuse_unknown, say, write_properties
+from stack.servers import Server, Site, answers, refuse_unknown, say, write_properties
 
 # The module has no releases that Go understands as versions, hence a commit.
 MINIO_VERSION = "v0.0.0-20260212201848-7aac2a2c5b7c"
@@ -36,7 +34,7 @@ def real_minio(service: Service, site: Site, binary: Path) -> Server:
         address=f"127.0.0.1:{port}",
         marker=str(data),
         command=[str(binary), "server", str(data), *addresses],
-        is_ready=lambda: answers(f"http://127.0.0.1:{port}/minio/health/live"),
+        is_ready=lambda: answers(f"http://127.0.0.1:{port}/minio/health/live", refusal=403),
         environment=service.environment,
         prepare=lambda: data.mkdir(parents=True, exist_ok=True),
     )
@@ -82,17 +80,6 @@ def s3proxy(service: Service, site: Site, binary: Path) -> Server:
             "--properties",
             str(file),
         ],
-        is_ready=lambda: answers(f"http://127.0.0.1:{port}/"),
+        is_ready=lambda: answers(f"http://127.0.0.1:{port}/", refusal=403),
         prepare=prepare,
     )
-
-
-def answers(url: str) -> bool:
-    """Ask for a page; a refusal for want of credentials is an answer too."""
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except urllib.error.HTTPError as exc:
-        return exc.code == 403
-    except OSError:
-        return False
