@@ -14,6 +14,17 @@ LISTED = subprocess.run(
     cwd=PROJECT, capture_output=True, text=True, check=True,
 ).stdout.splitlines()  # fmt: skip
 DOCUMENTS = [PROJECT / name for name in LISTED if (PROJECT / name).exists()]
+PIPELINES = sorted(file.parent for file in PROJECT.glob("pipelines/*/requirements.txt"))
+# The titles that each pipeline's README has, in this order, its own ones between them.
+SHAPE = [
+    "En une commande",
+    "Pas à pas",
+    "Ce qui est garanti",
+    "Réglages",
+    "Tests",
+    "Dépannage",
+    "English",
+]
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 
 
@@ -38,6 +49,16 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         assert file.is_relative_to(PROJECT), target
         if anchor:
             assert anchor in anchors(file.read_text()), target
+
+
+@pytest.mark.parametrize("folder", PIPELINES, ids=lambda folder: folder.name)
+def test_a_pipeline_s_readme_has_the_shape_of_its_siblings(folder: Path) -> None:
+    text = without_code((folder / "README.md").read_text())
+    titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert [title for title in titles if title in SHAPE] == SHAPE
+    assert text.startswith("# ")
+    assert "([English below](#english))" in text
+    assert f"({folder.name}/README.md)" in (folder.parent / "README.md").read_text()
 
 
 def test_there_are_documents() -> None:
