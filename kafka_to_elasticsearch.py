@@ -198,7 +198,7 @@ class Reading(msgspec.Struct, forbid_unknown_fields=True):
 
 
 DECODER = msgspec.json.Decoder(Reading)
-SENSOR_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+SENSOR_ID, SENSOR_ID_LENGTH = re.compile(r"[A-Za-z0-9._:-]+"), 128
 # In a reading, six names and two strings stand between quotes; a field given twice adds to them.
 QUOTES = 16
 # RFC 3339: what is left to Python's own parser after this is whether the date exists.
@@ -226,7 +226,7 @@ def parse_reading(value: bytes | None) -> Reading:
         raise InvalidReadingError("not UTF-8") from exc
     except msgspec.DecodeError as exc:
         raise InvalidReadingError(str(exc)) from exc
-    if not is_sensor_id(reading.sensor_id):
+    if len(reading.sensor_id) > SENSOR_ID_LENGTH or not is_sensor_id(reading.sensor_id):
         raise InvalidReadingError("sensor_id is not 1 to 128 letters, digits or . _ : -")
     reading.timestamp = normalised_timestamp(reading.timestamp)
     if value.count(b'"') != QUOTES:
@@ -236,7 +236,10 @@ def parse_reading(value: bytes | None) -> Reading:
 
 @lru_cache(maxsize=10_000)
 def is_sensor_id(text: str) -> bool:
-    """Return whether it can name a sensor. They come again and again: remembering saves 0.3 µs."""
+    """Return whether a text, not too long to be remembered, can name a sensor.
+
+    The same names come again and again: that saves 0.3 µs of each reading.
+    """
     return bool(SENSOR_ID.fullmatch(text))
 
 

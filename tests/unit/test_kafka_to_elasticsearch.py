@@ -132,6 +132,16 @@ def test_a_bad_message_is_refused_with_its_reason(value: bytes | None, reason: s
     assert reason in str(refusal.value)
 
 
+def test_a_sensor_id_that_is_too_long_is_not_remembered() -> None:
+    """Else ten thousand different ones of a megabyte would fill the memory."""
+    before = indexer.is_sensor_id.cache_info()
+    for length in (129, 1_000_000):
+        with pytest.raises(indexer.InvalidReadingError, match="sensor_id is not"):
+            indexer.parse_reading(encoded(sensor_id="x" * length))
+    assert indexer.is_sensor_id.cache_info() == before
+    parsed(encoded(sensor_id="x" * 128))
+
+
 def test_a_reason_is_one_short_line_whatever_the_message_holds() -> None:
     batch = indexer.Batch()
     batch.add(PARTITION, [message(1, encoded(**{"evil\n\x1b[2Jname": 1}))])
