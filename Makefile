@@ -45,11 +45,13 @@ test-all: setup .venv/docs.done ## the same and the long ones (under 45 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
 	$(BIN)/python -m pytest -m "not soak"
+	@$(MAKE) --no-print-directory test-pipelines
 
 # The pipelines beside the main one: pipelines/NAME/, each with its own needs and servers.
 
-test-pipelines: ## the tests of the pipelines, one after the other (half an hour)
-	@set -e; for name in $(PIPELINES); do $(MAKE) test-$$name; done
+test-pipelines: $(PIPELINES:%=.venv/%.done) ## the tests of the pipelines, two at a time
+	@$(PYTHON) -m stack.prerequisites java maven postgresql
+	@$(MAKE) --no-print-directory -j2 --output-sync=target $(PIPELINES:%=test-%)
 
 .venv/%.done: pipelines/%/requirements.txt .venv/done
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $<

@@ -29,7 +29,7 @@ Environment (or .env beside this file; a flag wins over both):
     KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
     KAFKA_TOPIC               default smart-city-sensors
     KAFKA_GROUP_ID            default smart-city-indexer
-    ELASTICSEARCH_URL         default http://localhost:9200
+    ELASTICSEARCH_URL         default http://localhost:9200 (several nodes: separated by commas)
     ELASTICSEARCH_INDEX       default sensors_data
     ELASTICSEARCH_DEAD_LETTER_INDEX   default sensors_dead_letters
     KAFKA_CA_FILE             certificate (PEM) of the authority that vouches for Kafka: use TLS
@@ -53,13 +53,13 @@ import signal
 import ssl
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import lru_cache
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache, partial
 from http.server import ThreadingHTTPServer
 from itertools import groupby
 from pathlib import Path
@@ -89,7 +89,7 @@ from elasticsearch import (
     TransportError,
 )
 from msgspec import Meta
-from prometheus_client import CollectorRegistry, MetricsHandler
+from prometheus_client import CollectorRegistry, Histogram, MetricsHandler
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -103,6 +103,7 @@ DEAD_LETTER_MAPPING_FILE = MAPPING_FILE.with_name("sensors_dead_letters.json")
 BULK_READINGS = 4000  # a bulk is closed when it holds so many readings ...
 BULK_BYTES = 5_000_000  # ... or so many bytes ...
 BULK_WAIT_S = 0.5  # ... or was opened so long ago: a lone reading is searchable within 2 s
+INDEX_DATES = {"day": 10, "month": 7}  # so many characters of a reading's time name its index
 BULKS_IN_FLIGHT = 2  # Elasticsearch indexes one while the next is read and validated
 POLL_MESSAGES = 1000  # what one poll may add to a bulk; fewer when messages are large
 FETCH_BYTES = 250_000  # of a partition, as compressed: also what bounds a sudden run of large ones
@@ -127,6 +128,7 @@ STOP_GRACE_S = 10.0  # for what is in flight when told to stop
 KAFKA_TIMEOUT_S = 5.0
 DELIVERY_TIMEOUT_MS = 10_000  # of a dead letter that is not acknowledged: then it is sent again
 PROGRESS_S = 5.0
+DELAYS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)  # of the histogram
 # Why Kafka does not let us in, in librdkafka's words -> what to mend.
 REMEDIES = {
     "SASL authentication error": "correct CONSUMER_KAFKA_USER and CONSUMER_KAFKA_PASSWORD",
@@ -144,6 +146,7 @@ class Config:
     group_id: str
     elasticsearch_url: str
     index: str
+    index_by: str | None  # a key of INDEX_DATES; None: one index
     dead_letter_index: str | None
     dynamic_mapping: bool
     exit_when_idle_s: float
@@ -318,6 +321,7 @@ class Batch:
         dead_letters: the others.
         offsets: for each partition that is still ours, the offset after its last message here.
         outcome: how many went which way, complete when the batch is settled.
+        oldest_ms: when its first message came into the topic, in Unix time.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -326,6 +330,7 @@ class Batch:
     outcome: Counter[str] = field(default_factory=Counter)
     messages: int = 0
     size_bytes: int = 0
+    oldest_ms: float = math.inf
     opened: float = field(default_factory=time.monotonic)
 
     def __len__(self) -> int:
@@ -336,6 +341,7 @@ class Batch:
         self.messages += len(messages)
         self.size_bytes += sum(map(len, messages))
         self.offsets[partition] = messages[-1].offset() + 1
+        self.oldest_ms = min(self.oldest_ms, messages[0].timestamp()[1])
         for message in messages:
             try:
                 reading = parse_reading(message.value())
@@ -387,6 +393,7 @@ class Settler:
         self.abandon = threading.Event()  # set: stop waiting for servers
         self.waits: dict[int, str] = {}  # worker thread -> what it waits for
         self.retries = 0
+        self.indices = {config.index, config.dead_letter_index}  # that were there once
 
     def settle(self, batch: Batch) -> None:
         """Index what is valid, dead-letter the rest, and count both in the batch's outcome.
@@ -397,7 +404,8 @@ class Settler:
         Raises:
             GaveUpError: told to abandon before that.
         """
-        self.insist("Elasticsearch", batch.entries, lambda entries: self.index(entries, batch))
+        for index, entries in self.by_index(batch.entries).items():
+            self.insist("Elasticsearch", entries, partial(self.index, batch, index))
         self.insist("dead-letter topic", batch.dead_letters, self.send_dead_letters)
         if self.config.dead_letter_index:
             self.insist("dead-letter index", batch.dead_letters, self.index_dead_letters)
@@ -418,10 +426,21 @@ class Settler:
             if pending:
                 self.back_off(attempt, f"{server}: {len(pending)} messages wait ({why})")
 
-    def index(self, entries: list[Entry], batch: Batch) -> Left[Entry]:
+    def by_index(self, entries: list[Entry]) -> dict[str, list[Entry]]:
+        """Return the entries by the index they belong to: one for all, or one a day or month."""
+        if not self.config.index_by:
+            return {self.config.index: entries}
+        found: defaultdict[str, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            found[dated_index(entry, self.config.index, self.config.index_by)].append(entry)
+        return found
+
+    def index(self, batch: Batch, index: str, entries: list[Entry]) -> Left[Entry]:
         """Send one bulk request; return the entries to send again, and why."""
+        if index not in self.indices:
+            self.make_index(index)
         try:
-            verdicts = self.bulk(self.config.index, entries)
+            verdicts = self.bulk(index, entries)
         except ApiError as exc:
             if exc.status_code not in (400, 413):
                 return entries, one_line(exc)
@@ -431,8 +450,8 @@ class Settler:
                 )
                 return [], ""
             half = len(entries) // 2
-            first, why = self.index(entries[:half], batch)
-            second, why_too = self.index(entries[half:], batch)
+            first, why = self.index(batch, index, entries[:half])
+            second, why_too = self.index(batch, index, entries[half:])
             return first + second, why or why_too
         except TransportError as exc:  # refused, timed out, cut: what it did is unknown, ids tell
             return entries, one_line(exc)
@@ -449,7 +468,7 @@ class Settler:
             else:
                 again.append(entry)
                 why = reason
-        undecided = self.compare(existing, batch)
+        undecided = self.compare(batch, index, existing)
         return again + undecided, why or "cannot read what is already there"
 
     def bulk(self, index: str, entries: list[Entry]) -> list[tuple[str, str]]:
@@ -477,24 +496,27 @@ class Settler:
         if len(verdicts) != len(entries):
             raise GarbledError(f"it answered for {len(verdicts)} of {len(entries)}")
         if any(INDEX_GONE in why for _, why in verdicts):
-            self.make_index_anew(index)
+            self.make_index(index)
         return verdicts
 
-    def make_index_anew(self, index: str) -> None:
-        """Create the index that somebody has deleted in mid-run, with its mapping."""
+    def make_index(self, index: str) -> None:
+        """Create an index with its mapping: of a new day or month, or deleted in mid-run."""
         try:
             ensure_indices(self.client, self.config)
-            log.warning("index %s was gone: made anew with its mapping", index)
+            create_index(self.client, index)
+            level = logging.WARNING if index in self.indices else logging.INFO
+            log.log(level, "index %s was not there: made with its mapping", index)
+            self.indices.add(index)
         except (SetupError, ApiError, TransportError) as exc:
-            log.error("index %s is gone and cannot be made: %s", index, one_line(exc))
+            log.error("index %s cannot be made: %s", index, one_line(exc))
 
-    def compare(self, entries: list[Entry], batch: Batch) -> list[Entry]:
+    def compare(self, batch: Batch, index: str, entries: list[Entry]) -> list[Entry]:
         """Tell duplicates from conflicts, by what is stored; return the entries left undecided."""
         if not entries:
             return []
         try:
             ids = [entry.document_id for entry in entries]
-            answer = self.client.mget(index=self.config.index, ids=ids)
+            answer = self.client.mget(index=index, ids=ids)
             stored = {document["_id"]: document.get("_source") for document in answer["docs"]}
         except (ApiError, TransportError, *GARBLED):
             return entries
@@ -588,6 +610,21 @@ class Settler:
         self.retries += 1
         if self.abandon.wait(delay_s):
             raise GaveUpError(why)
+
+
+def dated_index(entry: Entry, index: str, index_by: str) -> str:
+    """Return the index of a reading's day or month, INDEX-2026.11.25 or INDEX-2026.11.
+
+    By the reading's own time, so that the same reading always finds itself there. A sensor whose
+    clock is wrong could fill the cluster with indices: what is from before 2000, or from more than
+    a day after it came into the topic, goes into INDEX.
+    """
+    time = entry.document_id.rpartition("@")[2]
+    _, epoch_ms = entry.message.timestamp()
+    latest = datetime.fromtimestamp(epoch_ms / 1000, UTC) + timedelta(days=1)
+    if not "2000" <= time <= latest.isoformat():
+        return index
+    return f"{index}-{time[: INDEX_DATES[index_by]].replace('-', '.')}"
 
 
 def one_line(exc: Exception) -> str:
@@ -712,6 +749,7 @@ class Pipeline:
         accounts: messages consumed = indexed + duplicates + dead_lettered + in_flight.
         partitions: those that are ours, by number.
         lags: partition -> messages in it that are not settled, as of the last progress line.
+        delays: histogram, one value a batch: from when its oldest message came until it is settled.
     """
 
     def __init__(self, config: Config, kafka: Kafka, settler: Settler) -> None:
@@ -730,6 +768,8 @@ class Pipeline:
         self.totals: Counter[str] = Counter()
         self.accounts: dict[str, int] = {}
         self.lags: dict[int, int] = {}
+        what = "from when the oldest message of a bulk came into the topic until it is settled"
+        self.delays = Histogram("smart_city_delay_seconds", what, registry=None, buckets=DELAYS_S)
         self.expected_bytes = BULK_BYTES / 10  # of a message; cautious, and slow to forget
         self.began = self.last_turn = self.last_progress = self.last_busy = time.monotonic()
         self.last_assigned = self.last_settled = self.last_answer = self.last_commit = self.began
@@ -925,6 +965,7 @@ class Pipeline:
             settled.result()
             self.in_flight.popleft()
             self.totals += batch.outcome
+            self.delays.observe(max(0.0, time.time() - batch.oldest_ms / 1000))
             for number, offset in batch.offsets.items():
                 self.partitions[number].settled = offset
             self.last_settled = time.monotonic()
@@ -1090,7 +1131,7 @@ class Metrics(Collector):
         lag = GaugeMetricFamily("smart_city_lag", "messages not settled", labels=["partition"])
         for partition, count in pipeline.lags.items():
             lag.add_metric([str(partition)], count)
-        yield from (messages, lag)
+        yield from (messages, lag, *pipeline.delays.collect())
         yield CounterMetricFamily("smart_city_retries", "waits for a server", value=retries)
         for name, text, value in (
             ("in_flight", "messages read and not settled", in_flight),
@@ -1164,7 +1205,7 @@ def connect_to_elasticsearch(config: Config) -> Elasticsearch:
     """
     try:
         client = Elasticsearch(
-            config.elasticsearch_url,
+            config.elasticsearch_url.split(","),
             request_timeout=REQUEST_TIMEOUT_S,
             max_retries=0,
             **config.elasticsearch_security,
@@ -1176,7 +1217,7 @@ def connect_to_elasticsearch(config: Config) -> Elasticsearch:
     except (AuthenticationException, AuthorizationException) as exc:
         raise SetupError(f"Elasticsearch refuses us: {one_line(exc)}") from exc
     except TransportError as exc:
-        url, where = urlsplit(config.elasticsearch_url), f"Elasticsearch at {shown_url(config)}"
+        url, where = urlsplit(first_url(config)), f"Elasticsearch at {shown_url(config)}"
         if "CERTIFICATE_VERIFY_FAILED" in repr(exc):
             why = f"{where}: ELASTICSEARCH_CA_FILE must name who signed its certificate"
             raise SetupError(why) from exc
@@ -1251,7 +1292,7 @@ def check_mapping(
             if (kind := fields.get(key, {}).get("type")) != definition["type"]:
                 raise SetupError(
                     f"index {name} has {key} as {kind}, not as {definition['type']}: it was made "
-                    f"with another mapping; delete it (curl -X DELETE {shown_url(config)}/{name}) "
+                    f"with another mapping; delete it (curl -X DELETE {first_url(config)}/{name}) "
                     "or choose another name (ELASTICSEARCH_INDEX)"
                 )
 
@@ -1311,8 +1352,13 @@ def speaks_tls(brokers: str) -> bool:
 
 
 def shown_url(config: Config) -> str:
-    """Return Elasticsearch's URL without the user and password it may carry."""
+    """Return Elasticsearch's URLs without the user and password they may carry."""
     return re.sub(r"//[^/@]*@", "//", config.elasticsearch_url)
+
+
+def first_url(config: Config) -> str:
+    """Return the first of Elasticsearch's URLs, as shown_url."""
+    return shown_url(config).partition(",")[0]
 
 
 def topic_name(text: str) -> str:
@@ -1399,6 +1445,9 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     add("--elasticsearch-url", "ELASTICSEARCH_URL", "http://localhost:9200")
     add("--index", "ELASTICSEARCH_INDEX", "sensors_data")
     add("--dead-letter-index", "ELASTICSEARCH_DEAD_LETTER_INDEX", "sensors_dead_letters")
+    parser.add_argument("--index-by", choices=INDEX_DATES,
+        help="an index for each day or month (UTC) of the readings' times, INDEX-2026.11.25 or "
+        "INDEX-2026.11 (default: one index)")  # fmt: skip
     parser.add_argument("--dynamic-mapping", action="store_true",
         help="let Elasticsearch guess the mapping; without mappings/, and without an index of "
         "dead letters")  # fmt: skip

@@ -29,4 +29,5 @@ def elasticsearch_client(role: str) -> Elasticsearch:
         ValueError: a variable is missing or wrong.
     """
     url = os.environ.get("ELASTICSEARCH_URL") or "http://localhost:9200"
-    return Elasticsearch(url, request_timeout=60, **elasticsearch_security(os.environ, role, url))
+    security = elasticsearch_security(os.environ, role, url)
+    return Elasticsearch(url.split(","), request_timeout=60, **security)

@@ -159,13 +159,14 @@ def verify(
         headers = dict(letter.headers)
         with suppress(KeyError, ValueError, TypeError):  # not the consumer's
             dead.add((int(headers["source.partition"]), int(headers["source.offset"])))
-    client.indices.refresh(index=index)
+    indices = f"{index},{index}-*.*"  # those of a day or a month too
+    client.indices.refresh(index=indices)
     documents: dict[Key, tuple[Any, ...]] = {}
-    for hit in scan(client, index=index, size=5000):
+    for hit in scan(client, index=indices, size=5000):
         if (key := reading_key(hit["_source"])) in documents:
             verdict.doubled.append(key)
         documents[key] = reading_values(hit["_source"])
-    verdict.indexed = client.count(index=index)["count"]
+    verdict.indexed = client.count(index=indices)["count"]
     accounted: set[Key] = set()
     rejected: dict[Key, list[tuple[Where, tuple[Any, ...]]]] = {}
     messages, verdict.forgotten = read_topic(servers, topic, security or {})

@@ -95,7 +95,9 @@ def test_the_consumer_takes_what_the_generator_makes() -> None:
 
 def test_the_schema_is_the_consumer_s_and_the_generator_s() -> None:
     checked = msgspec.json.schema(indexer.Reading)["$defs"]["Reading"]
-    letters = indexer.SENSOR_ID.pattern.removesuffix("+")  # checked beside the decoder: is_sensor_id
+    letters = indexer.SENSOR_ID.pattern.removesuffix(
+        "+"
+    )  # checked beside the decoder: is_sensor_id
     pattern = f"^{letters}{{1,{indexer.SENSOR_ID_LENGTH}}}$"
     checked["properties"]["sensor_id"]["pattern"] = pattern
     rules = {

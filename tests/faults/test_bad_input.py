@@ -297,7 +297,7 @@ def test_elasticsearch_refuses_nothing_that_passes_and_what_else_it_would_take_i
         elif batch.dead_letters:
             unsendable[expected.kind] += 1  # a bulk has one document on one line
     for entries in batched(passed.entries, indexer.BULK_READINGS):
-        settler.index(entries, passed)
+        settler.index(passed, config.index, entries)
     assert passed.dead_letters == []
     assert passed.outcome["indexed"] == len(passed.entries) > count / 10
 

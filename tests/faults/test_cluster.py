@@ -85,10 +85,11 @@ def test_a_broker_and_a_node_die_under_load_and_come_back(cluster: Stack, tmp_pa
     name = "sensors-cluster"
     with Elasticsearch(url(cluster, NODES[0])) as client:
         primary = new_index(client, f"sensors_{name}")
-    other = next(node for node in NODES if node != primary)  # not the one that will die
+    other = next(node for node in NODES if node != primary)  # we ask one that will not die
     with Elasticsearch(url(cluster, other), request_timeout=60) as client:
         kafka = ",".join(cluster.servers[broker].address for broker in BROKERS.values())
-        pipeline = Pipeline(kafka, url(cluster, other), name, f"sensors_{name}", name, client)
+        nodes = ",".join(url(cluster, node) for node in NODES)
+        pipeline = Pipeline(kafka, nodes, name, f"sensors_{name}", name, client)
         ledger = tmp_path / "ledger.csv"
         logs = tmp_path / "scripts.log"
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -111,7 +112,6 @@ def test_the_verifier_reads_the_dated_indices_by_the_pattern(
     bulk(pipeline.client, copies, refresh=True)
     removals = [{"_op_type": "delete", "_index": index, "_id": i} for i in moved[1:]]
     bulk(pipeline.client, removals, refresh=True)
-    pipeline.index = f"{index}*"
     out, _ = pipeline.run("tools/verify.py", code=1)
     found = {line[:40].strip(): line[40:].split() for line in out.splitlines()}
     assert found["doubled"][0] == "1"
@@ -120,7 +120,50 @@ def test_the_verifier_reads_the_dated_indices_by_the_pattern(
     out, _ = pipeline.run("tools/verify.py")
     assert f"messages in {topic}" in out
     pipeline.client.indices.delete(index=dated)
-    pipeline.index = index
+
+
+def reading(timestamp: str) -> bytes:
+    measured = {"temperature": 20.5, "humidity": 50.0, "co2_level": 400, "light_intensity": 7}
+    return json.dumps({"sensor_id": "s", "timestamp": timestamp, **measured}).encode()
+
+
+@pytest.mark.parametrize("index_by", ["day", "month"])
+def test_the_consumer_fills_an_index_a_day_or_a_month(pipeline: Pipeline, index_by: str) -> None:
+    """Each reading in that of its own time in UTC; a clock that is far off makes no index."""
+    ahead = f"{NOW + timedelta(hours=23):%FT%T}.000Z"
+    times = {
+        "2025-12-31T23:59:59.999Z": "-2025.12.31",
+        "2026-01-01T00:30:00.000+01:00": "-2025.12.31",
+        "2026-01-01T00:00:00.000Z": "-2026.01.01",
+        ahead: f"-{ahead[:10].replace('-', '.')}",
+        f"{NOW + timedelta(hours=25):%FT%T}.000Z": "",
+        "9999-12-31T23:59:59.999Z": "",
+        "1970-01-01T00:00:07.000Z": "",
+        "2000-01-01T00:00:00.000Z": "-2000.01.01",
+    }
+    if index_by == "month":
+        times = {time: end.rpartition(".")[0] for time, end in times.items()}
+    pipeline.send(*map(reading, times), b"bad")
+    try:
+        log = pipeline.consume("--index-by", index_by)
+        assert f"consumed=9 indexed={len(times)} duplicates=0 dead_lettered=1 in_flight=0" in log
+        assert "messages wait" not in log  # it is there before it is needed
+        assert left(pipeline) == {
+            f"{pipeline.index}{end}": count for end, count in Counter(times.values()).items()
+        }
+        pipeline.run("tools/verify.py")
+        gone = f"{pipeline.index}{times[ahead]}"
+        pipeline.client.indices.delete(index=gone)
+        pipeline.group += "-again"
+        log = pipeline.consume("--index-by", index_by)
+        assert f"indexed=1 duplicates={len(times) - 1} dead_lettered=1" in log
+        mapping = pipeline.client.indices.get_mapping(index=gone)[gone]["mappings"]
+        assert mapping == TEMPLATE["mappings"]
+        pipeline.run("tools/verify.py")
+        printed, _ = pipeline.run("tools/retention.py", "delete")
+        assert "6 of 8 readings" in printed
+    finally:
+        pipeline.client.indices.delete(index=list(left(pipeline)))
 
 
 class Recorder(BaseHTTPRequestHandler):

@@ -512,8 +512,10 @@ def test_wrong_usage_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture
 
 
 def test_a_password_in_the_url_is_not_shown() -> None:
-    config = indexer.load_config(["--elasticsearch-url", "https://me:secret@host:9200"], {})
-    assert indexer.shown_url(config) == "https://host:9200"
+    urls = "https://me:secret@host:9200,https://me:secret@other:9200"
+    config = indexer.load_config(["--elasticsearch-url", urls], {})
+    assert indexer.shown_url(config) == "https://host:9200,https://other:9200"
+    assert indexer.first_url(config) == "https://host:9200"
 
 
 def test_help_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:
