@@ -100,11 +100,11 @@ OnCommit = Callable[[KafkaError | None, list[TopicPartition]], None]
 MAPPING_FILE = Path(__file__).with_name("mappings") / "sensors_data.json"
 DEAD_LETTER_MAPPING_FILE = MAPPING_FILE.with_name("sensors_dead_letters.json")
 
-BULK_READINGS = 4000  # a bulk is closed when it holds so many readings ...
+BULK_READINGS = 5000  # a bulk is closed when it holds so many readings ...
 BULK_BYTES = 5_000_000  # ... or so many bytes ...
 BULK_WAIT_S = 0.5  # ... or was opened so long ago: a lone reading is searchable within 2 s
 INDEX_DATES = {"day": 10, "month": 7}  # so many characters of a reading's time name its index
-BULKS_IN_FLIGHT = 2  # Elasticsearch indexes one while the next is read and validated
+BULKS_IN_FLIGHT = 3  # Elasticsearch indexes them while the next is read and validated
 POLL_MESSAGES = 1000  # what one poll may add to a bulk; fewer when messages are large
 FETCH_BYTES = 250_000  # of a partition, as compressed: also what bounds a sudden run of large ones
 READ_AHEAD_KB = 4_000  # of all partitions, as uncompressed
