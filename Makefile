@@ -41,17 +41,26 @@ test: setup ## the tests, on real servers of their own (under 10 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	$(BIN)/python -m pytest
 
-test-all: setup .venv/docs.done ## the same and the long ones (under 45 minutes)
+# They mostly wait, for servers that start and clients that time out: two at a time take half.
+TWO_AT_A_TIME = @$(MAKE) --no-print-directory -j2 --output-sync=target
+
+test-all: setup .venv/docs.done ## the same, the long ones and the pipelines' (under 45 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
-	$(BIN)/python -m pytest -m "not soak"
+	$(TWO_AT_A_TIME) test-faults test-others
 	@$(MAKE) --no-print-directory test-pipelines
+
+test-faults: setup
+	$(BIN)/python -m pytest -m "not soak" tests/faults
+
+test-others: setup
+	$(BIN)/python -m pytest -m "not soak" --ignore tests/faults
 
 # The pipelines beside the main one: pipelines/NAME/, each with its own needs and servers.
 
 test-pipelines: $(PIPELINES:%=.venv/%.done) ## the tests of the pipelines, two at a time
 	@$(PYTHON) -m stack.prerequisites java maven postgresql
-	@$(MAKE) --no-print-directory -j2 --output-sync=target $(PIPELINES:%=test-%)
+	$(TWO_AT_A_TIME) $(PIPELINES:%=test-%)
 
 .venv/%.done: pipelines/%/requirements.txt .venv/done
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
@@ -103,6 +112,6 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-.PHONY: help setup up secure down wipe demo verify test test-all soak lint \
+.PHONY: help setup up secure down wipe demo verify test test-all test-faults test-others soak lint \
 	report bench bench-latency bench-growth bench-generator bench-outage bench-all \
 	test-pipelines $(PIPELINES:%=demo-%) $(PIPELINES:%=test-%)

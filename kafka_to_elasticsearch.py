@@ -25,11 +25,11 @@ the messages of the assigned partitions that are not settled yet):
 With --metrics-port PORT, http://127.0.0.1:PORT/metrics says the same to Prometheus, and /health
 answers 200 "ok", or 503 and the reason when it is stuck.
 
-Environment (or .env beside this file; a flag wins over both):
+Environment (or .env beside this file; a flag wins over both; commas between several servers):
     KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
     KAFKA_TOPIC               default smart-city-sensors
     KAFKA_GROUP_ID            default smart-city-indexer
-    ELASTICSEARCH_URL         default http://localhost:9200 (several nodes: separated by commas)
+    ELASTICSEARCH_URL         default http://localhost:9200
     ELASTICSEARCH_INDEX       default sensors_data
     ELASTICSEARCH_DEAD_LETTER_INDEX   default sensors_dead_letters
     KAFKA_CA_FILE             certificate (PEM) of the authority that vouches for Kafka: use TLS
@@ -102,7 +102,7 @@ DEAD_LETTER_MAPPING_FILE = MAPPING_FILE.with_name("sensors_dead_letters.json")
 
 BULK_READINGS = 5000  # a bulk is closed when it holds so many readings ...
 BULK_BYTES = 5_000_000  # ... or so many bytes ...
-BULK_WAIT_S = 0.5  # ... or was opened so long ago: a lone reading is searchable within 2 s
+BULK_WAIT_S = 0.5  # ... or was opened so long ago, or nothing else is there to be done
 INDEX_DATES = {"day": 10, "month": 7}  # so many characters of a reading's time name its index
 BULKS_IN_FLIGHT = 3  # Elasticsearch indexes them while the next is read and validated
 POLL_MESSAGES = 1000  # what one poll may add to a bulk; fewer when messages are large
@@ -358,7 +358,7 @@ class Batch:
 
     @property
     def is_due(self) -> bool:
-        """Whether it should go."""
+        """Whether it should go, whatever is under way."""
         age_s = time.monotonic() - self.opened
         return self.is_full or (self.messages > 0 and age_s >= BULK_WAIT_S)
 
@@ -763,7 +763,7 @@ class Pipeline:
         self.partitions: dict[int, Progress] = {}
         self.revoked: set[int] = set()
         self.committing: dict[int, int] = {}  # offsets on their way to Kafka
-        self.is_rewinding = self.is_paused = self.commit_refused = False
+        self.is_rewinding = self.is_paused = self.commit_refused = self.is_caught_up = False
         self.topic_id: str | None = None
         self.totals: Counter[str] = Counter()
         self.accounts: dict[str, int] = {}
@@ -782,12 +782,21 @@ class Pipeline:
         while not stop.is_set() and not self.is_idle():
             self.collect()
             self.commit()
-            if self.batch.is_due and len(self.in_flight) < BULKS_IN_FLIGHT:
+            if self.must_submit():
                 self.submit()
             polled = self.poll()
             self.note_assignment()
             self.take(polled)
             self.report()
+
+    def must_submit(self) -> bool:
+        """Return whether the batch goes now: it is due, or neither Kafka nor we have more to do.
+
+        So a lone reading does not wait, and bulks are the larger the more there is to index.
+        """
+        if self.in_flight or not self.is_caught_up:
+            return self.batch.is_due and len(self.in_flight) < BULKS_IN_FLIGHT
+        return len(self.batch) > 0
 
     def poll(self) -> list[Message]:
         """Return new messages, none while the batch is full; also keeps us in the group."""
@@ -810,6 +819,7 @@ class Pipeline:
     def consume(self, count: int) -> list[Message]:
         """Return up to so many messages and events within 0.1 s; callbacks are called meanwhile."""
         polled: list[Message] = self.consumer.consume(count, timeout=0.1)
+        self.is_caught_up = len(polled) < count
         return polled
 
     def note_revoked(self, _: Consumer, revoked: list[TopicPartition]) -> None:

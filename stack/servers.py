@@ -8,6 +8,7 @@ Addresses move from the containers' network to loopback: 0.0.0.0:PORT and SERVIC
 127.0.0.1 with the port that the compose file publishes on the host, or a free one if it does not.
 """
 
+import fcntl
 import json
 import os
 import random
@@ -121,11 +122,25 @@ class Site:
             options: for Maven, such as the versions that the pom leaves open.
 
         Raises:
-            StackError: Maven is not installed, or failed.
+            StackError: Maven is not installed, or failed, or the cache cannot be written.
         """
         folder = self.cached(what, version)
         if folder.exists():
             return folder
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            lock = (self.cache / ".lock").open("w")
+        except OSError as exc:
+            why = f"cannot write into {self.cache} ({exc.strerror})"
+            raise StackError(f"{why}: choose another folder by STACK_CACHE") from exc
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another stack may be fetching it just now
+            if not folder.exists():
+                self.fetch(what, version, folder, goal, *options)
+        return folder
+
+    def fetch(self, what: str, version: str, folder: Path, goal: str, *options: str) -> None:
+        """Fill a cache folder by Maven: see from_maven."""
         if not shutil.which("mvn"):
             raise StackError(
                 "Maven (mvn) is not installed: it fetches the servers "
@@ -143,7 +158,6 @@ class Site:
             for path in partial.rglob("*"):
                 path.chmod(path.stat().st_mode | 0o444)
         partial.rename(folder)  # all or nothing
-        return folder
 
 
 def java_home(environ: Mapping[str, str]) -> Path:

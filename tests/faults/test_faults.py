@@ -265,11 +265,22 @@ def test_killed_between_the_bulk_and_its_commit(scene: Scene) -> None:
 
 def test_terminated_with_a_half_full_buffer(scene: Scene) -> None:
     scene.changes = "indexer.BULK_WAIT_S = 1000.0"
-    scene.backlog(700)
+    held = threading.Event()
+
+    def hold(body: bytes, forward: Forward) -> Answer:
+        held.wait()
+        return forward(body)
+
+    scene.bulks.fault = hold
+    scene.backlog(100)
     consumer = scene.start_consumer()
-    wait_until(lambda: "in_flight=700" in scene.logs(), "all are in the buffer")
+    wait_until(lambda: "in_flight=100" in scene.logs(), "a bulk is under way")
+    scene.pipeline.generate("--count", "600", "--backfill", "1d")  # of other times
+    wait_until(lambda: "in_flight=700" in scene.logs(), "the others are in the buffer")
     assert scene.pipeline.committed() == 0
-    scene.terminate(consumer)
+    consumer.send_signal(signal.SIGTERM)
+    held.set()
+    assert consumer.wait(timeout=20) == 0
     assert "stopped consumed=700 indexed=700 duplicates=0" in scene.logs()
     assert scene.pipeline.committed() == 700
     assert scene.verify().holds

@@ -161,7 +161,7 @@ def test_the_consumer_fills_an_index_a_day_or_a_month(pipeline: Pipeline, index_
         assert mapping == TEMPLATE["mappings"]
         pipeline.run("tools/verify.py")
         printed, _ = pipeline.run("tools/retention.py", "delete")
-        assert "6 of 8 readings" in printed
+        assert "deleted 5 of 8 readings" in printed
     finally:
         pipeline.client.indices.delete(index=list(left(pipeline)))
 

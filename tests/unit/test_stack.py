@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,34 @@ def test_a_missing_maven_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         StackError, match=r"Maven \(mvn\) is not installed: .*apt-get install maven"
     ):
         Stack([COMPOSE], environ).up(["zookeeper"])
+
+
+MAVEN = """#!/bin/sh
+echo called >> "$MAVEN_CALLS"
+sleep 0.5
+for argument; do case $argument in -DoutputDirectory=*) mkdir -p "${argument#*=}";; esac; done
+"""
+
+
+def test_two_stacks_at_once_fetch_a_server_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mvn").write_text(MAVEN)
+    (tmp_path / "mvn").chmod(0o755)
+    calls = tmp_path / "calls"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("MAVEN_CALLS", str(calls))
+    site = Site({}, tmp_path, tmp_path / "cache", {})
+    with ThreadPoolExecutor() as threads:
+        folders = list(threads.map(lambda _: site.from_maven("kafka", "1", "copy"), range(2)))
+    assert folders == [tmp_path / "cache/kafka-1"] * 2
+    assert calls.read_text() == "called\n"
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(StackError, match=r"cannot write into .*cache .*STACK_CACHE"):
+        Site({}, tmp_path, tmp_path / "cache", {}).from_maven("kafka", "1", "copy")
 
 
 WATERS = PROJECT / "pipelines/acid_waters/compose.yml"
