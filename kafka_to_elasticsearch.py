@@ -778,6 +778,8 @@ class Pipeline:
 
     def run(self, stop: threading.Event) -> None:
         """Move messages until told to stop or idle for --exit-when-idle seconds."""
+        with suppress(KafkaException):  # then as soon as it answers
+            self.note_topic()
         self.consumer.subscribe([self.config.topic], on_revoke=self.note_revoked)
         while not stop.is_set() and not self.is_idle():
             self.collect()

@@ -102,7 +102,7 @@ def test_a_broker_and_a_node_die_under_load_and_come_back(cluster: Stack, tmp_pa
         consumers = [start("kafka_to_elasticsearch.py") for _ in range(2)]
         try:
             wait_until(lambda: pipeline.committed() > 1000, "something is committed", 90)
-            assert in_sync(pipeline) == {3}
+            wait_until(lambda: in_sync(pipeline) == {3}, "all three brokers are in sync", 90)
             for server in (coordinator(cluster, name), primary):
                 assert cluster.stop(server, signal.SIGKILL)
             before = asked(pipeline.ends)
