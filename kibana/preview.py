@@ -538,9 +538,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         options_of.error(str(exc))
     # The files name the usual indices; these may be others.
     indices = {
-        "sensors_data*": os.environ.get("ELASTICSEARCH_INDEX") or "sensors_data*",
-        "sensors_dead_letters*": os.environ.get("ELASTICSEARCH_DEAD_LETTER_INDEX")
-        or "sensors_dead_letters*",
+        f"{usual}*": f"{os.environ.get(variable) or usual}*"
+        for usual, variable in (
+            ("sensors_data", "ELASTICSEARCH_INDEX"),
+            ("sensors_dead_letters", "ELASTICSEARCH_DEAD_LETTER_INDEX"),
+        )
     }
     end = datetime.now(UTC)
     search = Search(client, indices, end - timedelta(hours=options.hours), end)
