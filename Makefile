@@ -41,7 +41,8 @@ test: setup ## the tests, on real servers of their own (under 10 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	$(BIN)/python -m pytest
 
-# They mostly wait, for servers that start and clients that time out: two at a time take half.
+# They mostly wait, for servers that start and clients that time out: two at a time, it is a third
+# less.
 TWO_AT_A_TIME = @$(MAKE) --no-print-directory -j2 --output-sync=target
 
 test-all: setup .venv/docs.done ## the same, the long ones and the pipelines' (under 45 minutes)

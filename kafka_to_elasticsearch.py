@@ -619,12 +619,13 @@ def dated_index(entry: Entry, index: str, index_by: str) -> str:
     clock is wrong could fill the cluster with indices: what is from before 2000, or from more than
     a day after it came into the topic, goes into INDEX.
     """
-    time = entry.document_id.rpartition("@")[2]
+    when = entry.document_id.rpartition("@")[2]
+    # Not Kafka's time made a date: a producer may give it any number, of any year.
     _, epoch_ms = entry.message.timestamp()
-    latest = datetime.fromtimestamp(epoch_ms / 1000, UTC) + timedelta(days=1)
-    if not "2000" <= time <= latest.isoformat():
+    ahead_s = datetime.fromisoformat(when).timestamp() - epoch_ms / 1000
+    if when < "2000" or ahead_s > timedelta(days=1).total_seconds():
         return index
-    return f"{index}-{time[: INDEX_DATES[index_by]].replace('-', '.')}"
+    return f"{index}-{when[: INDEX_DATES[index_by]].replace('-', '.')}"
 
 
 def one_line(exc: Exception) -> str:
@@ -796,9 +797,8 @@ class Pipeline:
 
         So a lone reading does not wait, and bulks are the larger the more there is to index.
         """
-        if self.in_flight or not self.is_caught_up:
-            return self.batch.is_due and len(self.in_flight) < BULKS_IN_FLIGHT
-        return len(self.batch) > 0
+        is_idle = self.is_caught_up and not self.in_flight and len(self.batch) > 0
+        return is_idle or (self.batch.is_due and len(self.in_flight) < BULKS_IN_FLIGHT)
 
     def poll(self) -> list[Message]:
         """Return new messages, none while the batch is full; also keeps us in the group."""

@@ -14,7 +14,6 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -662,10 +661,6 @@ def test_a_consumer_without_partition_says_so(scene: Scene) -> None:
     wait_until(lambda: "stuck: no partition assigned for" in scene.logs(), "the log says so")
 
 
-# Where the other pipelines are installed too, Elasticsearch's client imports their pyarrow.
-PIPELINES_MB = 40 if find_spec("pyarrow") else 0
-
-
 def peak_memory_mb(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     (peak,) = re.findall(r"^VmHWM:\s+(\d+) kB", status, re.M)
@@ -700,7 +695,7 @@ def test_memory_is_bounded_whatever_the_backlog_and_the_outage(
     assert verdict.holds
     peaks.append(peak_memory_mb(consumer.pid))
     scene.say(f"peaks in MB, in the outage and after it: {peaks}")
-    assert max(peaks) < bound_mb + PIPELINES_MB
+    assert max(peaks) < bound_mb
 
 
 # Hours of it.

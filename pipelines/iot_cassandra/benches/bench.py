@@ -109,7 +109,9 @@ class Bench:
     def session(self) -> Iterator[Session]:
         """A connection to Cassandra."""
         host, _, port = self.hosts.partition(":")
-        with Cluster([(host, int(port))]) as cluster:
+        # After millions of writes Cassandra is busy for a while: the defaults are 5 and 2 s.
+        patience = {"connect_timeout": 60, "control_connection_timeout": 60}
+        with Cluster([(host, int(port))], **patience) as cluster:
             yield cluster.connect(KEYSPACE)
 
     def by_writer(self) -> float:
