@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure three ways of writing the same readings into the same two tables of Cassandra.
 
-    python pipelines/iot_cassandra/benches/bench.py            # 5 minutes, on a quiet machine
+    python pipelines/iot_cassandra/benches/bench.py            # 9 minutes, on a quiet machine
 
     way      readings/s: min  median     max   of the writer's median
     writer             ....    ....    ....   1.00
