@@ -740,7 +740,7 @@ class Progress:
     next: int | None = None  # to be read
     settled: int | None = None  # everything before it is
     committed: int | None = None
-    end: int = 0  # where there was nothing more to read
+    end: int | None = None  # where there was nothing more to read
 
 
 class Pipeline:
@@ -1021,8 +1021,12 @@ class Pipeline:
         return {n: done for n, done in self.partitions.items() if done.settled != done.committed}
 
     def is_idle(self) -> bool:
-        """Return whether nothing has come for --exit-when-idle seconds with partitions assigned."""
-        if self.unsettled or self.uncommitted or not self.partitions:
+        """Return whether nothing has come for --exit-when-idle seconds, the ends being reached.
+
+        A broker that is slow to send the first messages has not reached them: that is no idleness.
+        """
+        is_read = self.partitions and all(p.end is not None for p in self.partitions.values())
+        if self.unsettled or self.uncommitted or not is_read:
             self.last_busy = time.monotonic()
         return time.monotonic() - self.last_busy >= self.config.exit_when_idle_s
 
@@ -1062,7 +1066,7 @@ class Pipeline:
             return
         self.last_answer = time.monotonic()
         for number, progress in self.partitions.items():
-            if progress.end > (progress.next or 0):
+            if progress.end is not None and progress.end > (progress.next or 0):
                 # Nothing to read in between: deleted, or the marks that transactions leave.
                 all_is_settled = progress.settled == progress.next and not self.unsettled
                 self.check_offsets(number, progress.end)

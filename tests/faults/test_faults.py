@@ -209,7 +209,7 @@ def test_a_fault_under_load(scene: Scene, name: str) -> None:
     assert verdict.messages == verdict.indexed > 300
     assert verdict.dead_lettered == 0
     scene.assert_nothing_is_hidden()
-    assert re.search(FAULTS[name].said, scene.logs()), scene.logs()
+    wait_until(lambda: re.search(FAULTS[name].said, scene.logs()), FAULTS[name].said)
 
 
 # The consumer's end, at the worst moments.

@@ -459,6 +459,23 @@ def test_what_is_settled_and_cannot_be_committed_is_trouble(
     assert pipeline.trouble() == ""
 
 
+def test_it_is_idle_only_when_every_partition_was_read_to_its_end(
+    consumer: FakeKafka, clock: list[float]
+) -> None:
+    kafka: Any = consumer
+    config = indexer.load_config(["--exit-when-idle", "5"], {})
+    pipeline = indexer.Pipeline(config, kafka, Mock(waits={}))
+    pipeline.note_assignment()
+    end = KafkaError(KafkaError._PARTITION_EOF)
+    pipeline.note_event(message(0), end)
+    clock[0] += 1000
+    assert not pipeline.is_idle()  # nothing is known of the other one yet
+    pipeline.note_event(message(0, partition=OTHER), end)
+    assert not pipeline.is_idle()
+    clock[0] += 5
+    assert pipeline.is_idle()
+
+
 def test_no_partition_and_no_turn_of_the_loop_are_trouble(
     pipeline: indexer.Pipeline, consumer: FakeKafka, clock: list[float]
 ) -> None:
