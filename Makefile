@@ -7,6 +7,9 @@ DOCKER_ANSWERS = docker info >/dev/null 2>&1 && docker compose version >/dev/nul
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+	@echo "  make demo-NAME        one of the pipelines beside the main one: set up, run, verified"
+	@echo "  make test-NAME        its tests (and soak-acid_waters: random faults)"
+	@echo "                        NAME: $(PIPELINES)"
 
 setup: .venv/done ## virtual environment with what everything here needs
 
@@ -67,7 +70,7 @@ test-pipelines: $(PIPELINES:%=.venv/%.done) ## the tests of the pipelines, two a
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-demo-acid_waters test-acid_waters: SERVERS = postgresql
+demo-acid_waters test-acid_waters soak-acid_waters: SERVERS = postgresql
 
 $(PIPELINES:%=demo-%): demo-%: .venv/%.done
 	@$(PYTHON) -m stack.prerequisites java maven $(SERVERS)
@@ -80,6 +83,10 @@ $(PIPELINES:%=test-%): test-%: .venv/%.done
 soak: setup ## an hour (SOAK_HOURS) of random faults under load, verified again and again
 	@$(PYTHON) -m stack.prerequisites java maven
 	$(BIN)/python -m pytest -s -m soak
+
+soak-acid_waters: .venv/acid_waters.done
+	@$(PYTHON) -m stack.prerequisites java maven $(SERVERS)
+	$(BIN)/python -m pytest -s -m soak pipelines/acid_waters
 
 # Measurements, on a quiet machine. rsyslog is a peer: where it cannot be installed, the bench goes
 # on and says so.
@@ -115,4 +122,4 @@ lint: setup ## ruff and mypy
 
 .PHONY: help setup up secure down wipe demo verify test test-all test-faults test-others soak lint \
 	report bench bench-latency bench-growth bench-generator bench-outage bench-all \
-	test-pipelines $(PIPELINES:%=demo-%) $(PIPELINES:%=test-%)
+	test-pipelines $(PIPELINES:%=demo-%) $(PIPELINES:%=test-%) soak-acid_waters
