@@ -6,7 +6,8 @@
 
 Every message of the topic is read again. One that is a reading must be a row in both tables, with
 the same values (as 32-bit floats) and the same millisecond; of two for one sensor and one
-millisecond, the one with the later write time must be there. Any other must be in the dead-letter
+millisecond, the one with the later write time (the time in Kafka, then the offset modulo 1000) must
+be there. Any other must be in the dead-letter
 topic, under its own partition and offset, and nothing else may be. No other row may be stored,
 unless the topic has already forgotten its first messages. No code is shared with the writer.
 
@@ -39,7 +40,9 @@ from kafka.structs import TopicPartition
 
 PROJECT = Path(__file__).resolve().parents[2]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
+ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:[0-5]\d)", re.ASCII)
+FIRST, LARGEST_OFFSET = datetime(1900, 1, 1, tzinfo=UTC), timedelta(hours=18)
+KAFKA_TIMES = range(253_402_300_800_000)  # epoch ms up to the year 9999
 Key = tuple[int, int]  # sensor_id, epoch ms
 Values = tuple[bytes, bytes]  # temperature, humidity, as the four bytes of a FLOAT
 Where = tuple[int, int]  # partition, offset
@@ -139,7 +142,10 @@ def read(value: bytes | None) -> tuple[Key, Values] | None:
             return None
         if not ISO_TIME.fullmatch(reading["timestamp"]):
             return None
-        since_epoch = datetime.fromisoformat(reading["timestamp"]).astimezone(UTC) - EPOCH
+        when = datetime.fromisoformat(reading["timestamp"])
+        if when.astimezone(UTC) < FIRST or abs(when.utcoffset() or timedelta()) > LARGEST_OFFSET:
+            return None
+        since_epoch = when.astimezone(UTC) - EPOCH
         values = as_float(reading["temperature"], -40, 80), as_float(reading["humidity"], 0, 100)
         return (sensor_id, since_epoch // timedelta(milliseconds=1)), values
     except (ValueError, TypeError, OverflowError, RecursionError):
@@ -183,7 +189,8 @@ def verify(servers: str, topic: str, session: Session, keyspace: str) -> Verdict
     for message in messages:
         verdict.messages += 1
         where = (message.partition, message.offset)
-        if (found := read(message.value)) is None:
+        found = read(message.value) if message.timestamp in KAFKA_TIMES else None
+        if found is None:
             if where not in dead:
                 verdict.hidden.append(where)
             continue

@@ -12,10 +12,12 @@ What happens to a message:
                                  the reason, and the topic, partition and offset it came from
 
 A row's key is its sensor and its time, so a message that is read again changes nothing. Of two
-readings of one sensor and one millisecond the later in Kafka stays, also when both are read again:
-a row's write time is its message's (Kafka's time stamp in ms, then the offset modulo 1000). Offsets
-are committed only when all before them is acknowledged by Cassandra or by the dead-letter topic.
-While one of them is away the writer waits, and holds no more than --batch messages.
+readings of one sensor and one millisecond, the one with the later time in Kafka stays, in whatever
+order they are read; in the same millisecond of Kafka, the one whose offset modulo 1000 is higher
+(999 wins over 1000). That is a row's write time, in microseconds: Kafka's milliseconds, then the
+offset's last three digits. Offsets are committed only when all before them is acknowledged by
+Cassandra or by the dead-letter topic. While one of them is away the writer waits, and holds no more
+than --batch messages.
 
 A progress line, every 5 seconds (consumed is always the sum of the three that follow):
 
@@ -61,6 +63,7 @@ from cassandra.query import PreparedStatement
 from cassandra.util import Date
 from dotenv import load_dotenv
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.admin import ConfigResource
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
 from kafka.structs import OffsetAndMetadata, TopicPartition
@@ -77,6 +80,8 @@ INSERTS = (
     "VALUES (:sensor_id, :day, :timestamp, :temperature, :humidity) USING TIMESTAMP :write_time",
 )
 EPOCH, MS_PER_DAY = datetime(1970, 1, 1, tzinfo=UTC), 86_400_000
+# The years 1900 to 9999. Before, clocks and calendars differ from program to program; Spark's do.
+FIRST_MS, LAST_MS = -2_208_988_800_000, 253_402_300_799_999
 REQUEST_TIMEOUT_S = 5.0  # Cassandra itself gives a write up after 2 s
 RETRY_BASE_S, RETRY_CAP_S = 0.2, 5.0
 STOP_GRACE_S = 5.0  # for what is in flight when told to stop
@@ -132,7 +137,9 @@ class Reading(msgspec.Struct, forbid_unknown_fields=True):
 
 DECODER = msgspec.json.Decoder(Reading)
 QUOTES = 10  # around four names and one text; a field given twice adds to them
-TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:[0-5]\d)", re.ASCII)
+TIMESTAMP = re.compile(  # as Spark reads it: offsets up to 18 hours
+    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]((0\d|1[0-7]):[0-5]\d|18:00))", re.ASCII
+)
 
 
 def parse_reading(value: bytes | None) -> Reading:
@@ -171,7 +178,7 @@ def epoch_ms(text: str) -> int:
     """Return an ISO 8601 time with its offset as milliseconds since 1970, cut, not rounded.
 
     Raises:
-        InvalidReadingError: it is not such a time, or lies outside the years 1 to 9999.
+        InvalidReadingError: it is not such a time, or lies outside the years 1900 to 9999.
 
     >>> epoch_ms("1970-01-01T01:00:00.0079+01:00"), epoch_ms("1969-12-31T23:59:59.999Z")
     (7, -1)
@@ -179,19 +186,29 @@ def epoch_ms(text: str) -> int:
     if not TIMESTAMP.fullmatch(text):
         raise InvalidReadingError("timestamp is not an ISO 8601 time with its offset")
     try:
-        return (datetime.fromisoformat(text).astimezone(UTC) - EPOCH) // timedelta(milliseconds=1)
+        time_ms = (datetime.fromisoformat(text).astimezone(UTC) - EPOCH) // timedelta(
+            milliseconds=1
+        )
     except (ValueError, OverflowError) as exc:
         raise InvalidReadingError(f"timestamp: {exc}") from exc
+    if time_ms < FIRST_MS:
+        raise InvalidReadingError("timestamp is before 1900")
+    return time_ms
 
 
 def row_of(message: Any) -> dict[str, Any]:
     """Return the values of a message's row, for both tables.
 
     Raises:
-        InvalidReadingError: the message is not a reading.
+        InvalidReadingError: the message is not a reading, or has no write time.
     """
     reading = parse_reading(message.value)
     time_ms = epoch_ms(reading.timestamp)
+    # Not clamped: one that claims the year 58000 would win over every later reading, for ever.
+    if not 0 <= message.timestamp <= LAST_MS:
+        raise InvalidReadingError(
+            f"Kafka's time of the message, {message.timestamp}, is not in milliseconds since 1970"
+        )
     return {
         "sensor_id": reading.sensor_id,
         "day": Date(time_ms // MS_PER_DAY),
@@ -529,13 +546,15 @@ def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
         "reconnect_backoff_max_ms": 5000,
     }
     with KafkaAdminClient(**common) as admin:
-        topics = {
-            config.topic: {"num_partitions": config.partitions},
-            config.dead_letter_topic: {"configs": {"max.message.bytes": str(DEAD_LETTER_BYTES)}},
-        }
+        topics = {config.topic: {"num_partitions": config.partitions}, config.dead_letter_topic: {}}
         for name in topics.keys() - set(admin.list_topics()):
             with suppress(TopicAlreadyExistsError):  # another was faster
                 admin.create_topics({name: topics[name]})
+        # Also when it was there: Kafka may have made it by itself, for messages up to 1 MB.
+        limit = {"max.message.bytes": str(DEAD_LETTER_BYTES)}
+        answer = admin.alter_configs([ConfigResource("topic", config.dead_letter_topic, limit)])
+        if (said := answer["topic"][config.dead_letter_topic]) != "OK":
+            log.warning("large dead letters may be refused: %s", said)
     producer = KafkaProducer(
         # An idempotent producer never recovers from a message that the broker has refused. The
         # price: a dead letter may be there twice after an answer was lost, with the same origin.

@@ -46,7 +46,12 @@ from pyspark.sql import functions as F  # as everywhere in Spark
 
 CASSANDRA = "org.apache.spark.sql.cassandra"
 FIELDS = "sensor_id BIGINT, timestamp STRING, temperature DOUBLE, humidity DOUBLE"
-ISO_TIME = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:[0-5]\d)$"
+ISO_TIME = r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]((0\d|1[0-7]):[0-5]\d|18:00))\z"
+# Spark's own functions read the first object of a text and leave the rest of it unread.
+ONE_OBJECT = r"\A[ \t\r\n]*\{[^{}]*\}[ \t\r\n]*\z"
+LAST_MS = 253_402_300_799_999  # the end of the year 9999
+DEAD_LETTER_BYTES = "100000000"  # with its headers it is larger than what could be read
+LARGE = {"kafka.max.request.size": DEAD_LETTER_BYTES, "kafka.buffer.memory": DEAD_LETTER_BYTES}
 BATCH_MESSAGES = 200_000  # of one micro-batch, which is held in memory
 # Columns of the two tables of readings.
 TABLES = {
@@ -87,7 +92,7 @@ def judged(messages: DataFrame) -> DataFrame:
         date, temperature: float, humidity: float; write_time: long, microseconds; reason: string.
     """
     text = F.col("value").cast("string")
-    found = F.from_json(text, FIELDS)
+    found = F.from_json(text, FIELDS, {"allowSingleQuotes": "false"})  # JSON has none
     time = F.date_trunc("millisecond", F.to_timestamp(found["timestamp"]))
     columns = {
         "reason": reason(text, found, time),
@@ -107,19 +112,27 @@ def reason(text: Column, found: Column, time: Column) -> Column:
     fields = [found[name] for name in ("sensor_id", "timestamp", "temperature", "humidity")]
     sensor_id, timestamp, temperature, humidity = fields
     names = F.array_sort(F.json_object_keys(text))
+    kafka_ms = F.unix_millis("timestamp")
     wanted = F.array(*map(F.lit, ("humidity", "sensor_id", "temperature", "timestamp")))
     rules = [
         ("NaN is not a number", F.isnan(temperature) | F.isnan(humidity)),
-        ("not a JSON object with exactly the four fields", ~names.eqNullSafe(wanted)),
+        (
+            "not a JSON object with exactly the four fields",
+            ~names.eqNullSafe(wanted) | ~text.rlike(ONE_OBJECT),
+        ),
         ("a field has a wrong type", reduce(or_, (field.isNull() for field in fields))),
         ("sensor_id is beyond 32 bits", ~sensor_id.between(-(2**31), 2**31 - 1)),
         ("timestamp is no ISO 8601 time with its offset", ~timestamp.rlike(ISO_TIME)),
         (
-            "timestamp is no date of the years 1 to 9999",
-            time.isNull() | ~F.year(time).between(1, 9999),
+            "timestamp is no date of the years 1900 to 9999",
+            time.isNull() | ~F.year(time).between(1900, 9999),
         ),
         ("temperature is not between -40 and 80", ~temperature.between(-40, 80)),
         ("humidity is not between 0 and 100", ~humidity.between(0, 100)),
+        (
+            "Kafka's time of the message is not in milliseconds since 1970",
+            ~kafka_ms.between(0, LAST_MS),
+        ),
     ]
     return F.coalesce(*(F.when(is_broken, F.lit(f"invalid: {why}")) for why, is_broken in rules))
 
@@ -146,6 +159,11 @@ def dead_letters(messages: DataFrame) -> DataFrame:
 # Reading and writing.
 
 
+def dead_letter_topic(config: argparse.Namespace) -> str:
+    """Return the topic for the messages that are no readings."""
+    return f"{config.topic}.dead-letter"
+
+
 def write_rows(rows: DataFrame, keyspace: str, table: str, **options: str) -> None:
     """Write rows into a table of Cassandra; a row with a known key replaces that one."""
     target = {"keyspace": keyspace, "table": table, **options}
@@ -163,9 +181,35 @@ def run_batch(spark: SparkSession, config: argparse.Namespace) -> None:
     sys.stdout.write(f"hours={written} written to {keyspace}.sensor_data_hourly\n")
 
 
+def allow_large_dead_letters(spark: SparkSession, config: argparse.Namespace) -> None:
+    """Let the dead-letter topic, made if it is missing, take whatever could be read.
+
+    By the Java client that the Kafka source brings: Spark's image has no Python client.
+    """
+    java, clients = spark._jvm.java, spark._jvm.org.apache.kafka
+    topic = dead_letter_topic(config)
+    admin = clients.clients.admin.Admin.create({"bootstrap.servers": config.bootstrap_servers})
+    try:
+        if topic not in admin.listTopics().names().get():
+            by_default = java.util.Optional.empty()
+            new = clients.clients.admin.NewTopic(topic, by_default, by_default)
+            admin.createTopics([new]).all().get()
+        kind = clients.common.config.ConfigResource.Type.TOPIC
+        resource = clients.common.config.ConfigResource(kind, topic)
+        entry = clients.clients.admin.ConfigEntry("max.message.bytes", DEAD_LETTER_BYTES)
+        change = clients.clients.admin.AlterConfigOp(
+            entry, clients.clients.admin.AlterConfigOp.OpType.SET
+        )
+        admin.incrementalAlterConfigs({resource: [change]}).all().get()
+    finally:
+        admin.close()
+
+
 def run_stream(spark: SparkSession, config: argparse.Namespace) -> None:
     """Write the topic's readings into the tables of readings, one micro-batch after the other."""
     kafka = {"kafka.bootstrap.servers": config.bootstrap_servers}
+    letters_to = dead_letter_topic(config)
+    allow_large_dead_letters(spark, config)
 
     def write_batch(messages: DataFrame, number: int) -> None:
         found = judged(messages).cache()
@@ -174,7 +218,7 @@ def run_stream(spark: SparkSession, config: argparse.Namespace) -> None:
             chosen = rows.select(*columns, "write_time")
             write_rows(chosen, config.keyspace, table, writetime="write_time")
         letters = dead_letters(found)
-        letters.write.format("kafka").options(**kafka, topic=f"{config.topic}.dead-letter").save()
+        letters.write.format("kafka").options(**kafka, **LARGE, topic=letters_to).save()
         total, bad = found.count(), found.where("reason IS NOT NULL").count()
         found.unpersist()
         sys.stdout.write(f"batch={number} written={total - bad} dead_lettered={bad}\n")
@@ -182,6 +226,7 @@ def run_stream(spark: SparkSession, config: argparse.Namespace) -> None:
 
     source = {
         **kafka,
+        "kafka.isolation.level": "read_committed",  # not what a transaction has taken back
         "subscribe": config.topic,
         "startingOffsets": "earliest",
         "maxOffsetsPerTrigger": str(BATCH_MESSAGES),

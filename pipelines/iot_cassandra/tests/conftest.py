@@ -147,15 +147,17 @@ class Scene:
     def log(self, process: subprocess.Popen[bytes]) -> str:
         return (self.folder / f"{self.started.index(process):02d}.log").read_text()
 
-    def send(self, *values: bytes | None) -> None:
-        """Send raw messages to partition 0."""
+    def send(self, *values: bytes | None, at: int | None = None, **options: Any) -> None:
+        """Send raw messages to partition 0, with a time of their own (epoch ms) if need be."""
+        options = {"topic": self.name, "key": b"key", "partition": 0, "timestamp_ms": at, **options}
         with KafkaProducer(bootstrap_servers=self.kafka) as producer:
-            for future in [producer.send(self.name, v, b"key", partition=0) for v in values]:
+            for future in [producer.send(value=value, **options) for value in values]:
                 future.get(timeout=30)
 
-    def create_topic(self, partitions: int = 1) -> None:
+    def create_topic(self, name: str = "", partitions: int = 1) -> None:
+        topics = {name or self.name: {"num_partitions": partitions}}
         with KafkaAdminClient(bootstrap_servers=self.kafka) as admin:
-            admin.create_topics({self.name: {"num_partitions": partitions}}, wait_for_metadata=True)
+            admin.create_topics(topics, wait_for_metadata=True)
 
     def dead_letters(self) -> list[Any]:
         return list(read_topic(self.kafka, f"{self.name}.dead-letter")[0])

@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import KafkaProducer
 
 from pipelines.iot_cassandra.tests.conftest import HERE, Scene
-from pipelines.iot_cassandra.tests.test_writer import INVALID, VALID
+from pipelines.iot_cassandra.tests.test_writer import (
+    IMPOSSIBLE_TIMES,
+    INVALID,
+    VALID,
+    as_large_as_kafka_takes,
+    reading,
+)
 
 CONF = ("--properties-file", str(HERE / "spark.conf"))
 JOB = str(HERE / "scripts/spark_cassandra.py")
@@ -40,9 +47,25 @@ raise SystemExit(job.main(stream) or job.main(["batch"]))
 """
 
 
+def send_and_take_back(scene: Scene, *values: bytes) -> None:
+    """Send messages in a transaction that is aborted."""
+    producer = KafkaProducer(bootstrap_servers=scene.kafka, transactional_id=scene.name)
+    with producer:
+        producer.init_transactions()
+        producer.begin_transaction()
+        for value in values:
+            producer.send(scene.name, value, partition=0)
+        producer.flush()
+        producer.abort_transaction()
+
+
 def test_stream_then_batch(scene: Scene, tmp_path: Path) -> None:
     scene.create_topic()
-    scene.send(*VALID, *INVALID)
+    scene.create_topic(f"{scene.name}.dead-letter")  # as Kafka makes one by itself: up to 1 MB
+    scene.send(*VALID, *INVALID, as_large_as_kafka_takes())
+    for time in IMPOSSIBLE_TIMES:
+        scene.send(reading(), at=time)
+    send_and_take_back(scene, reading(sensor_id=404), b"nonsense")
     scene.simulate("--count", "2000", "--at-once", "--rate", "0.5", "--bad", "0.02")
     both = tmp_path / "both.py"
     both.write_text(BOTH)
@@ -50,6 +73,7 @@ def test_stream_then_batch(scene: Scene, tmp_path: Path) -> None:
     verdict = scene.verify()
     assert verdict.holds, verdict
     assert f"written={verdict.readings} dead_lettered={verdict.dead_lettered}" in said
+    assert verdict.messages == scene.end() - 3  # two were taken back, and the mark of that
     letters = {dict(letter.headers)["reason"].decode() for letter in scene.dead_letters()}
     assert {"invalid: NaN is not a number", "invalid: sensor_id is beyond 32 bits"} <= letters
     assert "None" not in letters

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import struct
 import subprocess
@@ -38,6 +39,23 @@ VALID: dict[bytes, tuple[int, int, float, float]] = {
     reading(timestamp="2026-01-14T23:59:59.999-00:00"): (7, 1_768_435_199_999, -4.25, 81.5),
     reading(timestamp="2026-01-15T00:00:00Z"): (7, 1_768_435_200_000, -4.25, 81.5),
     reading(timestamp="1969-12-31T23:59:59.999Z"): (7, -1, -4.25, 81.5),
+    reading(timestamp="1900-01-01T18:00:00.000+18:00"): (7, -2_208_988_800_000, -4.25, 81.5),
+    reading(timestamp="2026-01-15T06:00:00-18:00"): (7, 1_768_521_600_000, -4.25, 81.5),
+    reading(timestamp="2026-01-15T06:00:01Z")
+    .replace(b'"s', b'"\\u0073')
+    .replace(b", ", b"\t,\n"): (
+        7,
+        1_768_456_801_000,
+        -4.25,
+        81.5,
+    ),
+    b"\r\n " + reading(timestamp="2026-01-15T06:00:02Z") + b"\n": (
+        7,
+        1_768_456_802_000,
+        -4.25,
+        81.5,
+    ),
+    reading(sensor_id=11, temperature=1e-300): (11, 1_768_456_800_123, 0.0, 81.5),
     reading(timestamp="9999-12-31T23:59:59.999Z"): (7, 253_402_300_799_999, -4.25, 81.5),
     reading(sensor_id=8, temperature=-40): (8, 1_768_456_800_123, -40.0, 81.5),
     reading(sensor_id=9, temperature=-0.01): (9, 1_768_456_800_123, -0.01, 81.5),
@@ -62,6 +80,28 @@ INVALID: dict[bytes | None, str] = {
     reading(timestamp="2026-01-15T06:00:00"): "timestamp is not an ISO 8601 time with its offset",
     reading(timestamp="2026-02-30T06:00:00Z"): "timestamp: day is out of range for month",
     reading(timestamp="0001-01-01T00:00:00+01:00"): "timestamp: date value out of range",
+    reading(timestamp="1899-12-31T23:59:59.999Z"): "timestamp is before 1900",
+    reading(timestamp="1900-01-01T00:00:00+01:00"): "timestamp is before 1900",
+    reading(timestamp="1500-01-15T06:00:00Z"): "timestamp is before 1900",
+    reading(timestamp="9999-12-31T23:59:59-01:00"): "timestamp: date value out of range",
+    reading(timestamp="2026-01-15T24:00:00Z"): "timestamp: hour must be in 0..23",
+    reading(timestamp="2026-01-15T06:00:60Z"): "timestamp: second must be in 0..59",
+    reading(timestamp="2026-01-15T06:00:00+18:01"): "timestamp is not an ISO 8601 time",
+    reading(timestamp="2026-01-15T06:00:00-23:00"): "timestamp is not an ISO 8601 time",
+    reading(timestamp="2026-01-15T06:00:00+01:60"): "timestamp is not an ISO 8601 time",
+    reading(timestamp="2026-01-15T06:00:00Z\n"): "timestamp is not an ISO 8601 time",
+    reading(timestamp=" 2026-01-15T06:00:00Z"): "timestamp is not an ISO 8601 time",
+    reading().replace(b'"', b"'"): "JSON is malformed",
+    reading() + b" and more": "JSON is malformed: trailing characters",
+    reading() + reading(sensor_id=8): "JSON is malformed: trailing characters",
+    b"\xef\xbb\xbf" + reading(): "JSON is malformed: invalid character",
+    b"// " + reading(): "JSON is malformed",
+    reading()[:-1] + b",}": "JSON is malformed",
+    reading(sensor_id=7.0): "Expected `int`, got `float` - at `$.sensor_id`",
+    reading(temperature=1).replace(b" 1,", b" +1,"): "JSON is malformed",
+    reading(temperature=1).replace(b" 1,", b" 1e400,"): "Number out of range",
+    reading(temperature=1).replace(b" 1,", b" null,"): "Expected `float`, got `null`",
+    reading(temperature={}): "Expected `float`, got `object`",
     reading(timestamp=1_768_456_800_123): "Expected `str`, got `int` - at `$.timestamp`",
     reading()[:-1] + b', "humidity": 3}': "a field is given twice",
     reading()[:40]: "Input data was truncated",
@@ -139,6 +179,62 @@ def test_a_later_value_stays_also_when_all_is_read_again(scene: Scene) -> None:
     verdict = scene.verify()
     assert verdict.holds, verdict
     assert (verdict.readings, verdict.replaced, verdict.repeated) == (1, 2, 1)
+
+
+def test_within_a_millisecond_of_kafka_the_offset_modulo_1000_decides(scene: Scene) -> None:
+    """999 wins over 1000; and a later offset with an earlier time loses."""
+    scene.create_topic()
+    scene.send(*(reading(sensor_id=number) for number in range(1000, 1999)))
+    at = 1_768_456_800_123
+    scene.send(reading(temperature=1), reading(temperature=2), at=at)  # offsets 999 and 1000
+    scene.send(reading(temperature=3), at=at - 1)
+    scene.write()
+    assert scene.rows("SELECT temperature FROM KS.sensor_data WHERE sensor_id = 7") == [(1.0,)]
+    assert scene.end() == 1002
+    verdict = scene.verify()
+    assert verdict.holds, verdict
+    scene.send(reading(temperature=4), at=at + 1)
+    scene.write()
+    assert scene.rows("SELECT temperature FROM KS.sensor_data WHERE sensor_id = 7") == [(4.0,)]
+    verdict = scene.verify()
+    assert verdict.holds, verdict
+    assert (verdict.readings, verdict.replaced) == (1000, 3)
+
+
+IMPOSSIBLE_TIMES = (253_402_300_800_000, 1_768_456_800_123_000)  # the year 10000; microseconds
+
+
+def test_an_impossible_kafka_time_is_a_dead_letter(scene: Scene) -> None:
+    scene.create_topic()
+    nanoseconds = 1_768_456_800_123_000_000
+    for number, time in enumerate((*IMPOSSIBLE_TIMES, nanoseconds)):
+        scene.send(reading(sensor_id=number), at=time)
+    scene.send(reading(sensor_id=8), at=253_402_300_799_999)
+    scene.send(reading(sensor_id=9), at=0)
+    assert "written=2 dead_lettered=3" in scene.write()
+    letters = [dict(letter.headers) for letter in scene.dead_letters()]
+    assert [letter["source.timestamp"] for letter in letters][-1] == b"%d" % nanoseconds
+    assert {b"is not in milliseconds since 1970" in letter["reason"] for letter in letters} == {
+        True
+    }
+    verdict = scene.verify()
+    assert verdict.holds, verdict
+    assert (verdict.readings, verdict.dead_lettered) == (2, 3)
+
+
+def as_large_as_kafka_takes() -> bytes:
+    """Return a message that is too large for Kafka's default limit with a dead letter's headers."""
+    return os.urandom(1_048_450)
+
+
+def test_a_dead_letter_larger_than_kafka_s_default_is_taken(scene: Scene) -> None:
+    scene.create_topic()
+    scene.create_topic(f"{scene.name}.dead-letter")  # as Kafka makes one by itself: up to 1 MB
+    large = as_large_as_kafka_takes()
+    scene.send(large)
+    assert "written=0 dead_lettered=1" in scene.write()
+    assert [letter.value for letter in scene.dead_letters()] == [large]
+    assert scene.verify().holds
 
 
 def test_many_readings_are_exactly_as_many_rows(scene: Scene) -> None:
