@@ -7,16 +7,18 @@
 Every message of the topic is read again. One that is a reading must be a row in both tables, with
 the same values (as 32-bit floats) and the same millisecond; of two for one sensor and one
 millisecond, the one with the later write time (the time in Kafka, then the offset modulo 1000) must
-be there. Any other must be in the dead-letter
-topic, under its own partition and offset, and nothing else may be. No other row may be stored,
-unless the topic has already forgotten its first messages. No code is shared with the writer.
+be there. Any other must be in the dead-letter topic, with its key and bytes, under its own topic,
+partition and offset, and nothing else may be; being there twice is allowed, as a crash between the
+send and the commit leaves it. No other row may be stored, unless the topic has already forgotten
+its first messages. A topic without a message proves nothing: then they do not agree. Messages are
+judged here by code of its own, not by the writer's.
 
-Environment (or .env in the project's folder): as the writer, see scripts/kafka_to_cassandra.py.
+Environment (or .env in the project's folder; a flag wins over both): as the writer, see
+scripts/kafka_to_cassandra.py.
 
 Exit codes: 0 they agree, 1 they do not, or a server is unreachable; 2 wrong usage.
 """
 
-import argparse
 import json
 import logging
 import math
@@ -24,8 +26,8 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,6 +41,15 @@ from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
 PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.iot_cassandra.scripts.options import (  # noqa: E402  # after the path
+    add_shared,
+    addresses,
+    at_least,
+    parser_of,
+)
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:[0-5]\d)", re.ASCII)
 FIRST, LARGEST_OFFSET = datetime(1900, 1, 1, tzinfo=UTC), timedelta(hours=18)
@@ -57,11 +68,14 @@ class Verdict:
         readings: different readings among them: the rows that there should be.
         repeated: messages whose reading had come before, with the same values.
         replaced: messages whose reading has the key of another one with other values.
-        dead_lettered: messages in the dead-letter topic.
+        dead_lettered: different messages in the dead-letter topic.
+        twice: dead letters that had been there before.
         rows: by table, the rows that are there.
         missing, differing, unexpected: rows that should be there, have other values, should not.
         hidden: messages that are no readings, and not in the dead-letter topic.
         misjudged: readings in the dead-letter topic.
+        altered: messages whose dead letter has another key or other bytes.
+        strays: dead letters that are none of the topic's messages.
         forgotten: messages that the topic has deleted, so that their rows cannot be checked.
     """
 
@@ -70,27 +84,32 @@ class Verdict:
     repeated: int = 0
     replaced: int = 0
     dead_lettered: int = 0
+    twice: int = 0
     rows: dict[str, int] = field(default_factory=dict)
     missing: list[tuple[str, Key]] = field(default_factory=list)
     differing: list[tuple[str, Key]] = field(default_factory=list)
     unexpected: list[tuple[str, Key]] = field(default_factory=list)
     hidden: list[Where] = field(default_factory=list)
     misjudged: list[Where] = field(default_factory=list)
+    altered: list[Where] = field(default_factory=list)
+    strays: list[Where] = field(default_factory=list)
     forgotten: int = 0
 
     @property
     def holds(self) -> bool:
-        """Whether nothing is lost, changed or made up."""
-        wrong = self.missing or self.differing or self.hidden or self.misjudged
-        return not (wrong or (self.unexpected and not self.forgotten))
+        """Whether something was compared, and nothing is lost, changed or made up."""
+        rows = self.missing or self.differing or (self.unexpected and not self.forgotten)
+        letters = self.hidden or self.misjudged or self.altered or self.strays
+        return self.messages > 0 and not rows and not letters
 
 
-def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], int]:
-    """Return the messages that the topic holds now, and the number that it has already deleted."""
+def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], Mapping[int, int]]:
+    """Return the messages that the topic holds now, and each partition's first offset."""
     consumer = KafkaConsumer(
         bootstrap_servers=servers.split(","),
         isolation_level="read_committed",
         bootstrap_timeout_ms=10_000,
+        allow_auto_create_topics=False,  # one that is absent stays so
     )
     partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
     first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
@@ -106,7 +125,7 @@ def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], int]:
                     yield from (message for message in polled if message.offset < end[partition])
                 left = {p for p in left if consumer.position(p) < end[p]}
 
-    return messages(), sum(first.values())
+    return messages(), {partition.partition: offset for partition, offset in first.items()}
 
 
 def as_float(number: Any, low: float, high: float) -> bytes:
@@ -162,17 +181,27 @@ def read_rows(session: Session, keyspace: str, table: str) -> Iterator[tuple[Key
     for sensor_id, time_ms, temperature, humidity, *bucket in session.execute(query, timeout=60):
         is_in_place = not bucket or bucket[0].days_from_epoch == time_ms // 86_400_000
         key = (sensor_id, time_ms if is_in_place else time_ms - 2**62)
-        yield key, (struct.pack(">f", temperature), struct.pack(">f", humidity))
+        cells = [
+            b"" if cell is None else struct.pack(">f", cell) for cell in (temperature, humidity)
+        ]
+        yield key, (cells[0], cells[1])
 
 
-def dead_letters(servers: str, topic: str) -> set[Where]:
-    """Return where the messages in the dead-letter topic came from."""
-    found: set[Where] = set()
+def dead_letters(servers: str, topic: str) -> tuple[dict[Where, list[Any]], list[Where]]:
+    """Return the dead letters by the message that each says it is, and where the others lie."""
+    found: dict[Where, list[Any]] = defaultdict(list)
+    strays: list[Where] = []
     for letter in read_topic(servers, f"{topic}.dead-letter")[0]:
         headers = dict(letter.headers)
-        with suppress(KeyError, ValueError, TypeError):  # not the writer's
-            found.add((int(headers["source.partition"]), int(headers["source.offset"])))
-    return found
+        try:
+            if headers["source.topic"] != topic.encode() or not headers["reason"]:
+                raise ValueError(headers)
+            origin = (int(headers["source.partition"]), int(headers["source.offset"]))
+        except (KeyError, ValueError, TypeError):  # not the writer's
+            strays.append((letter.partition, letter.offset))
+        else:
+            found[origin].append(letter)
+    return found, strays
 
 
 def verify(servers: str, topic: str, session: Session, keyspace: str) -> Verdict:
@@ -182,19 +211,25 @@ def verify(servers: str, topic: str, session: Session, keyspace: str) -> Verdict
         KafkaError, NoHostAvailable, DriverException: a server does not answer.
     """
     verdict = Verdict()
-    dead = dead_letters(servers, topic)
+    dead, verdict.strays = dead_letters(servers, topic)
     verdict.dead_lettered = len(dead)
+    verdict.twice = sum(map(len, dead.values())) - len(dead)
     expected: dict[Key, tuple[float, Values]] = {}
-    messages, verdict.forgotten = read_topic(servers, topic)
+    messages, first = read_topic(servers, topic)
+    verdict.forgotten = sum(first.values())
     for message in messages:
         verdict.messages += 1
         where = (message.partition, message.offset)
+        letters = dead.pop(where, [])
+        sent = (message.key, message.value or b"")
+        if any((letter.key, letter.value) != sent for letter in letters):
+            verdict.altered.append(where)
         found = read(message.value) if message.timestamp in KAFKA_TIMES else None
         if found is None:
-            if where not in dead:
+            if not letters:
                 verdict.hidden.append(where)
             continue
-        if where in dead:
+        if letters:
             verdict.misjudged.append(where)
         key, values = found
         write_time = message.timestamp * 1000 + message.offset % 1000
@@ -203,6 +238,13 @@ def verify(servers: str, topic: str, session: Session, keyspace: str) -> Verdict
         verdict.replaced += values != other
         if write_time >= before:
             expected[key] = write_time, values
+    # What is left in `dead` is no message of the topic, or one that it has deleted.
+    verdict.strays += [
+        (letter.partition, letter.offset)
+        for (partition, offset), letters in dead.items()
+        for letter in letters
+        if not 0 <= offset < first.get(partition, 0)
+    ]
     verdict.readings = len(expected)
     for table in ("sensor_data", "sensor_data_by_day"):
         stored = dict(read_rows(session, keyspace, table))
@@ -224,35 +266,35 @@ def print_verdict(verdict: Verdict, topic: str) -> None:
         "repeated (same reading, same values)": verdict.repeated,
         "replaced (same key, other values)": verdict.replaced,
         "dead-lettered": verdict.dead_lettered,
+        "dead-lettered once more": verdict.twice,
     } | {f"rows in {table}": count for table, count in verdict.rows.items()}
     for label, count in lines.items():
         sys.stdout.write(f"{label:<40} {count:>9}\n")
-    for name in ("missing", "differing", "unexpected", "hidden", "misjudged"):
+    wrong = ("missing", "differing", "unexpected", "hidden", "misjudged", "altered", "strays")
+    for name in wrong:
         found = getattr(verdict, name)
         examples = f"   for example {', '.join(map(str, found[:3]))}" if found else ""
         sys.stdout.write(f"{name:<40} {len(found):>9}{examples}\n")
     if verdict.forgotten:
         sys.stdout.write(f"{'deleted by the topic, not checked':<40} {verdict.forgotten:>9}\n")
+    if not verdict.messages:
+        sys.stdout.write(f"nothing was compared: the topic {topic} is absent or empty\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the verdict; return the exit code (see the module docstring)."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--expect", type=int, metavar="N", help="number of messages that were sent")
-    expect = parser.parse_args(argv).expect
     load_dotenv(PROJECT / ".env")
+    wanted = ("--bootstrap-servers", "--topic", "--hosts", "--keyspace")
+    parser = add_shared(parser_of(__doc__), os.environ, *wanted)
+    parser.add_argument("--expect", type=at_least(0, int), metavar="N",
+        help="number of messages that were sent")  # fmt: skip
+    options = parser.parse_args(argv)
     for client in ("cassandra", "kafka"):
         logging.getLogger(client).setLevel(logging.CRITICAL)
-    servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092"
-    topic = os.environ.get("IOT_TOPIC") or "iotdata"
-    hosts = (os.environ.get("CASSANDRA_HOSTS") or "localhost:9042").split(",")
-    keyspace = os.environ.get("CASSANDRA_KEYSPACE") or "iot_keyspace"
-    points = [(host, int(port)) for host, _, port in (h.rpartition(":") for h in hosts)]
+    servers, topic, expect = options.bootstrap_servers, options.topic, options.expect
     try:
-        with Cluster(points) as cluster:
-            verdict = verify(servers, topic, cluster.connect(), keyspace)
+        with Cluster(addresses(options.hosts)) as cluster:
+            verdict = verify(servers, topic, cluster.connect(), options.keyspace)
     except (KafkaError, NoHostAvailable, DriverException) as exc:
         sys.stderr.write(f"verify: cannot compare: {' '.join(str(exc).split())[:300]}\n")
         return 1

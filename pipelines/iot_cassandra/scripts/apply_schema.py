@@ -18,19 +18,29 @@ import argparse
 import logging
 import os
 import re
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cassandra import DriverException
 from cassandra.cluster import Cluster, NoHostAvailable
 from dotenv import load_dotenv
 
+PROJECT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.iot_cassandra.scripts.options import (  # noqa: E402  # after the path
+    add_shared,
+    addresses,
+    at_least,
+    parser_of,
+)
+
 log = logging.getLogger("apply_schema")
 
-PROJECT = Path(__file__).resolve().parents[3]
 SCHEMA = Path(__file__).parents[1] / "cql/schema.cql"
-KEYSPACE = "iot_keyspace"  # as it is written in the schema
+WRITTEN = "iot_keyspace"  # as it is written in the schema
 
 
 def statements(text: str, keyspace: str) -> list[str]:
@@ -39,7 +49,7 @@ def statements(text: str, keyspace: str) -> list[str]:
     >>> statements("CREATE KEYSPACE iot_keyspace; USE iot_keyspace; -- and so on", "mine")
     ['CREATE KEYSPACE mine', 'USE mine']
     """
-    code = re.sub(r"--.*", "", text).replace(KEYSPACE, keyspace)
+    code = re.sub(r"--.*", "", text).replace(WRITTEN, keyspace)
     return [statement.strip() for statement in code.split(";") if statement.strip()]
 
 
@@ -52,10 +62,9 @@ def apply(hosts: str, keyspace: str, wait_s: float) -> int:
         OSError: the schema cannot be read.
     """
     todo = statements(SCHEMA.read_text(encoding="utf-8"), keyspace)
-    points = [(host, int(port)) for host, _, port in (h.rpartition(":") for h in hosts.split(","))]
     deadline = time.monotonic() + wait_s
     while True:
-        with Cluster(points) as cluster:
+        with Cluster(addresses(hosts)) as cluster:
             try:
                 session = cluster.connect()
             except NoHostAvailable:
@@ -69,32 +78,10 @@ def apply(hosts: str, keyspace: str, wait_s: float) -> int:
             return len(todo)
 
 
-def matching(pattern: str, shape: str) -> Callable[[str], str]:
-    """Return an argparse type for a text that matches a pattern, described by its shape."""
-
-    def parse(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {shape}")
-        return text
-
-    return parse
-
-
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
     """Return the configuration: flag > environment > default. A bad value exits with code 2."""
-    description, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    hosts = matching(r"[^:,\s]+:\d{1,5}(,[^:,\s]+:\d{1,5})*", "HOST:PORT[,HOST:PORT...]")
-    keyspace = matching(r"[a-z][a-z0-9_]{0,47}", "1 to 48 of a-z, 0-9 and _, a letter first")
-    for flag, variable, default, kind in (
-        ("--hosts", "CASSANDRA_HOSTS", "localhost:9042", hosts),
-        ("--keyspace", "CASSANDRA_KEYSPACE", KEYSPACE, keyspace),
-    ):
-        parser.add_argument(flag, default=environ.get(variable) or default, type=kind,
-            help=f"environment: {variable} (default: {default})")  # fmt: skip
-    parser.add_argument("--wait", type=float, default=60.0, metavar="SECONDS",
+    parser = add_shared(parser_of(__doc__), environ, "--hosts", "--keyspace")
+    parser.add_argument("--wait", type=at_least(0, float), default=60.0, metavar="SECONDS",
         help="how long to wait for Cassandra (default: 60)")  # fmt: skip
     return parser.parse_args(argv)
 
@@ -108,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         count = apply(config.hosts, config.keyspace, config.wait)
     except NoHostAvailable:
-        log.error("Cassandra does not answer at %s: is it started? (see README)", config.hosts)
+        log.error("Cassandra at %s does not answer: is it started? (see README)", config.hosts)
         return 1
     except (DriverException, OSError) as exc:
         log.error("%s", " ".join(str(exc).split()))

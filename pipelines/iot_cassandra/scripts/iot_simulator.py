@@ -33,13 +33,12 @@ import logging
 import math
 import os
 import random
-import re
 import signal
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -50,10 +49,21 @@ from dotenv import load_dotenv
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
+PROJECT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.iot_cassandra.scripts.options import (  # noqa: E402  # after the path
+    add_shared,
+    at_least,
+    parser_of,
+)
+
 log = logging.getLogger("iot_simulator")
 
-PROJECT = Path(__file__).resolve().parents[3]
 PROGRESS_S = 5.0
+# What the writer takes for a time.
+FIRST, LAST = datetime(1900, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+YEAR_S = 366 * 86_400
 FLUSH_S = 10.0  # for what is not acknowledged at the end
 
 
@@ -221,40 +231,24 @@ def print_messages(config: Config, stop: threading.Event) -> int:
 
 
 def parse_time(text: str) -> datetime:
-    """Return an ISO 8601 time; one without an offset is UTC."""
-    when = datetime.fromisoformat(text)
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
+    """Return an ISO 8601 time in UTC; one without an offset is taken for UTC.
 
+    Raises:
+        ArgumentTypeError: it is no such time.
 
-def matching(pattern: str, shape: str) -> Callable[[str], str]:
-    """Return an argparse type for a text that matches a pattern, described by its shape."""
-
-    def parse(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {shape}")
-        return text
-
-    return parse
-
-
-def at_least(minimum: float, kind: type[int] | type[float]) -> Callable[[str], float]:
-    """Return an argparse type for a finite number that is not below a minimum."""
-
-    def parse(text: str) -> float:
-        if not minimum <= (number := kind(text)) < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not at least {minimum:g}")
-        return number
-
-    parse.__name__ = "whole number" if kind is int else "number"
-    return parse
+    >>> parse_time("2026-01-15T06:00:00+02:00").isoformat()
+    '2026-01-15T04:00:00+00:00'
+    """
+    try:
+        when = datetime.fromisoformat(text)
+        return when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)
+    except (ValueError, OverflowError) as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} is no ISO 8601 time ({exc})") from exc
 
 
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: datetime) -> Config:
     """Return the configuration: flag > environment > default. A bad value exits with code 2."""
-    description, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = add_shared(parser_of(__doc__), environ, "--bootstrap-servers", "--topic")
     add = parser.add_argument
     add("--console", action="store_true", help="print the readings instead of sending them")
     add("--count", type=at_least(1, int), metavar="N", help="stop after N messages")
@@ -271,15 +265,6 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
         help="of the topic, when it is not there yet (default: 1)")  # fmt: skip
     add("--wait", type=at_least(0, float), default=60.0, metavar="SECONDS", dest="wait_s",
         help="how long to wait for Kafka at the start (default: 60)")  # fmt: skip
-    servers = matching(r"[^:,\s]+:\d{1,5}(,[^:,\s]+:\d{1,5})*", "HOST:PORT[,HOST:PORT...]")
-    name = matching(r"[A-Za-z0-9._-]{1,200}", "1 to 200 letters, digits or . _ -")
-    for flag, variable, default, kind in (
-        ("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", servers),
-        ("--topic", "IOT_TOPIC", "iotdata", name),
-    ):
-        text = f"environment: {variable} (default: {default})"
-        value = environ.get(variable) or default
-        add(flag, default=value, type=kind, metavar="NAME", help=text)
     options = vars(parser.parse_args(argv))
     if options["bad_share"] > 1:
         parser.error("--bad is a share, from 0 to 1")
@@ -292,8 +277,16 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
         )
     if options["seed"] is None:
         options["seed"] = random.SystemRandom().randrange(2**32)
-    ago_s = options["count"] / options["rate_hz"] if options["at_once"] else 0
-    options["start"] = options["start"] or now - timedelta(seconds=ago_s)
+    try:
+        # Without --count they come as time passes: a year is left for them.
+        lasts_s = options["count"] / options["rate_hz"] if options["count"] else YEAR_S
+        ago = timedelta(seconds=lasts_s if options["at_once"] else 0)
+        options["start"] = options["start"] or now - ago
+        last = options["start"] + timedelta(seconds=lasts_s)
+        if options["start"] < FIRST or last > LAST:
+            raise OverflowError
+    except OverflowError:
+        parser.error("--start, --count and --rate give times beyond the years 1900 to 9999")
     return Config(**options)
 
 
@@ -324,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         producer = connect(config, stop)
     except KafkaError as exc:
-        log.error("Kafka does not answer at %s (%s): is it started? (see README)",
+        log.error("Kafka at %s does not answer (%s): is it started? (see README)",
                   config.bootstrap_servers, exc)  # fmt: skip
         return 1
     if producer is None:

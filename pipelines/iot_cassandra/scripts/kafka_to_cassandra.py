@@ -34,7 +34,6 @@ Exit codes: 0 done or stopped cleanly, 1 a server unreachable or a reading unacc
 2 wrong usage or configuration.
 """
 
-import argparse
 import json
 import logging
 import math
@@ -42,6 +41,7 @@ import os
 import random
 import re
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -69,10 +69,20 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPart
 from kafka.structs import OffsetAndMetadata, TopicPartition
 from msgspec import Meta
 
+PROJECT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.iot_cassandra.scripts.options import (  # noqa: E402  # after the path
+    SHARED,
+    add_shared,
+    addresses,
+    at_least,
+    parser_of,
+)
+
 log = logging.getLogger("kafka_to_cassandra")
 T = TypeVar("T")
 
-PROJECT = Path(__file__).resolve().parents[3]
 INSERTS = (
     "INSERT INTO {keyspace}.sensor_data (sensor_id, timestamp, temperature, humidity) "
     "VALUES (:sensor_id, :timestamp, :temperature, :humidity) USING TIMESTAMP :write_time",
@@ -498,7 +508,7 @@ def patiently(where: str, connect: Callable[[], T], wait_s: float, stop: threadi
         except (cassandra.NoHostAvailable, DriverException, KafkaError) as exc:
             why, left_s = one_line(exc), deadline - time.monotonic()
             if left_s <= 0:
-                text = f"no answer from {where} ({why}): is it started? (see README)"
+                text = f"{where} does not answer ({why}): is it started? (see README)"
                 raise StartError(text, code=1) from exc
         log.warning("waiting for %s (%s), %.0f s left", where, why, left_s)
         if stop.wait(min(2.0, left_s)):
@@ -517,9 +527,8 @@ def connect_to_cassandra(config: Config) -> tuple[cassandra.Session, list[Prepar
         consistency_level=ConsistencyLevel.LOCAL_QUORUM,  # most copies have it: one of one here
         request_timeout=REQUEST_TIMEOUT_S,
     )
-    points = [host.rsplit(":", 1) for host in config.hosts.split(",")]
     cluster = cassandra.Cluster(
-        [(host, int(port)) for host, port in points],
+        addresses(config.hosts),
         execution_profiles={cassandra.EXEC_PROFILE_DEFAULT: profile},
         reconnection_policy=ConstantReconnectionPolicy(1.0, max_attempts=None),
     )
@@ -593,59 +602,19 @@ def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
 # The command.
 
 
-def matching(pattern: str, shape: str) -> Callable[[str], str]:
-    """Return an argparse type for a text that matches a pattern, described by its shape."""
-
-    def parse(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {shape}")
-        return text
-
-    return parse
-
-
-def at_least(minimum: float, kind: type[int] | type[float]) -> Callable[[str], float]:
-    """Return an argparse type for a finite number that is not below a minimum."""
-
-    def parse(text: str) -> float:
-        if not minimum <= (number := kind(text)) < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not at least {minimum:g}")
-        return number
-
-    parse.__name__ = "whole number" if kind is int else "number"
-    return parse
-
-
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
     """Return the configuration: flag > environment > default. A bad value exits with code 2."""
-    description, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    servers = matching(r"[^:,\s]+:\d{1,5}(,[^:,\s]+:\d{1,5})*", "HOST:PORT[,HOST:PORT...]")
-    name = matching(r"[A-Za-z0-9._-]{1,200}", "1 to 200 letters, digits or . _ -")
-    keyspace = matching(r"[a-z][a-z0-9_]{0,47}", "1 to 48 of a-z, 0-9 and _, a letter first")
-    for flag, variable, default, kind in (
-        ("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", servers),
-        ("--topic", "IOT_TOPIC", "iotdata", name),
-        ("--group-id", "IOT_GROUP_ID", "iot-cassandra-writer", name),
-        ("--hosts", "CASSANDRA_HOSTS", "localhost:9042", servers),
-        ("--keyspace", "CASSANDRA_KEYSPACE", "iot_keyspace", keyspace),
-    ):
-        text = f"environment: {variable} (default: {default})"
-        value = environ.get(variable) or default
-        parser.add_argument(flag, default=value, type=kind, metavar="NAME", help=text)
-    for flag, field, minimum, number, text in (
-        ("--partitions", 1, 1, int, "of the topic, when it is not there yet (default: 1)"),
-        ("--batch", 500, 1, int, "messages that are read and written together (default: 500)"),
-        ("--exit-when-idle", math.inf, 0, float, "stop when nothing came for so long (never)"),
-        ("--wait", 60.0, 0, float, "for the servers, at the start (default: 60)"),
-    ):
-        kind_of = at_least(minimum, number)
-        parser.add_argument(flag, default=field, type=kind_of, metavar="N", help=text)
-    options = vars(parser.parse_args(argv))
-    idle_s, wait_s = options.pop("exit_when_idle"), options.pop("wait")
-    return Config(**options, exit_when_idle_s=idle_s, wait_s=wait_s)
+    parser = add_shared(parser_of(__doc__), environ, *SHARED)
+    add = parser.add_argument
+    add("--partitions", type=at_least(1, int), default=1, metavar="N",
+        help="of the topic, when it is not there yet (default: 1)")  # fmt: skip
+    add("--batch", type=at_least(1, int), default=500, metavar="N",
+        help="messages that are read and written together (default: 500)")  # fmt: skip
+    add("--exit-when-idle", type=at_least(0, float), default=math.inf, metavar="SECONDS",
+        dest="exit_when_idle_s", help="stop when nothing came for so long (never)")  # fmt: skip
+    add("--wait", type=at_least(0, float), default=60.0, metavar="SECONDS", dest="wait_s",
+        help="for the servers, at the start (default: 60)")  # fmt: skip
+    return Config(**vars(parser.parse_args(argv)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -44,6 +44,11 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # as everywhere in Spark
 
+PROJECT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(PROJECT))  # spark-submit knows only this folder
+
+from pipelines.iot_cassandra.scripts.options import add_shared, parser_of  # noqa: E402
+
 CASSANDRA = "org.apache.spark.sql.cassandra"
 FIELDS = "sensor_id BIGINT, timestamp STRING, temperature DOUBLE, humidity DOUBLE"
 ISO_TIME = r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]((0\d|1[0-7]):[0-5]\d|18:00))\z"
@@ -253,21 +258,11 @@ def run_stream(spark: SparkSession, config: argparse.Namespace) -> None:
 
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
     """Return the configuration: flag > environment > default. A bad value exits with code 2."""
-    description, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    wanted = ("--bootstrap-servers", "--topic", "--hosts", "--keyspace")
+    parser = add_shared(parser_of(__doc__), environ, *wanted)
     parser.add_argument("mode", choices=("batch", "stream"))
     parser.add_argument("--once", action="store_true", help="stream: end at the topic's end")
     parser.add_argument("--checkpoint", metavar="DIR", help="stream: where it notes how far it is")
-    for flag, variable, default in (
-        ("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092"),
-        ("--topic", "IOT_TOPIC", "iotdata"),
-        ("--hosts", "CASSANDRA_HOSTS", "localhost:9042"),
-        ("--keyspace", "CASSANDRA_KEYSPACE", "iot_keyspace"),
-    ):
-        parser.add_argument(flag, default=environ.get(variable) or default,
-            help=f"environment: {variable} (default: {default})")  # fmt: skip
     config = parser.parse_args(argv)
     if config.mode == "stream" and not config.checkpoint:
         parser.error("stream needs --checkpoint")
@@ -293,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError:  # Spark's image does not have it; there compose.yml gives the variables
         pass
     else:
-        load_dotenv(Path(__file__).resolve().parents[3] / ".env")
+        load_dotenv(PROJECT / ".env")
     config = load_config(argv, os.environ)
     try:
         spark = session(config.hosts)

@@ -55,6 +55,17 @@ def test_at_once_ends_now() -> None:
     assert first["timestamp"] == "2026-06-01T11:00:00.000Z"
 
 
+def test_a_start_with_an_offset_is_simulated_in_utc() -> None:
+    local = values("--count", "9", "--start", "2026-01-15T08:00:00+02:00")
+    assert local == values("--count", "9", "--start", "2026-01-15T06:00:00Z")
+    assert json.loads(local[0])["timestamp"] == "2026-01-15T06:00:00.000Z"
+
+
+def test_the_last_time_there_is_can_be_simulated() -> None:
+    last = values("--start", "9999-12-31T23:59:00Z", "--rate", "1", "--count", "59")[-1]
+    assert json.loads(last)["timestamp"] == "9999-12-31T23:59:58.000Z"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -64,7 +75,14 @@ def test_at_once_ends_now() -> None:
         (["--bad", "1.5"], "--bad is a share, from 0 to 1"),
         (["--bootstrap-servers", "kafka"], "'kafka' is not HOST:PORT"),
         (["--topic", "a b"], "'a b' is not 1 to 200 letters"),
-        (["--start", "yesterday"], "invalid parse_time value: 'yesterday'"),
+        (["--start", "yesterday"], "'yesterday' is no ISO 8601 time"),
+        (["--start", "0001-01-01T00:00:00+01:00"], "is no ISO 8601 time"),
+        (["--start", "1899-12-31T23:59:59Z"], "beyond the years 1900 to 9999"),
+        (["--start", "9999-12-31T23:59:00Z", "--rate", "0.001"], "beyond the years 1900 to 9999"),
+        (["--start", "9999-12-31T23:59:00Z", "--count", "700"], "beyond the years 1900 to 9999"),
+        (["--at-once", "--count", "1" + "0" * 15, "--rate", "1"], "beyond the years 1900 to 9999"),
+        (["--at-once", "--count", "9" * 400, "--rate", "1"], "beyond the years 1900 to 9999"),
+        (["--bootstrap-servers", "kafka:99999"], "ports from 1 to 65535"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: Any) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.structs import TopicPartition
 
-from pipelines.iot_cassandra.tests.conftest import HERE, PROJECT, Scene
+from pipelines.iot_cassandra.tests.conftest import HERE, PROJECT, Scene, wait_until
 from stack.servers import free_port
 
 
@@ -260,40 +261,92 @@ def test_sigterm_and_ctrl_c_stop_cleanly(scene: Scene) -> None:
     scene.simulate("--count", "3", "--at-once")
     for signum in (signal.SIGTERM, signal.SIGINT):
         writer = scene.start_writer()
-        while "assigned" not in scene.log(writer):
-            assert writer.poll() is None
+        wait_until(lambda w=writer: "assigned" in scene.log(w), "its partitions")  # type: ignore[misc]
         writer.send_signal(signum)
         assert writer.wait(timeout=60) == 0
         assert "stopped consumed=" in scene.log(writer)
         assert "Traceback" not in scene.log(writer)
 
 
-def test_the_verifier_finds_what_is_wrong(scene: Scene) -> None:
+def test_the_verifier_finds_what_is_wrong_with_rows(scene: Scene) -> None:
     """A verifier that cannot fail proves nothing."""
     scene.simulate("--count", "20", "--at-once")
     scene.send(b"nonsense")
     scene.write()
     assert scene.verify().holds
-    assert "20" in scene.run("verify.py", "--expect", "21")
-    scene.run("verify.py", "--expect", "22", code=1)
-    one, other, third = scene.rows("SELECT sensor_id, timestamp FROM KS.sensor_data LIMIT 3")
+    said = scene.run("verify.py", "--expect", "21")
+    assert re.search(rf"^messages in {scene.name} +21$", said, re.MULTILINE)
+    assert "not as many" in scene.run("verify.py", "--expect", "22", code=1)
+
+    keys = scene.rows("SELECT sensor_id, timestamp FROM KS.sensor_data LIMIT 4")
     where = f"{scene.name}.sensor_data WHERE sensor_id = %s AND timestamp = %s"
-    scene.session.execute(f"DELETE FROM {where}", one)  # noqa: S608
-    scene.session.execute(
-        f"UPDATE {scene.name}.sensor_data SET humidity = 1 "  # noqa: S608
-        "WHERE sensor_id = %s AND timestamp = %s", other,
-    )  # fmt: skip
+    update = f"UPDATE {where.replace(' WHERE', ' SET humidity = %s WHERE')}"  # noqa: S608
     columns = "(sensor_id, day, timestamp, temperature, humidity)"
-    scene.session.execute(
-        f"INSERT INTO {scene.name}.sensor_data_by_day {columns} "  # noqa: S608
-        "VALUES (%s, '2001-01-01', %s, 1, 1)", third,
-    )  # fmt: skip
-    scene.send(b"nonsense that nobody has read")
+    insert = f"INSERT INTO {scene.name}.sensor_data_by_day {columns} VALUES (%s, %s, %s, 1, 1)"  # noqa: S608
+    for statement, values, wrong in (
+        (f"DELETE FROM {where}", keys[0], {"missing": 1}),  # noqa: S608
+        (update, (1, *keys[1]), {"missing": 1, "differing": 1}),
+        (update, (None, *keys[2]), {"missing": 1, "differing": 2}),
+        (insert, (keys[3][0], "2001-01-01", keys[3][1]),
+         {"missing": 1, "differing": 2, "unexpected": 1}),
+    ):  # fmt: skip
+        scene.session.execute(statement, values)
+        assert found_wrong(scene) == wrong
+    assert re.search("^differing +2 ", scene.run("verify.py", code=1), re.MULTILINE)
+
+
+def found_wrong(scene: Scene) -> dict[str, int]:
+    """Return how many of each kind the verifier finds; it must not hold then."""
     verdict = scene.verify()
-    assert not verdict.holds
-    assert [len(found) for found in (verdict.missing, verdict.differing)] == [1, 1]
-    assert [len(found) for found in (verdict.unexpected, verdict.hidden)] == [1, 1]
-    scene.run("verify.py", code=1)
+    kinds = ("missing", "differing", "unexpected", "hidden", "misjudged", "altered", "strays")
+    found = {kind: len(getattr(verdict, kind)) for kind in kinds if getattr(verdict, kind)}
+    assert verdict.holds == (not found)
+    return found
+
+
+def test_the_verifier_finds_what_is_wrong_with_dead_letters(scene: Scene) -> None:
+    scene.create_topic()
+    scene.send(reading(), b"nonsense")
+    scene.write()
+    (letter,) = scene.dead_letters()
+    to: dict[str, Any] = {"topic": f"{scene.name}.dead-letter"}
+
+    scene.send(letter.value, headers=letter.headers, **to)  # as a crash leaves it
+    verdict = scene.verify()
+    assert verdict.holds, verdict
+    assert (verdict.dead_lettered, verdict.twice) == (1, 1)
+
+    wrong = {"strays": 1}
+    scene.send(b"of somebody else", **to)
+    assert found_wrong(scene) == wrong
+    for name, value in (
+        ("source.offset", b"9"),  # not there
+        ("source.partition", b"1"),
+        ("source.topic", b"another"),
+        ("reason", b""),
+    ):
+        headers = {**dict(letter.headers), name: value}
+        scene.send(letter.value, headers=list(headers.items()), **to)
+        wrong["strays"] += 1
+        assert found_wrong(scene) == wrong
+    scene.send(b"Nonsense", headers=letter.headers, **to)
+    assert found_wrong(scene) == wrong | {"altered": 1}
+    headers = {**dict(letter.headers), "source.offset": b"0"}
+    scene.send(reading(), headers=list(headers.items()), **to)
+    assert found_wrong(scene) == wrong | {"altered": 1, "misjudged": 1}
+    scene.send(b"nonsense that nobody has read")
+    assert found_wrong(scene) == wrong | {"altered": 1, "misjudged": 1, "hidden": 1}
+    said = scene.run("verify.py", code=1)
+    assert re.search("^misjudged +1 +for example \\(0, 0\\)", said, re.MULTILINE)
+
+
+def test_an_absent_or_empty_topic_proves_nothing(scene: Scene) -> None:
+    said = scene.run("verify.py", code=1)
+    assert f"nothing was compared: the topic {scene.name} is absent or empty" in said
+    with KafkaAdminClient(bootstrap_servers=scene.kafka) as admin:
+        assert scene.name not in admin.list_topics()  # looking for it has not made it
+    scene.create_topic()
+    scene.run("verify.py", "--expect", "0", code=1)
 
 
 def test_what_kafka_has_deleted_unread_is_said(scene: Scene) -> None:
@@ -310,22 +363,48 @@ def test_what_kafka_has_deleted_unread_is_said(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("command", "code", "said"),
     [
-        (["--hosts", "nowhere"], 2, "'nowhere' is not HOST:PORT"),
-        (["--keyspace", "No;"], 2, "'No;' is not 1 to 48 of a-z"),
-        (["--batch", "0"], 2, "0 is not at least 1"),
-        (["--exit-when-idle", "soon"], 2, "invalid number value: 'soon'"),
-        (["--wait", "0", "--hosts", "127.0.0.1:{free}"], 1, "no answer from Cassandra at 127.0.0"),
+        ("scripts/kafka_to_cassandra.py --hosts nowhere", 2, "'nowhere' is not HOST:PORT"),
+        ("scripts/kafka_to_cassandra.py --hosts a:9042,b:99999", 2, "ports from 1 to 65535"),
+        ("scripts/kafka_to_cassandra.py --keyspace No;", 2, "'No;' is not 1 to 48 of a-z"),
+        ("scripts/kafka_to_cassandra.py --batch 0", 2, "0 is not at least 1"),
+        ("scripts/kafka_to_cassandra.py --exit-when-idle soon", 2, "invalid number value: 'soon'"),
+        (
+            "scripts/kafka_to_cassandra.py --wait 0 --hosts {free}",
+            1,
+            "Cassandra at {free} does not",
+        ),
+        ("scripts/apply_schema.py --wait nan", 2, "nan is not at least 0"),
+        ("scripts/apply_schema.py --hosts localhost:0", 2, "ports from 1 to 65535"),
+        ("scripts/apply_schema.py --wait 0 --hosts {free}", 1, "Cassandra at {free} does not"),
+        ("scripts/spark_cassandra.py batch --hosts nowhere", 2, "'nowhere' is not HOST:PORT"),
+        ("scripts/spark_cassandra.py stream", 2, "stream needs --checkpoint"),
+        ("verify.py --hosts nowhere", 2, "'nowhere' is not HOST:PORT"),
+        ("verify.py --expect -1", 2, "-1 is not at least 0"),
+        ("verify.py --hosts {free}", 1, "verify: cannot compare: "),
     ],
 )
-def test_a_mistake_is_one_line(arguments: list[str], code: int, said: str) -> None:
-    arguments = [argument.format(free=free_port()) for argument in arguments]
-    command = [sys.executable, str(HERE / "scripts/kafka_to_cassandra.py"), *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False)
+def test_a_mistake_is_one_line(command: str, code: int, said: str) -> None:
+    free = f"127.0.0.1:{free_port()}"
+    script, *arguments = command.format(free=free).split()
+    ended = subprocess.run(
+        [sys.executable, str(HERE / script), *arguments],
+        capture_output=True, text=True, cwd=PROJECT, check=False,
+    )  # fmt: skip
     assert ended.returncode == code
-    assert said in ended.stderr.splitlines()[-1]
+    assert said.format(free=free) in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
+
+
+def test_a_mistake_in_the_environment_is_one_line() -> None:
+    for script in ("verify.py", "scripts/apply_schema.py"):
+        ended = subprocess.run(
+            [sys.executable, str(HERE / script)], env={**os.environ, "CASSANDRA_HOSTS": "nowhere"},
+            capture_output=True, text=True, cwd=PROJECT, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 2
+        assert "'nowhere' is not HOST:PORT" in ended.stderr.splitlines()[-1]
 
 
 def test_missing_tables_and_an_absent_kafka_are_one_line(scene: Scene) -> None:
@@ -335,4 +414,4 @@ def test_missing_tables_and_an_absent_kafka_are_one_line(scene: Scene) -> None:
     said = scene.run(
         writer, "--wait", "0", "--bootstrap-servers", f"127.0.0.1:{free_port()}", code=1
     )
-    assert "no answer from Kafka at 127.0.0.1" in said.splitlines()[-1]
+    assert re.search("Kafka at 127.0.0.1:[0-9]+ does not answer", said.splitlines()[-1])
