@@ -15,13 +15,25 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from cassandra.cluster import Cluster
+from cassandra import DriverException
+from cassandra.cluster import Cluster, NoHostAvailable
 from dotenv import load_dotenv
+from kafka import KafkaConsumer
+from kafka.errors import KafkaError
+from kafka.structs import TopicPartition
 
 PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.iot_cassandra.scripts.options import (  # noqa: E402  # after the path
+    add_shared,
+    addresses,
+    parser_of,
+)
+
 HERE = "pipelines/iot_cassandra"
 FILES = ["-f", "docker-compose.yml", "-f", f"{HERE}/compose.yml"]
-BEFORE, LIVE = ("--count", "20000", "--at-once", "--rate", "1"), ("--count", "300", "--rate", "30")
+BEFORE, LIVE = 20_000, 300  # messages: those of the last hours, and those sent while it runs
 SPARK_JOB = ["--properties-file", f"{HERE}/spark.conf", f"{HERE}/scripts/spark_cassandra.py"]
 
 
@@ -64,9 +76,11 @@ def start_servers(by_docker: bool) -> None:
 
 def run_pipeline() -> None:
     """Run the writer while one simulator sends readings of the last hours and one live."""
+    before = ("--count", str(BEFORE), "--at-once", "--rate", "1", "--bad", "0.005")
+    live = ("--count", str(LIVE), "--rate", "30")
     simulators = [
         subprocess.Popen(script("scripts/iot_simulator.py", *arguments), cwd=PROJECT)
-        for arguments in ((*BEFORE, "--bad", "0.005"), LIVE)
+        for arguments in (before, live)
     ]
     writer = script("scripts/kafka_to_cassandra.py", "--exit-when-idle", "4")
     codes = [subprocess.run(writer, cwd=PROJECT, check=False).returncode]
@@ -98,12 +112,27 @@ def aggregate(by_docker: bool) -> None:
         done.check_returncode()
 
 
-def print_hours() -> None:
-    """Print what Spark has written about the first sensor's last hours."""
-    hosts = os.environ.get("CASSANDRA_HOSTS") or "localhost:9042"
-    host, _, port = hosts.split(",")[0].rpartition(":")
-    keyspace = os.environ.get("CASSANDRA_KEYSPACE") or "iot_keyspace"
-    with Cluster([(host, int(port))]) as cluster:
+def messages_in(servers: str, topic: str) -> int:
+    """Return how many messages were sent to a topic so far; to one that is not there, none.
+
+    Raises:
+        KafkaError: Kafka does not answer.
+    """
+    with KafkaConsumer(
+        bootstrap_servers=servers.split(","), bootstrap_timeout_ms=10_000,
+        allow_auto_create_topics=False,
+    ) as consumer:  # fmt: skip
+        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
+        return sum(consumer.end_offsets(partitions).values())
+
+
+def print_hours(hosts: str, keyspace: str) -> None:
+    """Print what Spark has written about the first sensor's last hours.
+
+    Raises:
+        NoHostAvailable, DriverException: Cassandra does not answer.
+    """
+    with Cluster(addresses(hosts)) as cluster:
         rows = cluster.connect(keyspace).execute(
             "SELECT hour, readings, temperature_avg, humidity_avg FROM sensor_data_hourly "
             "WHERE sensor_id = 1 LIMIT 3"
@@ -119,6 +148,8 @@ def print_hours() -> None:
 def main() -> int:
     """Run the demonstration; return the exit code (see the module docstring)."""
     load_dotenv(PROJECT / ".env")
+    wanted = ("--bootstrap-servers", "--topic", "--hosts", "--keyspace")
+    options = add_shared(parser_of(__doc__), os.environ, *wanted).parse_args([])
     by_docker = succeeds("docker", "info") and succeeds("docker", "compose", "version")
     began = time.monotonic()
     try:
@@ -126,17 +157,22 @@ def main() -> int:
         start_servers(by_docker)
         say("\n── Le schéma\n")
         run(script("scripts/apply_schema.py"))
+        sent = messages_in(options.bootstrap_servers, options.topic) + BEFORE + LIVE
         say("\n── 20 000 mesures d'un coup, dont 1 sur 200 abîmée exprès, et 10 s en direct\n")
         run_pipeline()
         say("\n── Spark lit Cassandra, agrège par capteur et par heure, et l'y récrit\n")
         aggregate(by_docker)
-        print_hours()
+        print_hours(options.hosts, options.keyspace)
+    except (KafkaError, NoHostAvailable, DriverException) as exc:
+        sys.stderr.write(f"demo: a server does not answer: {' '.join(str(exc).split())[:300]}\n")
+        return 1
     except subprocess.CalledProcessError as exc:
         what = " ".join([Path(exc.cmd[0]).name, *exc.cmd[1:3]])
         sys.stderr.write(f"demo: {what} ... ended with code {exc.returncode}\n")
         return 1
     say("\n── Vérification : chaque message du sujet est relu et cherché dans les deux tables\n")
-    code = subprocess.run(script("verify.py"), cwd=PROJECT, check=False).returncode
+    verify = script("verify.py", "--expect", str(sent))
+    code = subprocess.run(verify, cwd=PROJECT, check=False).returncode
     if code:
         say("\n✗ Ce qui a été envoyé n'est PAS exactement ce qui est stocké : voir ci-dessus.")
     else:

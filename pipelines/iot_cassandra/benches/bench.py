@@ -53,6 +53,7 @@ from kafka.structs import TopicPartition  # noqa: E402
 
 from pipelines.iot_cassandra.scripts import kafka_to_cassandra as writer  # noqa: E402
 from pipelines.iot_cassandra.scripts.apply_schema import apply  # noqa: E402
+from pipelines.iot_cassandra.scripts.options import addresses, at_least  # noqa: E402
 from pipelines.iot_cassandra.verify import read_topic  # noqa: E402
 from stack.__main__ import Stack  # noqa: E402
 from stack.servers import free_port  # noqa: E402
@@ -108,10 +109,9 @@ class Bench:
     @contextmanager
     def session(self) -> Iterator[Session]:
         """A connection to Cassandra."""
-        host, _, port = self.hosts.partition(":")
         # After millions of writes Cassandra is busy for a while: the defaults are 5 and 2 s.
         patience = {"connect_timeout": 60, "control_connection_timeout": 60}
-        with Cluster([(host, int(port))], **patience) as cluster:
+        with Cluster(addresses(self.hosts), **patience) as cluster:
             yield cluster.connect(KEYSPACE)
 
     def by_writer(self) -> float:
@@ -214,8 +214,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--readings", type=int, default=100_000, metavar="N", help="(100000)")
-    parser.add_argument("--runs", type=int, default=3, metavar="N", help="of each way (3)")
+    parser.add_argument(
+        "--readings", type=at_least(1, int), default=100_000, metavar="N", help="(100000)"
+    )
+    parser.add_argument(
+        "--runs", type=at_least(1, int), default=3, metavar="N", help="of each way (3)"
+    )
+    results = HERE / "benches/results.jsonl"
+    parser.add_argument("--results", type=Path, default=results, metavar="FILE",
+        help="where the result is added (results.jsonl beside this file)")  # fmt: skip
     options = parser.parse_args(argv)
     ports = {f"{n}_HOST_PORT": str(free_port()) for n in ("ZOOKEEPER", "KAFKA", "CASSANDRA")}
     with tempfile.TemporaryDirectory() as state:
@@ -246,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             stack.down(wipe=True)
     print_table(rates)
-    with (HERE / "benches/results.jsonl").open("a", encoding="utf-8") as file:
+    with options.results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(result(rates, options.readings)) + "\n")
     return 0
 

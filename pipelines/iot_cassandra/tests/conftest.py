@@ -18,6 +18,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.structs import TopicPartition
 
 from pipelines.iot_cassandra.scripts.apply_schema import apply
+from pipelines.iot_cassandra.scripts.options import addresses
 from pipelines.iot_cassandra.verify import Verdict, read_topic, verify
 from stack.__main__ import Stack
 from stack.servers import free_port
@@ -72,6 +73,15 @@ def stack(
                     lines = servers.log(server).read_text(errors="replace").splitlines()[-20:]
                     sys.stderr.write("\n".join([f"--- {server.name}", *lines, ""]))
         servers.down(wipe=True)
+
+
+def stack_environ(stack: Stack) -> dict[str, str]:
+    """Return what `python -m stack` needs to find these servers."""
+    ports = {name: server.address.rpartition(":")[2] for name, server in stack.servers.items()}
+    return {
+        **{f"{name.upper()}_HOST_PORT": port for name, port in ports.items()},
+        "STACK_STATE": str(stack.state),
+    }
 
 
 @dataclass
@@ -188,8 +198,7 @@ class Scene:
 @contextmanager
 def connected(stack: Stack) -> Iterator[Session]:
     """A connection to Cassandra of our own."""
-    host, _, port = stack.servers["cassandra"].address.partition(":")
-    with Cluster([(host, int(port))]) as cluster:
+    with Cluster(addresses(stack.servers["cassandra"].address)) as cluster:
         yield cluster.connect()
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipelines.iot_cassandra.tests.conftest import COMPOSE, HERE, PROJECT
+from pipelines.iot_cassandra.tests.conftest import COMPOSE, HERE, PROJECT, stack_environ
 from stack.__main__ import Stack
 
 README = (HERE / "README.md").read_text()
@@ -65,13 +65,12 @@ def test_every_command_works_and_prints_what_readme_shows(stack: Stack, tmp_path
     addresses = {name: server.address for name, server in stack.servers.items()}
     environ = {
         **os.environ,
-        **{f"{n.upper()}_HOST_PORT": a.rpartition(":")[2] for n, a in addresses.items()},
+        **stack_environ(stack),
         "PATH": os.pathsep.join(
             [str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
         ),
         "KAFKA_BOOTSTRAP_SERVERS": addresses["kafka"],
         "CASSANDRA_HOSTS": addresses["cassandra"],
-        "STACK_STATE": str(stack.state),
     }
     elsewhere = {**environ, "STACK_STATE": str(tmp_path / "state")}  # others' are not stopped
     printed = definition = ""

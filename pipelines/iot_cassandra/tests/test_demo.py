@@ -1,0 +1,47 @@
+"""The demo and the bench, as a user starts them, with real servers."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from pipelines.iot_cassandra.tests.conftest import HERE, Scene, stack_environ
+
+
+def test_the_demo_holds_also_when_it_is_run_again(scene: Scene, tmp_path: Path) -> None:
+    no_docker = tmp_path / "docker"
+    no_docker.write_text("#!/bin/sh\nexit 1\n")
+    no_docker.chmod(0o755)
+    scene.send(b"of an earlier run")
+    path = f"{tmp_path}{os.pathsep}{scene.environ['PATH']}"
+    ended = subprocess.run(
+        [sys.executable, str(HERE / "demo.py")],
+        env={**scene.environ, **stack_environ(scene.stack), "PATH": path},
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert re.search(rf"^messages in {scene.name} +20301$", ended.stdout, re.MULTILINE)
+    assert re.search(
+        r"^20\d\d-\d\d-\d\d \d\d:00 +\d+ +-?[\d.]+ °C +[\d.]+ %$", ended.stdout, re.MULTILINE
+    )
+    assert "✓ Ce qui a été envoyé est exactement ce qui est stocké" in ended.stdout
+
+
+def test_the_bench_measures_each_way(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    bench = [sys.executable, str(HERE / "benches/bench.py"), "--results", str(results)]
+    ended = subprocess.run(
+        [*bench, "--readings", "300", "--runs", "1"],
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (line,) = results.read_text().splitlines()
+    found = json.loads(line)
+    assert found["readings"] == 300
+    assert set(found["readings_per_s"]) == {"writer", "helper", "helper_1000", "spark"}
+    assert all(len(rates) == 1 and rates[0] > 0 for rates in found["readings_per_s"].values())
+    (kept, *_) = (HERE / "benches/results.jsonl").read_text().splitlines()
+    assert set(json.loads(kept)) == set(found)
