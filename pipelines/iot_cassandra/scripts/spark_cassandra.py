@@ -14,7 +14,8 @@ stream   reads the topic from its beginning, or from where the checkpoint left i
          kafka_to_cassandra.py would: the same rows, with the same write times, into both tables;
          what is no reading goes to the same dead-letter topic. With --once it ends at the topic's
          end, else it runs until Ctrl-C. After a crash some messages come again: the rows stay the
-         same, a dead letter may be there twice.
+         same, a dead letter may be there twice. It does not wait for a server: when one goes away
+         it ends, and goes on when it is started again.
 
 The connectors come with their dependencies by spark.conf; --master says where it runs (default:
 local[*], in this process).
@@ -25,11 +26,13 @@ Environment (or .env in the project's folder; a flag wins over both):
     CASSANDRA_HOSTS           default localhost:9042
     CASSANDRA_KEYSPACE        default iot_keyspace
 
-Exit codes: 0 done or stopped cleanly, 1 a server unreachable or a table missing, 2 wrong usage.
+Exit codes: 0 done, 1 a server unreachable or a table missing, 2 wrong usage; when stopped by a
+signal, those of spark-submit's Java: 130 for Ctrl-C, 143 for SIGTERM.
 """
 
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
@@ -281,6 +284,19 @@ def session(hosts: str) -> SparkSession:
     return SparkSession.builder.appName("iot_cassandra").config(conf=conf).getOrCreate()
 
 
+def in_one_line(exc: Exception) -> str:
+    r"""Return what went wrong, and what was at the bottom of it: Spark wraps that many times.
+
+    >>> in_one_line(ValueError("It broke.\n: a.AException: a\n  at x\nCaused by: b.BError: b"))
+    'a.AException: a; caused by b.BError: b'
+    """
+    text = str(exc).strip()
+    causes = re.findall(r"^(?:Caused by)?: ([\w.$]+(?:Exception|Error).*)", text, re.MULTILINE)
+    if not causes:
+        return " ".join(text.splitlines()[:2])[:500] or type(exc).__name__
+    return "; caused by ".join(cause[:300] for cause in dict.fromkeys([causes[0], causes[-1]]))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job; return the exit code (see the module docstring)."""
     try:
@@ -290,13 +306,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         load_dotenv(PROJECT / ".env")
     config = load_config(argv, os.environ)
+    where = f"Kafka at {config.bootstrap_servers}, Cassandra at {config.hosts}"
     try:
         spark = session(config.hosts)
         {"batch": run_batch, "stream": run_stream}[config.mode](spark, config)
         spark.stop()
     except (PySparkException, Py4JError) as exc:
-        lines = str(exc).strip().splitlines() or [type(exc).__name__]
-        sys.stderr.write(f"spark_cassandra: {' '.join(lines[:2])[:500]}\n")  # what, and why
+        sys.stderr.write(f"spark_cassandra: {in_one_line(exc)} ({where})\n")
         return 1
     return 0
 

@@ -57,7 +57,8 @@ def test_pause_of_cassandra_beyond_the_client_s_time_out(scene: Scene) -> None:
         wait_until(lambda: "OperationTimedOut" in scene.log(writer), "requests time out")
         paused_at = scene.committed()
         assert paused_at < READINGS
-        second = scene.start_writer()  # waits for Cassandra at its start
+        second = scene.start_writer()
+        wait_until(lambda: "waiting for Cassandra" in scene.log(second), "the second waits")
         # Told to stop meanwhile, the writer ends in bounded time and says what is open.
         writer.terminate()
         assert writer.wait(timeout=60) == 1
@@ -90,6 +91,7 @@ def test_writers_share_the_partitions_and_hand_them_over(scene: Scene) -> None:
     wait_until(lambda: scene.committed() > 500, "some committed")
     second = scene.start_writer("--batch", "100")
     wait_until(lambda: "assigned" in scene.log(second), "the second has a share")
+    assert scene.committed() < READINGS  # else nothing is handed over under load
     first.terminate()
     assert first.wait(timeout=60) == 0, scene.log(first)
     drained(scene, READINGS)

@@ -1,5 +1,8 @@
 """Spark's jobs by spark-submit on real servers, and the failure that the report ended with."""
 
+import os
+import re
+import signal
 import subprocess
 from collections import defaultdict
 from datetime import datetime
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 from kafka import KafkaProducer
 
-from pipelines.iot_cassandra.tests.conftest import HERE, Scene
+from pipelines.iot_cassandra.tests.conftest import HERE, PROJECT, Scene, wait_until
 from pipelines.iot_cassandra.tests.test_writer import (
     IMPOSSIBLE_TIMES,
     INVALID,
@@ -97,6 +100,52 @@ def test_stream_then_batch(scene: Scene, tmp_path: Path) -> None:
     found = {(row[0], row[1]): list(row[2:]) for row in scene.rows(query)}
     assert found == expected
     assert len(found) > 20
+
+
+def test_the_stream_goes_on_where_it_was(scene: Scene, tmp_path: Path) -> None:
+    """After kill -9, after Cassandra was away, after Ctrl-C and SIGTERM."""
+    scene.simulate("--count", "1000", "--at-once", "--bad", "0.02")
+
+    def started(sent: int) -> tuple[subprocess.Popen[bytes], Path]:
+        """Start the stream; return it when all that was sent is in the tables."""
+        command = ["--master", "local[2]", "--conf", "spark.ui.enabled=false", *CONF, JOB]
+        log = tmp_path / f"{len(scene.started)}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                ["spark-submit", *command, "stream", "--checkpoint", str(tmp_path / "checkpoint")],
+                cwd=PROJECT, env=scene.environ, stdout=file, stderr=file, start_new_session=True,
+            )  # fmt: skip
+        scene.started.append(process)
+        wait_until(lambda: written(log) >= sent or process.poll() is not None, f"{sent} written")
+        return process, log
+
+    def written(log: Path) -> int:
+        counts = re.findall(r"^batch=\d+ written=(\d+) dead_lettered=(\d+)$", log.read_text(), re.M)
+        return sum(int(number) for count in counts for number in count)
+
+    stream, log = started(1000)
+    os.killpg(stream.pid, signal.SIGKILL)
+    assert stream.wait() == -signal.SIGKILL
+
+    scene.send(reading(sensor_id=1))
+    stream, log = started(1)
+    scene.stack.stop("cassandra", signal.SIGKILL)
+    scene.send(reading(sensor_id=2), b"nonsense")
+    assert stream.wait(timeout=60) == 1
+    (said,) = re.findall("^spark_cassandra: .*", log.read_text(), re.MULTILINE)
+    assert said.endswith(f" (Kafka at {scene.kafka}, Cassandra at {scene.cassandra})")
+    scene.stack.up(["cassandra"])
+
+    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        stream, log = started(1)  # what came while it did not run
+        os.killpg(stream.pid, signum)
+        assert stream.wait(timeout=60) == code
+        assert "Traceback" not in log.read_text()
+        if signum == signal.SIGINT:
+            scene.send(reading(sensor_id=3))
+    verdict = scene.verify()
+    assert verdict.holds, verdict
+    assert verdict.messages == 1004
 
 
 def test_thin_jars_copied_by_hand_fail_as_the_readme_says(scene: Scene, tmp_path: Path) -> None:

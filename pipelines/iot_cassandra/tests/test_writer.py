@@ -257,6 +257,23 @@ def test_the_schema_is_applied_twice_without_a_change(scene: Scene) -> None:
     assert len(stored(scene, "sensor_data")) == 1
 
 
+def test_the_tables_are_compacted_and_forget_as_the_readme_says(scene: Scene) -> None:
+    tables = {
+        name: (compaction, ttl_s)
+        for name, compaction, ttl_s in scene.rows(
+            "SELECT table_name, compaction, default_time_to_live FROM system_schema.tables "
+            "WHERE keyspace_name = 'KS'"
+        )
+    }
+    compaction, ttl_s = tables["sensor_data"]
+    assert compaction["class"].endswith(".SizeTieredCompactionStrategy")
+    assert ttl_s == 0
+    compaction, ttl_s = tables["sensor_data_by_day"]
+    assert compaction["class"].endswith(".TimeWindowCompactionStrategy")
+    assert compaction["compaction_window_unit"] == "DAYS"
+    assert ttl_s == 30 * int(compaction["compaction_window_size"]) * 86_400  # 30 windows
+
+
 def test_sigterm_and_ctrl_c_stop_cleanly(scene: Scene) -> None:
     scene.simulate("--count", "3", "--at-once")
     for signum in (signal.SIGTERM, signal.SIGINT):
