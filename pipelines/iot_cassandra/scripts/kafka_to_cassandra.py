@@ -57,7 +57,13 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from cassandra import ConsistencyLevel, DriverException, InvalidRequest
-from cassandra import cluster as cassandra
+from cassandra.cluster import (
+    EXEC_PROFILE_DEFAULT,
+    Cluster,
+    ExecutionProfile,
+    NoHostAvailable,
+    Session,
+)
 from cassandra.policies import ConstantReconnectionPolicy, FallthroughRetryPolicy
 from cassandra.query import PreparedStatement
 from cassandra.util import Date
@@ -244,7 +250,7 @@ Delivery = Callable[[], Any]  # starts a row's or a dead letter's way; returns a
 class Clients:
     """Cassandra's session with its prepared inserts, and the producer of dead letters."""
 
-    session: cassandra.Session
+    session: Session
     inserts: Sequence[PreparedStatement]
     producer: KafkaProducer
     dead_letter_topic: str
@@ -505,7 +511,7 @@ def patiently(where: str, connect: Callable[[], T], wait_s: float, stop: threadi
     while True:
         try:
             return connect()
-        except (cassandra.NoHostAvailable, DriverException, KafkaError) as exc:
+        except (NoHostAvailable, DriverException, KafkaError) as exc:
             why, left_s = one_line(exc), deadline - time.monotonic()
             if left_s <= 0:
                 text = f"{where} does not answer ({why}): is it started? (see README)"
@@ -515,21 +521,21 @@ def patiently(where: str, connect: Callable[[], T], wait_s: float, stop: threadi
             raise StartError("stopped while waiting", code=0)
 
 
-def connect_to_cassandra(config: Config) -> tuple[cassandra.Session, list[PreparedStatement]]:
+def connect_to_cassandra(config: Config) -> tuple[Session, list[PreparedStatement]]:
     """Return a session and the prepared inserts.
 
     Raises:
         StartError: a table is missing or has other columns.
         NoHostAvailable, DriverException: Cassandra does not answer yet.
     """
-    profile = cassandra.ExecutionProfile(
+    profile = ExecutionProfile(
         retry_policy=FallthroughRetryPolicy(),  # the retries are ours: with back-off, without end
         consistency_level=ConsistencyLevel.LOCAL_QUORUM,  # most copies have it: one of one here
         request_timeout=REQUEST_TIMEOUT_S,
     )
-    cluster = cassandra.Cluster(
+    cluster = Cluster(
         addresses(config.hosts),
-        execution_profiles={cassandra.EXEC_PROFILE_DEFAULT: profile},
+        execution_profiles={EXEC_PROFILE_DEFAULT: profile},
         reconnection_policy=ConstantReconnectionPolicy(1.0, max_attempts=None),
     )
     try:

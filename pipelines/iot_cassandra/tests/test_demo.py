@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -43,5 +44,15 @@ def test_the_bench_measures_each_way(tmp_path: Path) -> None:
     assert found["readings"] == 300
     assert set(found["readings_per_s"]) == {"writer", "helper", "helper_1000", "spark"}
     assert all(len(rates) == 1 and rates[0] > 0 for rates in found["readings_per_s"].values())
-    (kept, *_) = (HERE / "benches/results.jsonl").read_text().splitlines()
-    assert set(json.loads(kept)) == set(found)
+
+
+def test_readme_shows_the_last_result_of_the_bench() -> None:
+    kept = json.loads((HERE / "benches/results.jsonl").read_text().splitlines()[-1])
+    row = r"\| ([\d ]+) \| ([\d ]+) – ([\d ]+) \| ([\d,]+) \|"
+    table = re.findall(row, (HERE / "README.md").read_text())
+    shown = [tuple(float(n.replace(" ", "").replace(",", ".")) for n in line) for line in table]
+    base = statistics.median(kept["readings_per_s"]["writer"])
+    assert shown == [
+        (middle := statistics.median(rates), min(rates), max(rates), round(middle / base, 2))
+        for rates in kept["readings_per_s"].values()
+    ]

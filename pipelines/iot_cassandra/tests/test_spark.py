@@ -1,13 +1,18 @@
 """Spark's jobs by spark-submit on real servers, and the failure that the report ended with."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 from kafka import KafkaProducer
@@ -20,6 +25,7 @@ from pipelines.iot_cassandra.tests.test_writer import (
     as_large_as_kafka_takes,
     reading,
 )
+from stack.servers import free_port
 
 CONF = ("--properties-file", str(HERE / "spark.conf"))
 JOB = str(HERE / "scripts/spark_cassandra.py")
@@ -146,6 +152,54 @@ def test_the_stream_goes_on_where_it_was(scene: Scene, tmp_path: Path) -> None:
     verdict = scene.verify()
     assert verdict.holds, verdict
     assert verdict.messages == 1004
+
+
+@contextmanager
+def standalone(scene: Scene, folder: Path) -> Iterator[tuple[str, str]]:
+    """Spark's own master and one worker, as compose.yml has them; yield the master and its page."""
+    port, page = free_port(), free_port()
+    master, deploy = f"spark://127.0.0.1:{port}", "org.apache.spark.deploy"
+    at = ["--host", "127.0.0.1"]
+    commands = (
+        [f"{deploy}.master.Master", *at, "--port", str(port), "--webui-port", str(page)],
+        [f"{deploy}.worker.Worker", *at, "--webui-port", str(free_port()), "--cores", "1",
+         "--memory", "512m", "--work-dir", str(folder / "work"), master],
+    )  # fmt: skip
+    environ = {**scene.environ, "SPARK_LOCAL_IP": "127.0.0.1"}
+    with (folder / "spark.log").open("wb") as log:
+        servers = [
+            subprocess.Popen(["spark-class", *command], env=environ, stdout=log, stderr=log)
+            for command in commands
+        ]
+    try:
+        yield master, f"http://127.0.0.1:{page}"
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def test_the_batch_runs_on_a_standalone_master_and_worker(scene: Scene, tmp_path: Path) -> None:
+    scene.simulate("--count", "500", "--at-once", "--rate", "0.5")
+    scene.write()
+    with standalone(scene, tmp_path) as (master, page):
+
+        def state() -> dict[str, Any]:
+            with suppress(URLError), urlopen(f"{page}/json/", timeout=30) as answer:
+                return dict(json.load(answer))
+            return {}
+
+        wait_until(lambda: state().get("aliveworkers") == 1, "the worker is known to its master")
+        on_it = ["--master", master, "--executor-memory", "512m"]
+        on_it += ["--conf", "spark.driver.host=127.0.0.1"]
+        said = scene.submit(*on_it, *CONF, JOB, "batch").stdout
+        assert f"readings=500 loaded from {scene.name}.sensor_data" in said
+        wait_until(lambda: state()["completedapps"], "the job has ended for its master")
+        (job,) = state()["completedapps"]
+        assert (job["name"], job["state"], job["cores"] > 0) == ("iot_cassandra", "FINISHED", True)
+        with urlopen(page, timeout=30) as answer:  # what a browser shows
+            assert b"iot_cassandra" in answer.read()
+    assert len(scene.rows("SELECT hour FROM KS.sensor_data_hourly")) > 1
 
 
 def test_thin_jars_copied_by_hand_fail_as_the_readme_says(scene: Scene, tmp_path: Path) -> None:
