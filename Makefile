@@ -104,7 +104,7 @@ bench-latency: ## measure the time from a reading's send until a search finds it
 bench-growth: ## measure the rate by backlog, partitions, consumers, message size (15 minutes)
 bench-generator: ## measure the generator: rates held, fastest, beside other producers (10 minutes)
 
-bench-outage: ## measure the lag under four faults, and the catching up (4 minutes)
+bench-outage: ## measure the lag under faults and rebalances, and the catching up (5 minutes)
 
 bench-all: bench bench-latency bench-growth bench-generator bench-outage ## all, one by one
 

@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""Measure the lag while servers and the consumer fail, and how long it takes to catch up.
+"""Measure the lag while servers and consumers fail, come or go, and how long to catch up.
 
-    make bench-outage                                  # 1000 readings/s, four faults
+    make bench-outage                                  # 1000 readings/s, six events
     python benches/outage.py --rate 200 --calm 5
 
 The generator sends live, paced, to a topic of three partitions; the consumer runs with its default
 settings. Twice a second the lag is asked for: the messages of the topic that the group has not
-committed. One fault after another, each when the one before is caught up: the lag is below what
-arrives in a second, for three seconds. While Kafka is away nobody knows the lag; what is sent
+committed. One event after another, each when the one before is caught up: the lag is below what
+arrives in a second, for three seconds. Two of them are rebalances: a second consumer joins the
+group, the first one leaves it. While Kafka is away nobody knows the lag; what is sent
 meanwhile waits in the generator. In the end the index must hold exactly what the topic holds.
 
 Exit codes: 0 measured, 1 a reading is missing or double, or the lag did not end, 2 wrong usage.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,7 +54,7 @@ PARTITIONS = 3  # as Kafka creates topics in docker-compose.yml
 LOOK_S = 0.5
 AWAY_S = 15.0  # how long Elasticsearch stays stopped
 CAUGHT_UP_S = 3.0
-PATIENCE_S = 180.0  # for one fault
+PATIENCE_S = 180.0  # for one event
 
 
 @dataclass
@@ -70,12 +72,22 @@ class Run:
     began: float = field(default_factory=time.monotonic)
     seen: list[tuple[float, int | None]] = field(default_factory=list)
     consumers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    logs: list[Path] = field(default_factory=list)
 
     def start_consumer(self) -> None:
-        """Start a consumer; what it says goes into the folder."""
-        with (self.scene.folder / "outage.log").open("ab") as log:
+        """Start a consumer; what it says goes into a file of its own."""
+        self.logs.append(self.scene.folder / f"outage-{len(self.logs)}.log")
+        with self.logs[-1].open("wb") as log:
             environ = self.scene.environ(self.topic, self.index)
             self.consumers.append(subprocess.Popen(CONSUMER, env=environ, stderr=log))
+
+    def wait_for_partitions(self, count: int) -> None:
+        """Wait until the consumer that was started last says that it has at least so many."""
+        while True:
+            said = re.findall(r"assigned partitions=([\d,]+)", self.logs[-1].read_text())
+            if said and len(said[-1].split(",")) >= count:
+                return
+            time.sleep(0.1)
 
     def look(self, asker: KafkaConsumer) -> None:
         """Ask for the lag once, and wait for the next time."""
@@ -97,7 +109,7 @@ class Run:
         return len(last) > CAUGHT_UP_S and all(lag is not None and lag < self.rate for lag in last)
 
 
-# The faults. Each brings back what it has taken away.
+# The events. A fault brings back what it has taken away.
 
 
 def stop_elasticsearch(run: Run) -> None:
@@ -124,16 +136,30 @@ def kill_consumer(run: Run) -> None:
     run.start_consumer()
 
 
-FAULTS: dict[str, Callable[[Run], None]] = {
+def join(run: Run) -> None:
+    """Start a second consumer in the group."""
+    run.start_consumer()
+    run.wait_for_partitions(1)
+
+
+def leave(run: Run) -> None:
+    """Stop the first consumer as one should: the other one takes all."""
+    end(run.consumers.pop(0), stays=True)
+    run.wait_for_partitions(PARTITIONS)
+
+
+EVENTS: dict[str, Callable[[Run], None]] = {
     "elasticsearch stopped": stop_elasticsearch,
     "elasticsearch killed": kill_server("elasticsearch"),
+    "consumer joins": join,
+    "consumer leaves": leave,
     "consumer killed": kill_consumer,
     "kafka killed": kill_server("kafka"),
 }
 
 
 def suffer(run: Run, asker: KafkaConsumer, act: Callable[[Run], None]) -> dict[str, float]:
-    """Let one fault happen; return when, the largest lag, and after how long it was caught up.
+    """Let one event happen; return when, the largest lag, and after how long it was caught up.
 
     Raises:
         BenchError: it was not.
@@ -147,12 +173,13 @@ def suffer(run: Run, asker: KafkaConsumer, act: Callable[[Run], None]) -> dict[s
         if run.seen[-1][0] > at_s + PATIENCE_S:
             raise BenchError(f"not caught up after {PATIENCE_S:.0f} s")
     peak = max(lag for _, lag in run.seen[first:] if lag is not None)
-    caught_up_s = run.seen[-1][0] - at_s - CAUGHT_UP_S
+    behind = [seen_s for seen_s, lag in run.seen[first:] if lag is None or lag >= run.rate]
+    caught_up_s = behind[-1] - at_s if behind else 0.0
     return {"at_s": round(at_s, 1), "peak_lag": peak, "caught_up_s": round(caught_up_s, 1)}
 
 
 def measure(scene: Scene, rate: int, calm_s: int, names: Sequence[str]) -> dict[str, Any]:
-    """Return what was seen of the lag, and of each fault.
+    """Return what was seen of the lag, and of each event.
 
     Raises:
         BenchError: the generator failed, a lag did not end, or the index is wrong.
@@ -162,15 +189,15 @@ def measure(scene: Scene, rate: int, calm_s: int, names: Sequence[str]) -> dict[
     log = (scene.folder / "generator.log").open("wb")
     generator = subprocess.Popen(command, env=scene.environ(run.topic), stderr=log)
     asker = KafkaConsumer(bootstrap_servers=scene.kafka, group_id=run.index)
-    faults = {}
+    events = {}
     try:
         run.start_consumer()
         while run.seen == [] or not run.is_caught_up() or run.seen[-1][0] < calm_s:
             run.look(asker)
         for name in names:
-            faults[name] = suffer(run, asker, FAULTS[name])
-            say(f"{name:<24}largest lag {faults[name]['peak_lag']:>7.0f}, "
-                f"caught up after {faults[name]['caught_up_s']:.1f} s")  # fmt: skip
+            events[name] = suffer(run, asker, EVENTS[name])
+            say(f"{name:<24}largest lag {events[name]['peak_lag']:>7.0f}, "
+                f"caught up after {events[name]['caught_up_s']:.1f} s")  # fmt: skip
             calm_until_s = run.seen[-1][0] + calm_s
             while run.seen[-1][0] < calm_until_s:
                 run.look(asker)
@@ -187,7 +214,7 @@ def measure(scene: Scene, rate: int, calm_s: int, names: Sequence[str]) -> dict[
             kill(process)
         asker.close()
         log.close()
-    return {"faults": faults, "lag": run.seen, "readings": len(ids)}
+    return {"events": events, "lag": run.seen, "readings": len(ids)}
 
 
 def bench(argv: Sequence[str] | None) -> int:
@@ -196,14 +223,14 @@ def bench(argv: Sequence[str] | None) -> int:
     parser.add_argument("--rate", type=positive, default=1000, metavar="PER_SECOND",
                         help="(default: %(default)s)")  # fmt: skip
     parser.add_argument("--calm", type=positive, default=10, metavar="SECONDS",
-                        help="before and after each fault (default: %(default)s)")  # fmt: skip
+                        help="before and after each event (default: %(default)s)")  # fmt: skip
     options = parser.parse_args(argv)
     parameters = {
         "rate_hz": options.rate, "calm_s": options.calm, "elasticsearch_away_s": AWAY_S,
         "partitions": PARTITIONS,
     }  # fmt: skip
     with own_servers() as scene:
-        found = measure(scene, options.rate, options.calm, list(FAULTS))
+        found = measure(scene, options.rate, options.calm, list(EVENTS))
         write_result(scene, "outage", parameters, found, options.output)
     return 0
 

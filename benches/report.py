@@ -212,19 +212,21 @@ def generator_table(result: Result) -> str:
     return with_notes(f"{first}\n\n{second}", result, note)
 
 
-FAULTS = {
+EVENTS = {
     "elasticsearch stopped": "Elasticsearch arrêté",
     "elasticsearch killed": "Elasticsearch tué (kill -9)",
+    "consumer joins": "un deuxième consommateur arrive",
+    "consumer leaves": "le premier s'en va (SIGTERM)",
     "consumer killed": "consommateur tué, relancé aussitôt",
     "kafka killed": "Kafka tué (kill -9)",
 }
 
 
 def outage_table(result: Result) -> str:
-    """Return the largest lag of each fault, and after how long it was caught up."""
+    """Return the largest lag of each event, and after how long it was caught up."""
     lines = [
-        [FAULTS[name], number(row["peak_lag"]), number(row["caught_up_s"], 1)]
-        for name, row in result["found"]["faults"].items()
+        [EVENTS[name], number(row["peak_lag"]), number(row["caught_up_s"], 1)]
+        for name, row in result["found"]["events"].items()
     ]
     parameters = result["parameters"]
     note = (
@@ -233,7 +235,7 @@ def outage_table(result: Result) -> str:
         "plus son démarrage. À la fin, l'index contient exactement les "
         f"{number(result['found']['readings'])} mesures du topic."
     )
-    head = ["panne", "plus grand retard, messages", "rattrapé après, s"]
+    head = ["événement", "plus grand retard, messages", "rattrapé après, s"]
     return with_notes(rows(head, lines), result, note)
 
 
@@ -325,17 +327,17 @@ def generator_chart(result: Result) -> None:
 
 
 def outage_chart(result: Result) -> None:
-    """Draw the lag over time, with a line where each fault begins; a gap where nobody knows it."""
+    """Draw the lag over time, with a line where each event begins; a gap where nobody knows it."""
     found = result["found"]
     _, axes = pyplot.subplots(figsize=(10, 4.5), layout="constrained")
     times = [at_s for at_s, _ in found["lag"]]
     lags = [float("nan") if lag is None else lag for _, lag in found["lag"]]
     axes.plot(times, lags, color=ORANGE, lw=2)
     top = max(lag for _, lag in found["lag"] if lag is not None)
-    for name, row in found["faults"].items():
+    for name, row in found["events"].items():
         axes.axvline(row["at_s"], color=GREY, ls="--")
         axes.annotate(
-            FAULTS[name], (row["at_s"], top), xytext=(4, 0), textcoords="offset points",
+            EVENTS[name], (row["at_s"], top), xytext=(4, 0), textcoords="offset points",
             rotation=90, va="top", fontsize=9, color="#333333",
         )  # fmt: skip
     axes.set(xlabel="secondes", ylabel="messages en retard", ylim=(0, 1.05 * top))
