@@ -107,9 +107,8 @@ def test_the_generator_is_measured_beside_other_producers(bench: Scene) -> None:
 
 
 def test_the_lag_is_measured_while_a_server_is_away(bench: Scene) -> None:
-    found = outage.measure(
-        bench, rate=100, calm_s=1, names=["elasticsearch killed", "consumer joins"]
-    )
+    names = ["elasticsearch killed", "consumer joins"]
+    found = outage.measure(bench, rate=100, calm_s=1, names=names)
     assert found["events"]["elasticsearch killed"]["peak_lag"] > 0
     assert list(found["events"]) == names
     assert found["lag"][-1][1] == 0
