@@ -25,6 +25,7 @@ up: setup ## start the servers: by Docker if an engine answers, natively otherwi
 
 secure: setup ## start them with passwords and TLS (README, "Sur un réseau partagé")
 	@$(BIN)/python tools/secure.py files
+	@$(MAKE) --no-print-directory down # those of the other variant, if they run
 	@$(MAKE) --no-print-directory up
 	@$(BIN)/python tools/secure.py users
 

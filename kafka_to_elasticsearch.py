@@ -31,6 +31,7 @@ Environment (or .env beside this file; a flag wins over both; commas between sev
     KAFKA_GROUP_ID            default smart-city-indexer
     ELASTICSEARCH_URL         default http://localhost:9200
     ELASTICSEARCH_INDEX       default sensors_data
+    ELASTICSEARCH_INDEX_BY    day or month: an index for each (default: one index for all)
     ELASTICSEARCH_DEAD_LETTER_INDEX   default sensors_dead_letters
     KAFKA_CA_FILE             certificate (PEM) of the authority that vouches for Kafka: use TLS
     ELASTICSEARCH_CA_FILE     the same for Elasticsearch, with https
@@ -144,7 +145,7 @@ class Config:
     bootstrap_servers: str
     topic: str
     group_id: str
-    elasticsearch_url: str
+    elasticsearch_url: str = field(repr=False)  # with a user and a password perhaps: shown_url
     index: str
     index_by: str | None  # a key of INDEX_DATES; None: one index
     dead_letter_index: str | None
@@ -615,9 +616,9 @@ class Settler:
 def dated_index(entry: Entry, index: str, index_by: str) -> str:
     """Return the index of a reading's day or month, INDEX-2026.11.25 or INDEX-2026.11.
 
-    By the reading's own time, so that the same reading always finds itself there. A sensor whose
-    clock is wrong could fill the cluster with indices: what is from before 2000, or from more than
-    a day after it came into the topic, goes into INDEX.
+    By the reading's own time, so that the same message always finds its document there. Against
+    clocks that are wrong, what is from before 2000, or from more than a day after it came into the
+    topic, goes into INDEX.
     """
     when = entry.document_id.rpartition("@")[2]
     # Not Kafka's time made a date: a producer may give it any number, of any year.
@@ -1227,7 +1228,8 @@ def connect_to_elasticsearch(config: Config) -> Elasticsearch:
             **config.elasticsearch_security,
         )
     except ValueError as exc:
-        raise SetupError(f"ELASTICSEARCH_URL: {exc} (for example http://localhost:9200)") from exc
+        why = f"ELASTICSEARCH_URL: {shown_url(config)} is no URL (try http://localhost:9200)"
+        raise SetupError(why) from exc
     try:
         client.options(request_timeout=5).cluster.health(wait_for_status="yellow", timeout="2s")
     except (AuthenticationException, AuthorizationException) as exc:
@@ -1369,7 +1371,7 @@ def speaks_tls(brokers: str) -> bool:
 
 def shown_url(config: Config) -> str:
     """Return Elasticsearch's URLs without the user and password they may carry."""
-    return re.sub(r"//[^/@]*@", "//", config.elasticsearch_url)
+    return re.sub(r"//((?!,https?://).)*@", "//", config.elasticsearch_url)
 
 
 def first_url(config: Config) -> str:
@@ -1388,6 +1390,13 @@ def servers(text: str) -> str:
     """Return a list of brokers if each is HOST:PORT."""
     if not re.fullmatch(r"([^:,\s]+:\d{1,5})(,[^:,\s]+:\d{1,5})*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT[,HOST:PORT...]")
+    return text
+
+
+def period(text: str) -> str:
+    """Return day or month."""
+    if text not in INDEX_DATES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {' or '.join(INDEX_DATES)}")
     return text
 
 
@@ -1433,10 +1442,16 @@ def kafka_security(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def elasticsearch_security(environ: Mapping[str, str], role: str, url: str) -> dict[str, Any]:
-    """Return the options of Elasticsearch's client for TLS and who we are, as far as wanted."""
+    """Return the options of Elasticsearch's client for TLS and who we are, as far as wanted.
+
+    Raises:
+        ValueError: see login; or the key cannot be one.
+    """
     user, password, file = login(environ, role, "ELASTICSEARCH")
     options: dict[str, Any] = {"basic_auth": (user, password)} if user else {}
-    if key := environ.get(f"{role}_ELASTICSEARCH_API_KEY"):  # it wins
+    if key := environ.get(variable := f"{role}_ELASTICSEARCH_API_KEY"):  # it wins
+        if not re.fullmatch(r"[!-~]+", key):  # else the client's error would show it
+            raise ValueError(f"{variable}: a key has no space and no other than ASCII characters")
         options = {"api_key": key}
     return options | ({"ca_certs": file} if file and url.startswith("https:") else {})
 
@@ -1461,9 +1476,10 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     add("--elasticsearch-url", "ELASTICSEARCH_URL", "http://localhost:9200")
     add("--index", "ELASTICSEARCH_INDEX", "sensors_data")
     add("--dead-letter-index", "ELASTICSEARCH_DEAD_LETTER_INDEX", "sensors_dead_letters")
-    parser.add_argument("--index-by", choices=INDEX_DATES,
+    parser.add_argument("--index-by", type=period, metavar="{day,month}",
+        default=environ.get("ELASTICSEARCH_INDEX_BY") or None,
         help="an index for each day or month (UTC) of the readings' times, INDEX-2026.11.25 or "
-        "INDEX-2026.11 (default: one index)")  # fmt: skip
+        "INDEX-2026.11; environment: ELASTICSEARCH_INDEX_BY (default: one index)")  # fmt: skip
     parser.add_argument("--dynamic-mapping", action="store_true",
         help="let Elasticsearch guess the mapping; without mappings/, and without an index of "
         "dead letters")  # fmt: skip

@@ -30,4 +30,7 @@ def elasticsearch_client(role: str) -> Elasticsearch:
     """
     url = os.environ.get("ELASTICSEARCH_URL") or "http://localhost:9200"
     security = elasticsearch_security(os.environ, role, url)
-    return Elasticsearch(url.split(","), request_timeout=60, **security)
+    try:
+        return Elasticsearch(url.split(","), request_timeout=60, **security)
+    except ValueError:  # whose text shows the URL, and a password in it
+        raise ValueError("ELASTICSEARCH_URL is no URL (try http://localhost:9200)") from None

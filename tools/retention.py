@@ -163,7 +163,7 @@ def install_lifecycle(client: Elasticsearch, index: str) -> None:
     client.indices.put_index_template(name=f"{index}-daily", **daily_template(index))
     sys.stdout.write(f"policy {index}: an index is deleted {policy['phases']['delete']['min_age']} "
                      f"after its day began; so are the {index}-YYYY.MM.DD to come\n")  # fmt: skip
-    for name in existing_indices(client, index):
+    for name in client.indices.get(index=f"{index}*", filter_path="*.aliases"):
         dates = period(name, index)
         if dates and dates[1] - dates[0] == timedelta(days=1):
             began_ms = round(dates[0].timestamp() * 1000)

@@ -69,6 +69,7 @@ DEAD_LETTER_BYTES = 100_000_000  # as kafka_to_elasticsearch.py: what could be r
 HASH_ROUNDS = 10_000
 # What a service token starts with (x-pack security, authc/service/ServiceAccountToken).
 TOKEN_VERSION = b"\x00\x01\x00\x01"
+SECRET_LENGTH = 12  # at least: also what a placeholder seldom has
 TOKEN_NAME = "elastic/kibana/smart-city"  # noqa: S105  # service account and name of the token
 
 KAFKA_USERS = ("generator", "consumer", "verifier", "replayer")
@@ -244,10 +245,11 @@ def roles(environ: Environ) -> dict[str, Any]:
             "cluster": ["monitor", "manage_index_templates"],
             "indices": [{"names": indices, "privileges": ["create_doc", "create_index", *read]}],
         },
-        # maintenance: to make searchable what is indexed (refresh) before counting.
+        # maintenance: to make searchable what is indexed (refresh) before counting; monitor: to
+        # ask how large it is (tools/sizing.py).
         "sensors_reader": {
             "cluster": ["monitor"],
-            "indices": [{"names": indices, "privileges": ["maintenance", *read]}],
+            "indices": [{"names": indices, "privileges": ["maintenance", "monitor", *read]}],
         },
     }
 
@@ -304,10 +306,20 @@ def new_secrets() -> dict[str, str]:
 
 
 def complete_env() -> None:
-    """Set in .env, at its end, the settings and the secrets that it has not; keep all else."""
+    """Set in .env, at its end, the settings and the secrets that it has not; keep all else.
+
+    Raises:
+        SecureError: a secret that it has is too short to be one.
+    """
     text = ENV_FILE.read_text(encoding="utf-8") if ENV_FILE.exists() else ""
     there = read_env()
-    missing = {name: value for name, value in new_secrets().items() if name not in there}
+    made = new_secrets()
+    if short := [name for name in made if len(there.get(name, made[name])) < SECRET_LENGTH]:
+        raise SecureError(
+            f".env: {', '.join(short)}: fewer than {SECRET_LENGTH} characters; leave it empty, and "
+            "one is made"
+        )
+    missing = {name: value for name, value in made.items() if name not in there}
     wanted = settings({**there, **os.environ}) | missing
     added = {name: value for name, value in wanted.items() if there.get(name) != value}
     lines = [line for line in text.splitlines() if line.partition("=")[0] not in added]
@@ -351,6 +363,7 @@ def rights(environ: Environ) -> Iterator[tuple[str, ResourceType, str, ACLOperat
     yield "consumer", ResourceType.TOPIC, letters, write
     yield "verifier", ResourceType.TOPIC, topic, read
     yield "verifier", ResourceType.TOPIC, letters, read
+    yield "verifier", ResourceType.CLUSTER, "kafka-cluster", ACLOperation.DESCRIBE  # sizing.py
     yield "replayer", ResourceType.TOPIC, topic, write
     yield "replayer", ResourceType.TOPIC, letters, read
     yield "replayer", ResourceType.TOPIC, letters, write

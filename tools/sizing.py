@@ -140,19 +140,24 @@ def measure_topic(servers: str, topic: str) -> tuple[int, float]:
             for found in folder["topics"]
             for partition in found["partitions"]
         ]
+    if not sizes:  # the library says nothing of the refusal
+        raise ValueError(f"Kafka does not tell the size of {topic}: no right to DESCRIBE CLUSTER")
     return messages, sum(sizes) / (len(sizes) / len(partitions)) / messages
 
 
 def measure_index(client: Elasticsearch, index: str) -> tuple[int, float]:
-    """Return how many documents the index has, and the bytes of disk that each takes in one copy.
+    """Return how many documents the indices have, and the bytes of disk of each in one copy.
+
+    The index and those of a day or a month (the consumer's --index-by).
 
     Raises:
         ApiError, TransportError: Elasticsearch does not answer, or has no such index.
         ValueError: it is empty.
     """
-    client.indices.flush(index=index, wait_if_ongoing=True)
-    found = client.indices.stats(index=index, metric="docs,store")["_all"]["primaries"]
-    documents = found["docs"]["count"]
+    indices = f"{index},{index}-*.*"
+    client.indices.flush(index=indices, wait_if_ongoing=True)
+    found = client.indices.stats(index=indices, metric="docs,store")["_all"]["primaries"]
+    documents = found.get("docs", {"count": 0})["count"]
     if documents == 0:
         raise ValueError(f"no document in index {index}: start the consumer first")
     return documents, found["store"]["size_in_bytes"] / documents

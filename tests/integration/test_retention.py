@@ -156,6 +156,8 @@ def test_the_consumer_fills_an_index_a_day_or_a_month(pipeline: Pipeline, index_
             f"{pipeline.index}{end}": count for end, count in Counter(times.values()).items()
         }
         pipeline.run("tools/verify.py")
+        sizes, _ = pipeline.run("tools/sizing.py")
+        assert f"measured on {len(times)}\n" in sizes
         gone = f"{pipeline.index}{times[ahead]}"
         pipeline.client.indices.delete(index=gone)
         pipeline.group += "-again"

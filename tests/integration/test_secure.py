@@ -58,7 +58,9 @@ class Clone:
     @property
     def secrets(self) -> list[str]:
         names = re.compile("PASSWORD|TOKEN|ENCRYPTION_KEY|API_KEY")
-        return [value for name, value in self.env.items() if names.search(name)]
+        found = [value for name, value in self.env.items() if names.search(name)]
+        assert len(found) >= 10
+        return found
 
     def assert_no_secret(self, text: str) -> None:
         found = [secret for secret in self.secrets if secret in text]
@@ -187,6 +189,8 @@ def test_the_whole_pipeline_works(filled: Clone) -> None:
     assert re.search(rf"^ *{dead}  pending", listed, re.MULTILINE)
     replayed, _ = filled.run("tools/dead_letters.py", "replay")
     assert f"still_invalid={dead} " in replayed
+    sizes, _ = filled.run("tools/sizing.py")
+    assert re.search(r"^a message in smart-city-sensors .* measured on 3,", sizes, re.MULTILINE)
     filled.run("kibana/preview.py")
     assert (filled.folder / "apercu/index.html").exists()
 

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from confluent_kafka import KafkaError, Message, TopicPartition
 from confluent_kafka.admin import OffsetSpec
+from elasticsearch import TransportError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -509,6 +510,17 @@ def test_flag_wins_over_environment_over_default() -> None:
     assert indexer.load_config(["--index", "from-flag"], environ).index == "from-flag"
 
 
+def test_the_period_of_an_index_from_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    environ = {"ELASTICSEARCH_INDEX_BY": "day"}
+    assert indexer.load_config([], {}).index_by is None
+    assert indexer.load_config([], {"ELASTICSEARCH_INDEX_BY": ""}).index_by is None
+    assert indexer.load_config([], environ).index_by == "day"
+    assert indexer.load_config(["--index-by", "month"], environ).index_by == "month"
+    with pytest.raises(SystemExit):
+        indexer.load_config([], {"ELASTICSEARCH_INDEX_BY": "year"})
+    assert "'year' is not day or month" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "argv",
     [
@@ -517,6 +529,7 @@ def test_flag_wins_over_environment_over_default() -> None:
         ["--wait", "nan"],
         ["--topic", "a/b"],
         ["--metrics-port", "0"],
+        ["--index-by", "year"],
         ["--bootstrap-servers", "localhost"],
         ["--unknown"],
     ],
@@ -533,6 +546,17 @@ def test_a_password_in_the_url_is_not_shown() -> None:
     config = indexer.load_config(["--elasticsearch-url", urls], {})
     assert indexer.shown_url(config) == "https://host:9200,https://other:9200"
     assert indexer.first_url(config) == "https://host:9200"
+    assert "secret" not in repr(config)
+
+
+@pytest.mark.parametrize("password", ["sec/ret", "sec#ret", "sec@ret", "sec,ret", "sec?r:et"])
+def test_nor_is_one_that_should_have_been_quoted(password: str) -> None:
+    url = f"https://me:{password}@host:9200"
+    config = indexer.load_config(["--elasticsearch-url", url], {})
+    assert indexer.shown_url(config) == "https://host:9200"
+    with pytest.raises((indexer.SetupError, TransportError)) as raised:
+        indexer.connect_to_elasticsearch(config)
+    assert "sec" not in str(raised.value).replace("seconds", "")
 
 
 def test_help_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:

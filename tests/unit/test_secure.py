@@ -84,6 +84,14 @@ def test_elasticsearch_s_user_key_and_authority() -> None:
         options({"ELASTICSEARCH_CA_FILE": "/nowhere"})
 
 
+@pytest.mark.parametrize("key", ["SECRET\r", "SEC RET", "SECRÉT", "SECRET\n"])
+def test_a_key_that_cannot_be_one_is_refused_and_not_shown(key: str) -> None:
+    told, environ = "ROLE_ELASTICSEARCH_API_KEY: a key has", {"ROLE_ELASTICSEARCH_API_KEY": key}
+    with pytest.raises(ValueError, match=told) as raised:
+        indexer.elasticsearch_security(environ, "ROLE", "https://host")
+    assert "SEC" not in str(raised.value)
+
+
 def test_a_configuration_shows_no_secret() -> None:
     environ = {**role("CONSUMER_KAFKA", USER), **role("CONSUMER_ELASTICSEARCH", USER)}
     assert "mine" not in repr(indexer.load_config([], environ))
@@ -169,12 +177,12 @@ def test_no_password_is_in_its_files(project: Path, capsys: pytest.CaptureFixtur
 def test_what_is_set_in_env_stays(project: Path) -> None:
     (project / ".env").write_text(
         "# mine\nCOMPOSE_FILE=docker-compose.yml\nMINE=1\nELASTICSEARCH_HOST_PORT=9201\n"
-        "CONSUMER_KAFKA_PASSWORD=chosen\nGENERATOR_KAFKA_PASSWORD="
+        "CONSUMER_KAFKA_PASSWORD=chosen-by-me\nGENERATOR_KAFKA_PASSWORD="
     )
     secure.main(["files"])
     text, values = (project / ".env").read_text(), secure.read_env()
     assert text.startswith("# mine\nMINE=1\n")
-    assert values["CONSUMER_KAFKA_PASSWORD"] == "chosen"  # noqa: S105
+    assert values["CONSUMER_KAFKA_PASSWORD"] == "chosen-by-me"  # noqa: S105
     assert len(values["GENERATOR_KAFKA_PASSWORD"]) == 32
     assert values["ELASTICSEARCH_URL"] == "https://localhost:9201"
     assert values["COMPOSE_FILE"].endswith(":docker-compose.secure.yml")
@@ -187,11 +195,21 @@ def test_what_is_set_in_env_stays(project: Path) -> None:
 def test_a_token_of_another_kind_is_one_line(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (project / ".env").write_text("KIBANA_SERVICE_TOKEN=change-me\n")
+    (project / ".env").write_text("KIBANA_SERVICE_TOKEN=change-me-please\n")
     assert secure.main(["files"]) == 1
     assert capsys.readouterr().err == (
         "secure: KIBANA_SERVICE_TOKEN in .env was not made here: delete that line\n"
     )
+
+
+def test_a_placeholder_is_not_taken_for_a_password(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / ".env").write_text("CONSUMER_KAFKA_PASSWORD=change-me\n")
+    assert secure.main(["files"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("secure: .env: CONSUMER_KAFKA_PASSWORD: fewer than 12 characters")
+    assert "change-me" not in line
 
 
 def test_roles_follow_the_names_of_the_indices() -> None:

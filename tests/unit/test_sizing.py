@@ -1,8 +1,11 @@
 """What tools/sizing.py says to wrong usage and absent servers; its doctest computes."""
 
+import re
+
 import pytest
 
 from stack.servers import free_port
+from tests.conftest import PROJECT
 from tools import sizing
 
 
@@ -31,3 +34,15 @@ def test_the_larger_of_the_limits_counts() -> None:
     by_count = sizing.needs(sizing.Load(), message_bytes=50, document_bytes=50)
     assert by_count.primaries_a_day == 5  # 864 million in shards of 200
     assert by_count.shards == 5 * 365 * 2
+
+
+def test_readme_s_example_follows_from_what_was_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    readme = (PROJECT / "README.md").read_text()
+    (shown,) = re.findall(r"```text\n(a message in .*?)```", readme, re.DOTALL)
+    message_bytes, document_bytes = map(float, re.findall(r"([\d.]+) bytes", shown))
+    load = sizing.Load()
+    sizing.say_needs(load, sizing.needs(load, message_bytes, document_bytes))
+    computed = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in shown.splitlines()[2:]] == [line.split() for line in computed]
