@@ -61,6 +61,22 @@ def test_a_pipeline_s_readme_has_the_shape_of_its_siblings(folder: Path) -> None
     assert f"({folder.name}/README.md)" in (folder.parent / "README.md").read_text()
 
 
+def plain(text: str) -> str:
+    """Return a text with ordinary spaces in its numbers."""
+    return re.sub("[\u00a0\u202f]", " ", text)
+
+
+@pytest.mark.parametrize("name", ["README.md", "connect/README.md"])
+def test_rates_that_are_quoted_are_the_benches_(name: str) -> None:
+    """What benches/report.py does not write itself."""
+    benches = plain((PROJECT / "benches/README.md").read_text())
+    paragraphs = plain((PROJECT / name).read_text()).split("\n\n")
+    quoted = [text for text in paragraphs if re.search(r"par seconde|mesures/s", text)]
+    rates = [rate for text in quoted for rate in re.findall(r"(?<!\d )\b\d{2,3} \d{3}\b", text)]
+    assert len(rates) > 1
+    assert [rate for rate in rates if rate not in benches] == []
+
+
 def test_there_are_documents() -> None:
     """Else the test above would say nothing."""
     names = {str(file.relative_to(PROJECT)) for file in DOCUMENTS}
