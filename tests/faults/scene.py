@@ -166,7 +166,7 @@ class Scene:
         self.end_load()
         end = self.pipeline.ends()
         assert end > 0
-        wait_until(lambda: self.pipeline.committed() == end, f"{end} committed", 120)
+        wait_until(lambda: self.pipeline.committed() == end, f"{end} committed", 240)
         return self.verify()
 
     def verify(self, ledger: Path | None = None) -> Verdict:
