@@ -9,12 +9,14 @@ Every message of the topic is read again and must be settled exactly once, integ
 quarantined, and be in the archive in HDFS, byte for byte. The members of every version are derived
 anew from the versions table, event by event. The rows that the members' messages hold must be those
 of the Parquet files in HDFS, each one, and the metrics that DuckDB computes from them (verify.sql)
-those of PostgreSQL, row for row, to the last digit. No code is shared with the consumer.
+those of PostgreSQL, row for row, to the last digit. Only tables.py, which names the columns and
+reads the files, is shared with the consumer.
 
-Environment (or .env at the project's root; a flag wins over both): as the consumer, and
+Environment (or .env at the project's root): as the consumer, and
     HDFS_WEB_URL   default http://localhost:9870
 
-Exit codes: 0 they agree, 1 they do not, or a server is unreachable; 2 wrong usage.
+Exit codes: 0 they agree, 1 they do not, or there is nothing to compare, or a server is unreachable;
+2 wrong usage, for instance a version that does not exist.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import urllib.request
@@ -29,9 +32,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal, localcontext
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 import duckdb
 import psycopg
@@ -56,6 +62,7 @@ METRIC_NAMES = (
     "site_metrics", "method_metrics", "year_metrics", "category_metrics", "sample_distribution",
 )  # fmt: skip
 Place = tuple[int, int]  # partition, offset
+NOBODY = frozenset({0})  # no lot has this id
 DEFAULTS = {
     "KAFKA_BOOTSTRAP_SERVERS": "localhost:9092",
     "WATER_TOPIC": "water-quality",
@@ -63,6 +70,21 @@ DEFAULTS = {
     "HDFS_WEB_URL": "http://localhost:9870",
     "POSTGRESQL_URL": "postgresql://water@localhost:5433/water",
 }
+
+
+class VerifyError(Exception):
+    """Why nothing can be compared, in one line for the user."""
+
+
+class NoVersionError(Exception):
+    """There is no such version; in one line for the user."""
+
+
+# What keeps from comparing: a server that does not answer, or what cannot be read.
+UNREADABLE = (
+    KafkaError, psycopg.Error, duckdb.Error, OSError, HTTPException, ValueError, KeyError,
+    VerifyError,
+)  # fmt: skip
 
 
 @dataclass
@@ -80,8 +102,8 @@ class Verdict:
         metrics: rows of metrics compared.
         unsettled: messages that are not settled.
         unexpected_lots: settled, but the topic does not hold them (and has deleted nothing).
-        wrongly_archived: the archive does not hold the message's bytes.
-        wrongly_integrated: size or checksum is not what the message declares.
+        wrongly_archived: the archive does not hold a message's bytes, or a lot of the version.
+        wrongly_integrated: size or checksum is not what the message declares, or not of samples.
         wrong_versions: their members, or their number, do not follow from the events.
         missing_rows: sent and not in HDFS, as often as they are missing.
         unexpected_rows: in HDFS and not sent.
@@ -115,11 +137,17 @@ class Verdict:
 
 
 def read_topic(servers: str, topic: str) -> tuple[dict[Place, Any], int]:
-    """Return the messages that the topic holds, and the number that it has already deleted."""
+    """Return the messages that the topic holds, and the number that it has already deleted.
+
+    Raises:
+        VerifyError: there is no such topic.
+    """
     with KafkaConsumer(
         bootstrap_servers=servers.split(","), bootstrap_timeout_ms=10_000
     ) as consumer:
-        numbers = consumer.partitions_for_topic(topic) or ()
+        numbers = consumer.partitions_for_topic(topic)
+        if not numbers:
+            raise VerifyError(f"no topic {topic} at {servers}: nothing to compare")
         partitions = [TopicPartition(topic, number) for number in numbers]
         first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
         consumer.assign(partitions)
@@ -134,10 +162,10 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Place, Any], int]:
 
 def is_as_declared(message: Any) -> bool:
     """Return whether a message's size and checksum are those in its headers."""
-    headers = {name: value.decode() for name, value in message.headers}
-    size = len(message.value.splitlines())
-    return (headers["size"], headers["checksum"]) == (
-        str(size), hashlib.sha256(message.value).hexdigest(),
+    headers = dict(reversed(message.headers))  # of two of a name, the first
+    value = message.value or b""
+    return (headers.get("size"), headers.get("checksum")) == (
+        str(len(value.splitlines())).encode(), hashlib.sha256(value).hexdigest().encode(),
     )  # fmt: skip
 
 
@@ -174,11 +202,12 @@ def members_by_events(conn: Any) -> dict[int, frozenset[int]]:
     ):
         before = members[max(members)]
         if event.state == "restored":
-            members[event.version] = members[int(event.reason.removeprefix("version "))]
+            of = re.fullmatch(r"version (\d+)", event.reason)
+            members[event.version] = members.get(int(of[1]), NOBODY) if of else NOBODY
         elif event.state == "quarantined":
             members[event.version] = before - {event.lot_id}
         else:
-            others = {lot for lot in before if batch_of[lot] != batch_of[event.lot_id]}
+            others = {lot for lot in before if batch_of.get(lot) != batch_of[event.lot_id]}
             members[event.version] = frozenset(others | {event.lot_id})
     return members
 
@@ -188,7 +217,10 @@ def compare_versions(verdict: Verdict, conn: Any) -> None:
     derived = members_by_events(conn)
     verdict.versions = len(derived) - 1
     for version, members in derived.items():
-        lots = conn.execute("SELECT lot_id FROM lots_at(%s)", [version]).fetchall()
+        lots = conn.execute(
+            "SELECT lot_id FROM membership WHERE since <= %s AND (until IS NULL OR %s < until)",
+            [version, version],
+        ).fetchall()
         if sorted(members) != sorted(lot for (lot,) in lots):
             verdict.wrong_versions.append(version)
     verdict.wrong_versions += sorted(set(range(len(derived))) - set(derived))
@@ -199,7 +231,7 @@ class WebHdfs:
 
     def __init__(self, web_url: str, hdfs_url: str) -> None:
         self.base = f"{web_url.rstrip('/')}/webhdfs/v1"
-        self.root = "/" + hdfs_url.split("/", 3)[3].strip("/")
+        self.root = urlsplit(hdfs_url).path.rstrip("/")
 
     def ask(self, path: str, operation: str) -> bytes:
         """Return the answer to an operation on a path below the root."""
@@ -210,8 +242,13 @@ class WebHdfs:
             return content
 
     def files(self, folder: str) -> list[str]:
-        """Return the data files of a folder."""
-        statuses = json.loads(self.ask(folder, "LISTSTATUS"))["FileStatuses"]["FileStatus"]
+        """Return the data files of a folder, none when it is not there."""
+        try:
+            statuses = json.loads(self.ask(folder, "LISTSTATUS"))["FileStatuses"]["FileStatus"]
+        except HTTPError as exc:
+            if exc.code != HTTPStatus.NOT_FOUND:
+                raise
+            return []
         names = [status["pathSuffix"] for status in statuses if status["type"] == "FILE"]
         return [f"{folder}/{name}" for name in names if not name.startswith(("_", "."))]
 
@@ -290,11 +327,22 @@ def compare_metrics(verdict: Verdict, db: Any, conn: Any) -> None:
 def read_archive(conn: Any, db: Any, hdfs: WebHdfs, to: Path) -> dict[tuple[Any, ...], bytes]:
     """Return the archived messages of all lots: (topic, partition, offset) -> value."""
     folders = [path for (path,) in conn.execute("SELECT DISTINCT raw_path FROM lots")]
-    if not folders:
+    files = hdfs.download(folders, to)
+    if not files:
         return {}
     query = 'SELECT topic, partition, "offset", value FROM read_parquet(?)'
-    rows = db.execute(query, [hdfs.download(folders, to)]).fetchall()
+    rows = db.execute(query, [files]).fetchall()
     return {tuple(place): value for *place, value in rows}
+
+
+def read_rows(value: bytes) -> list[tuple[Any, ...]]:
+    """Return the rows of a lot, as tuples in the order of the columns.
+
+    Raises:
+        ValueError, KeyError, TypeError: these are no samples.
+    """
+    lines = [json.loads(line) for line in value.splitlines()]
+    return [tuple(line[name] for name in SAMPLES.columns) for line in lines]
 
 
 def compare_data(
@@ -309,18 +357,29 @@ def compare_data(
             place for place, message in messages.items()
             if archive.get((message.topic, *place), b"?") != message.value
         ]  # fmt: skip
-        values = [archive[lot.topic, lot.partition, lot.offset] for lot in lots]
-        lines = [json.loads(line) for value in values for line in value.splitlines()]
-        rows = [tuple(line[name] for name in SAMPLES.columns) for line in lines]
+        rows: list[tuple[Any, ...]] = []
+        for lot in lots:
+            place = (lot.partition, lot.offset)
+            value = archive.get((lot.topic, *place))
+            if value is None:
+                if place not in verdict.wrongly_archived:
+                    verdict.wrongly_archived.append(place)
+                continue
+            try:
+                rows += read_rows(value)
+            except (ValueError, KeyError, TypeError):
+                verdict.wrongly_integrated.append(place)
         texts_table(db, "samples", SAMPLES.columns, rows, to)
         sent = sent_rows(db)
-        files = hdfs.download(sorted({lot.data_path for lot in lots}), to)
+        files = hdfs.download(sorted({lot.data_path for lot in lots if lot.data_path}), to)
         stored = stored_rows(db, files, [lot.lot_id for lot in lots])
         verdict.rows = stored.total()
         verdict.missing_rows = list((sent - stored).elements())
         verdict.unexpected_rows = list((stored - sent).elements())
         for name in ("methods", "sites"):
             files = hdfs.download([f"reference/{name}"], to)
+            if not files:
+                raise VerifyError(f"{hdfs.root}/reference/{name} is not there")
             db.execute(
                 f"CREATE TABLE {name} AS SELECT * FROM read_csv(?, header=true, all_varchar=true, "  # noqa: S608
                 "delim=',', quote='\"', escape='\"', nullstr='')",
@@ -340,7 +399,9 @@ def verify(
     """Compare topic, versions table, HDFS and metrics.
 
     Raises:
-        KafkaError, psycopg.Error, OSError: a server does not answer.
+        KafkaError, psycopg.Error, OSError, HTTPException: a server does not answer.
+        VerifyError, duckdb.Error, ValueError: what should be compared cannot be read.
+        NoVersionError: there is no such version.
         TableError: the file of --data cannot be read.
     """
     verdict = Verdict()
@@ -350,8 +411,10 @@ def verify(
         settings["POSTGRESQL_URL"], row_factory=namedtuple_row, connect_timeout=10,
         options="-c search_path=water -c default_transaction_isolation=repeatable\\ read",
     ) as conn:  # fmt: skip
-        current = conn.execute("SELECT current_version()").fetchone()
-        verdict.version = version or (current[0] if current else 0)
+        (current,) = conn.execute("SELECT current_version()").fetchone() or (0,)
+        if version is not None and not 1 <= version <= current:
+            raise NoVersionError(f"there is no version {version}: 1 to {current}")
+        verdict.version = version or current
         compare_lots(verdict, conn, topic, messages)
         compare_versions(verdict, conn)
         hdfs = WebHdfs(settings["HDFS_WEB_URL"], settings["HDFS_URL"])
@@ -383,11 +446,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = {name: os.environ.get(name) or default for name, default in DEFAULTS.items()}
     try:
         verdict = verify(settings, options.version, options.data)
-    except TableError as exc:
+    except (TableError, NoVersionError) as exc:
         sys.stderr.write(f"verify: {exc}\n")
         return 2
-    except (KafkaError, psycopg.Error, URLError, OSError) as exc:
-        sys.stderr.write(f"verify: {str(exc).strip().splitlines()[0]}\n")
+    except UNREADABLE as exc:
+        lines = str(exc).strip().splitlines() or [type(exc).__name__]
+        sys.stderr.write(f"verify: {lines[0]}\n")
         return 1
     print_verdict(verdict)
     return 0 if verdict.holds else 1

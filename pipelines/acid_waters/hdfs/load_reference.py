@@ -9,6 +9,9 @@ The files Methods… and Site_Information… of the data folder (Excel, else CSV
 HDFS, in the one form that tables.py gives. They are read back with METHODS_SCHEMA and SITES_SCHEMA,
 and the rows compared with the files, one by one.
 
+They are written beside those that are there and take their place once they are whole: killed at any
+moment, there is the old table, the new one, or none, which the consumer says.
+
 The consumer reads them when it starts: after a change, load them again and start it again.
 
 Environment (or .env at the project's root; a flag wins over both):
@@ -30,8 +33,8 @@ from pathlib import Path
 from typing import Any
 
 from dotenv import load_dotenv
-from py4j.protocol import Py4JJavaError
-from pyspark.errors import AnalysisException, PySparkException
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import (
     DecimalType,
@@ -40,7 +43,7 @@ from pyspark.sql.types import (
     StringType,
     StructField,
     StructType,
-    TimestampType,
+    TimestampNTZType,
 )
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -85,11 +88,12 @@ METHODS_SCHEMA = StructType(
 SITE_TYPES = {
     **dict.fromkeys(SITES.numbers, DecimalType(24, DECIMALS)),
     **dict.fromkeys(("COMID", "FEATUREID"), LongType()),
-    "UPDATE_DATE": TimestampType(),
+    "UPDATE_DATE": TimestampNTZType(),  # with a zone, Python would get it in its own
 }
 SITES_SCHEMA = StructType(
     [StructField(name, SITE_TYPES.get(name, StringType())) for name in SITES.columns]
 )
+LOAD_FIRST = "run hdfs/load_reference.py first"
 REFERENCE = {"methods": (METHODS, METHODS_SCHEMA), "sites": (SITES, SITES_SCHEMA)}
 
 
@@ -97,47 +101,75 @@ def read_reference(spark: SparkSession, hdfs_url: str, name: str) -> DataFrame:
     """Return "methods" or "sites" as HDFS has it; a value of another type is an error.
 
     Raises:
-        SparkError: HDFS does not have it.
+        SparkError: HDFS does not have it, or not all of it.
+    """
+    found = read_folder(spark, f"{hdfs_url}/reference/{name}", name)
+    if found.isEmpty():
+        raise SparkError(f"{hdfs_url}/reference/{name} is empty: {LOAD_FIRST}")
+    return found
+
+
+def read_folder(spark: SparkSession, folder: str, name: str) -> DataFrame:
+    """Return "methods" or "sites" as a folder has it.
+
+    Raises:
+        SparkError: it is not there, or whoever wrote it did not come to the end.
     """
     _, schema = REFERENCE[name]
-    reader = spark.read.options(**CSV, mode="FAILFAST").schema(schema)
-    try:
-        return reader.csv(f"{hdfs_url}/reference/{name}")
-    except AnalysisException as exc:
-        if exc.getErrorClass() == "PATH_NOT_FOUND":
-            missing = f"{hdfs_url}/reference/{name} is not there: run hdfs/load_reference.py first"
-            raise SparkError(missing) from exc
-        raise
+    files, path = file_system(spark, folder)
+    if not files.exists(path):
+        raise SparkError(f"{folder} is not there: {LOAD_FIRST}")
+    if not files.exists(path.suffix("/_SUCCESS")):
+        raise SparkError(f"{folder} is not whole: {LOAD_FIRST}")
+    return spark.read.options(**CSV, mode="FAILFAST").schema(schema).csv(folder)
+
+
+def file_system(spark: SparkSession, folder: str) -> tuple[Any, Any]:
+    """Return Hadoop's file system that holds a folder, and the folder's path there."""
+    jvm: Any = spark._jvm
+    path = jvm.org.apache.hadoop.fs.Path(folder)
+    return path.getFileSystem(spark._jsc.hadoopConfiguration()), path
 
 
 def load(spark: SparkSession, hdfs_url: str, name: str, rows: Sequence[Row]) -> Counter[Any]:
-    """Write rows into HDFS and return those that are not read back the same.
+    """Write rows into HDFS and return those that are not read back the same; if none, use them.
 
     Returns:
         Counter: each such row, once for the file and once for HDFS.
     """
     table, _ = REFERENCE[name]
+    folder = f"{hdfs_url}/reference/{name}"
+    new = f"{folder}.new"
     schema = ", ".join(f"{column} string" for column in table.columns)
     texts = spark.createDataFrame([tuple(row.values()) for row in rows], schema)
-    texts.coalesce(1).write.options(**CSV).mode("overwrite").csv(f"{hdfs_url}/reference/{name}")
+    texts.coalesce(1).write.options(**CSV).mode("overwrite").csv(new)
     given = Counter(tuple(row.values()) for row in rows)
     found = Counter(
         tuple(cell_text(value, column, table) for column, value in row.asDict().items())
-        for row in read_reference(spark, hdfs_url, name).collect()
+        for row in read_folder(spark, new, name).collect()
     )
-    return (given - found) + (found - given)
+    differing = (given - found) + (found - given)
+    if not differing:
+        files, path = file_system(spark, folder)
+        files.delete(path, True)
+        if not files.rename(path.suffix(".new"), path):
+            raise SparkError(f"{new} cannot be renamed to {path.getName()}")
+    return differing
 
 
 def read_files(folder: Path) -> dict[str, list[Row]]:
     """Return the rows of both files.
 
     Raises:
-        TableError: one cannot be read, or has a site twice.
+        TableError: one cannot be read, is empty, or has a site twice.
     """
     rows = {
         name: list(read_table(find_file(folder, table), table))
         for name, (table, _) in REFERENCE.items()
     }
+    for name, (table, _) in REFERENCE.items():
+        if not rows[name]:
+            raise TableError(f"{find_file(folder, table)} has no rows")
     keys = Counter((row["SITE_ID"], row["PROGRAM_ID"]) for row in rows["sites"])
     if twice := [key for key, number in keys.items() if number > 1]:
         raise TableError(
@@ -179,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SparkError as exc:
         log.error("%s", exc)
         return 1
-    except (Py4JJavaError, PySparkException) as exc:
+    except (Py4JError, PySparkException, ConnectionError) as exc:  # HDFS, or Java was killed
         log.error("HDFS at %s: %s", options.hdfs_url, one_line(exc))
         return 1
     return 1 if differing else 0

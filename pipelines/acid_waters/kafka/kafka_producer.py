@@ -76,6 +76,12 @@ log = logging.getLogger("kafka_producer")
 SAMPLE_FOLDER = Path(__file__).resolve().parent.parent / "sample"
 PARTITIONS = 3
 PROGRESS_S = 5.0
+# Kafka refuses messages with other times, whoever sends them: Spark cannot even read some.
+DAY_MS = 86_400_000
+TIME_LIMITS_MS = {
+    "message.timestamp.before.max.ms": 36_525 * DAY_MS,
+    "message.timestamp.after.max.ms": DAY_MS,
+}
 FLUSH_S = 30.0  # for what is not acknowledged at the end
 
 
@@ -193,7 +199,8 @@ def connect(config: Config) -> KafkaProducer:
         "bootstrap_timeout_ms": round(config.wait_s * 1000),
     }
     with KafkaAdminClient(**address) as admin, suppress(TopicAlreadyExistsError):
-        topic = {"num_partitions": PARTITIONS, "replication_factor": 1}
+        configs = {name: str(limit) for name, limit in TIME_LIMITS_MS.items()}
+        topic = {"num_partitions": PARTITIONS, "replication_factor": 1, "configs": configs}
         admin.create_topics({config.topic: topic}, wait_for_metadata=True)
     return KafkaProducer(**address, linger_ms=20)
 

@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS lots (
     declared_size integer,
     size          integer NOT NULL,      -- rows that are in it
     checksum      text NOT NULL,         -- SHA-256 of the message's value, as received
-    sent_at       timestamptz NOT NULL,  -- Kafka's time of the message
+    sent_at       timestamptz NOT NULL,  -- Kafka's time of the message, within 1970 to 9999
     raw_path      text NOT NULL,         -- folder in HDFS with the message, byte for byte
     data_path     text,                  -- folder in HDFS with its rows and others'; null: never integrated
     UNIQUE (topic, partition, "offset", attempt)
@@ -117,11 +117,21 @@ CREATE TABLE IF NOT EXISTS fact_sample (
 CREATE OR REPLACE FUNCTION current_version() RETURNS integer LANGUAGE sql STABLE
     SET search_path = water AS $$ SELECT coalesce(max(version), 0) FROM versions $$;
 
+-- A version's number, if there is such a version; 0 is the data set before the first.
+CREATE OR REPLACE FUNCTION existing_version(v integer) RETURNS integer LANGUAGE plpgsql STABLE
+    SET search_path = water AS $$
+BEGIN
+    IF v IS NULL OR NOT v BETWEEN 0 AND current_version() THEN
+        RAISE 'there is no version %: 1 to %', v, current_version();
+    END IF;
+    RETURN v;
+END $$;
+
 -- The lots of a version.
 CREATE OR REPLACE FUNCTION lots_at(v integer DEFAULT water.current_version())
 RETURNS SETOF lots LANGUAGE sql STABLE AS $$
     SELECT lots.* FROM water.lots JOIN water.membership USING (lot_id)
-    WHERE since <= v AND (until IS NULL OR v < until)
+    WHERE since <= (SELECT water.existing_version(v)) AND (until IS NULL OR v < until)
 $$;
 
 -- The star of a version, one wide row per fact.

@@ -74,7 +74,9 @@ def connect(url: str) -> Connection:
     )  # fmt: skip
     with conn.transaction():  # one at a time: two CREATE IF NOT EXISTS can collide
         conn.execute("SELECT pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
-        if conn.execute("SELECT to_regclass('water.fact_sample') IS NULL").fetchone()[0]:
+        # What schema.sql has had since last, so that older tables get it too.
+        newest = "SELECT to_regprocedure('water.existing_version(integer)') IS NULL"
+        if conn.execute(newest).fetchone()[0]:
             conn.execute(SCHEMA.read_text(encoding="utf-8"))
     return conn
 
@@ -109,7 +111,8 @@ def receive_one(cursor: psycopg.Cursor[Any], lot: Mapping[str, Any]) -> int:
         """INSERT INTO lots (topic, partition, "offset", attempt, batch_id, sequence, source_file,
             declared_size, size, checksum, sent_at, raw_path)
         VALUES (%(topic)s, %(partition)s, %(offset)s, %(attempt)s, %(batch_id)s, %(sequence)s,
-            %(source_file)s, %(declared_size)s, %(size)s, %(checksum)s, %(sent_at)s, %(raw_path)s)
+            %(source_file)s, %(declared_size)s, %(size)s, %(checksum)s,
+            %(sent_at)s, %(raw_path)s)
         ON CONFLICT (topic, partition, "offset", attempt)
             DO UPDATE SET raw_path = lots.raw_path  -- unchanged, so that its lot_id is returned
         RETURNING lot_id""",

@@ -3,7 +3,7 @@
 The columns (lot) that name a lot are `partition` and `offset`, its place in the Kafka topic.
 """
 
-from datetime import date
+from datetime import UTC, date, datetime
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -18,6 +18,9 @@ MOMENT = "^[0-9]{4}-[0-9]{2}-[0-9]{2}( [0-9]{2}:[0-9]{2}:[0-9]{2})?$"
 FIRST_DATE = date(1970, 1, 1)  # long before the first method in the release, 1979
 TIME_OF_DAY = "^([01][0-9]|2[0-3]):?[0-5][0-9]$"  # the release has 1130 and 11:49
 ID = "^[A-Za-z0-9][A-Za-z0-9 ._-]{0,199}$"  # of batches and files
+# Between these a message's time is kept, else the nearer: Kafka takes any number, Python no year
+# after 9999 in whatever zone.
+SENT_AT_MS = (0, round(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * 1000)
 REASON_CHARACTERS = 500
 REASON_ROWS = 3  # so many are quoted
 
@@ -41,7 +44,7 @@ def read_lots(messages: DataFrame) -> DataFrame:
         messages: partition, offset, timestamp, value, headers, as Spark's Kafka source has them.
 
     Returns:
-        DataFrame: (lot), sent_at, batch_id, declared_size, sequence, declared_checksum,
+        DataFrame: (lot), sent_at_ms, batch_id, declared_size, sequence, declared_checksum,
         source_file (each null when the header is missing or unusable), checksum, lines, value,
         headers.
     """
@@ -56,7 +59,10 @@ def read_lots(messages: DataFrame) -> DataFrame:
     lines = F.split(F.col("value").cast("string"), "\n")
     return messages.select(
         *LOT,
-        F.col("timestamp").alias("sent_at"),
+        # Not as a time: Spark would give it to Python in the machine's zone.
+        F.greatest(
+            F.lit(SENT_AT_MS[0]), F.least(F.unix_millis("timestamp"), F.lit(SENT_AT_MS[1]))
+        ).alias("sent_at_ms"),
         identifier("batch_id").alias("batch_id"),
         header("size").cast("int").alias("declared_size"),
         header("sequence").cast("int").alias("sequence"),
@@ -133,8 +139,8 @@ def check(lots: DataFrame, samples: DataFrame, sites: DataFrame, today: date) ->
         today: no sample is later.
 
     Returns:
-        DataFrame: (lot), sent_at, batch_id, sequence, source_file, declared_size, size, checksum,
-        reason.
+        DataFrame: (lot), sent_at_ms, batch_id, sequence, source_file, declared_size, size,
+        checksum, reason.
     """
     keys = sites.select("SITE_ID", "PROGRAM_ID", F.lit(True).alias("known"))
     joined = samples.withColumn("SITE_ID", F.col("fields")["SITE_ID"])
@@ -165,7 +171,7 @@ def check(lots: DataFrame, samples: DataFrame, sites: DataFrame, today: date) ->
     text = F.concat_ws("; ", *reasons)
     printable = F.regexp_replace(F.substring(text, 1, REASON_CHARACTERS), r"\p{Cntrl}", "?")
     return lots.join(by_lot, LOT, "left").select(
-        *LOT, "sent_at", "batch_id", "sequence", "source_file", "declared_size",
+        *LOT, "sent_at_ms", "batch_id", "sequence", "source_file", "declared_size",
         size.alias("size"), "checksum", F.when(text != "", printable).alias("reason"),
     )  # fmt: skip
 

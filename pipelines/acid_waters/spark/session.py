@@ -20,6 +20,8 @@ SETTINGS = {
     "spark.sql.shuffle.partitions": "2",
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.ansi.enabled": "false",  # a text that is no number gives null, which is looked for
+    # Times before 1900 are written as they are: a message can have any.
+    "spark.sql.parquet.int96RebaseModeInWrite": "CORRECTED",
     "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{HERE}/log4j2.properties",
     # The DataNode is reached by the name it announces: its address is a container's own.
     "spark.hadoop.dfs.client.use.datanode.hostname": "true",

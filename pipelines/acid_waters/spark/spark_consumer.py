@@ -33,7 +33,8 @@ Environment (or .env at the project's root; a flag wins over both):
     POSTGRESQL_URL            default postgresql://water@localhost:5433/water
 
 Exit codes: 0 done or stopped cleanly, 1 a server unreachable at the start, messages lost by Kafka,
-a lot refused by --reprocess, or Spark's Java process killed; 2 wrong usage.
+lots that Spark fails at again and again, a lot refused by --reprocess, or Spark's Java process
+killed; 2 wrong usage.
 """
 
 import argparse
@@ -46,7 +47,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -76,6 +77,7 @@ AWAY = (
     versions.SettledError,
 )  # fmt: skip
 LONGEST_PAUSE_S = 10.0
+SAME_FAILURES = 12  # so often the same at the same lots, all servers answering: it is the lots
 REFUSED_SHOWN = 10  # of one micro-batch, in the log
 RAW_COLUMNS = ("topic", "partition", "offset", "timestamp", "key", "value", "headers")
 
@@ -147,12 +149,13 @@ class Integration:
         samples = transform.read_samples(lots)
         today = datetime.now(UTC).date()
         checked = transform.check(lots, samples, self.sites, today)
-        found = checked.orderBy("sent_at", *transform.LOT).collect()
+        found = checked.orderBy("sent_at_ms", *transform.LOT).collect()
         if not found:
             return []
-        topic = messages.first()["topic"]  # type: ignore[index, unused-ignore]
+        topic = messages.select("topic").first()["topic"]  # type: ignore[index, unused-ignore]
         common = {"topic": topic, "attempt": attempt, "raw_path": raw_path}
-        ids = versions.receive(self.conn, [{**row.asDict(), **common} for row in found])
+        received = [{**row.asDict(), **common, "sent_at": moment(row.sent_at_ms)} for row in found]
+        ids = versions.receive(self.conn, received)
         good = {
             lot_id: (row["partition"], row["offset"])
             for lot_id, row in zip(ids, found, strict=True)
@@ -207,17 +210,19 @@ class Stream:
         self._one_at_a_time = threading.Lock()
         self._closed = False
 
-    def run(self, stop: threading.Event, answered: Callable[[], None]) -> None:
+    def run(self, stop: threading.Event, answered: Callable[[str], None]) -> None:
         """Consume until stopped, or with --once until nothing is left.
 
-        A micro-batch in hand is finished first. All servers have answered when the query starts.
+        A micro-batch in hand is finished first. All servers have answered when the query starts:
+        answered is then told where.
 
         Raises:
             LossError: Kafka has deleted what should be read next.
             Exception: one of AWAY.
         """
-        query = self._start(starting_offsets(self.config, self.integration.conn))
-        answered()
+        offsets = starting_offsets(self.config, self.integration.conn)
+        query = self._start(offsets)
+        answered(offsets)
         try:
             while query.isActive and not stop.wait(0.2):
                 pass
@@ -290,6 +295,15 @@ def starting_offsets(config: Config, conn: versions.Connection) -> str:
     return json.dumps({config.topic: begin})
 
 
+def moment(milliseconds: int) -> datetime:
+    """Return a time that Kafka has given.
+
+    >>> moment(1_500).isoformat()
+    '1970-01-01T00:00:01.500000+00:00'
+    """
+    return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=milliseconds)
+
+
 def new_name() -> str:
     """Return a folder's name that nobody has used: names sort by time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:12]}"
@@ -311,29 +325,46 @@ def report(events: Sequence[Any]) -> None:
 
 
 def patiently(
-    config: Config, stop: threading.Event, work: Callable[[Callable[[], None]], int]
+    config: Config, stop: threading.Event, work: Callable[[Callable[[str], None]], int]
 ) -> int:
     """Do work again and again while servers are away; return its exit code, 1 when given up.
 
     Args:
         config: how long to be patient at the start.
         stop: ends the patience.
-        work: calls its argument once all servers have answered. Until then patience ends after
-            config.wait_s seconds; afterwards never.
+        work: calls its argument, with where in the topic it begins, once all servers have answered.
+            Until then patience ends after config.wait_s seconds; afterwards only when the same
+            fails at the same place SAME_FAILURES times in a row.
     """
     deadline = time.monotonic() + config.wait_s
     pause_s = 1.0
+    begins = place = ""  # where this try begins, "" before all have answered; and the one before
+    failures: list[str] = []  # at the place
 
-    def answered() -> None:
-        nonlocal deadline, pause_s
-        deadline, pause_s = float("inf"), 1.0
+    def answered(offsets: str) -> None:
+        nonlocal deadline, pause_s, begins, place
+        deadline, begins = float("inf"), offsets
+        if offsets != place:  # there was progress
+            place, pause_s = offsets, 1.0
+            failures.clear()
 
     while True:
+        begins = ""
         try:
             return work(answered)
         except AWAY as exc:
             if stop.is_set():
                 return 0
+            if not begins or failures[-1:] != [one_line(exc)]:
+                failures.clear()
+            if begins:
+                failures.append(one_line(exc))
+            if len(failures) >= SAME_FAILURES:
+                log.error(
+                    "given up: all servers answer, and the lots from %s on (partition: offset) "
+                    "failed %d times: %s", place, len(failures), failures[-1],
+                )  # fmt: skip
+                return 1
             if time.monotonic() > deadline:
                 log.error("given up after %.0f s: %s: are the servers started?", config.wait_s,
                           one_line(exc))  # fmt: skip
@@ -345,7 +376,7 @@ def patiently(
 
 
 def work_once(
-    config: Config, spark: SparkSession, stop: threading.Event, answered: Callable[[], None]
+    config: Config, spark: SparkSession, stop: threading.Event, answered: Callable[[str], None]
 ) -> int:
     """Connect and consume, or reprocess one lot; return the exit code."""
     with versions.connect(config.postgresql_url) as conn:

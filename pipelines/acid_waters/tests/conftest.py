@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer
 from pyspark.sql import SparkSession
 
 from pipelines.acid_waters import verify
@@ -98,10 +98,20 @@ class Scene:
             lots = kafka_producer.lots_to_send(config)
             assert kafka_producer.send_all(producer, lots, config, threading.Event()) == 0
 
-    def send_raw(self, *messages: tuple[bytes | None, list[tuple[str, bytes]]]) -> None:
+    def make_plain_topic(self) -> None:
+        """Make the topic as Kafka does by itself: a message's time is what its sender says."""
+        with KafkaAdminClient(bootstrap_servers=self.environ["KAFKA_BOOTSTRAP_SERVERS"]) as admin:
+            topic = {"num_partitions": 3, "replication_factor": 1}
+            admin.create_topics({self.topic: topic}, wait_for_metadata=True)
+
+    def send_raw(
+        self,
+        *messages: tuple[bytes | None, list[tuple[str, bytes]]],
+        timestamp_ms: int | None = None,
+    ) -> None:
         with KafkaProducer(bootstrap_servers=self.environ["KAFKA_BOOTSTRAP_SERVERS"]) as producer:
             for value, headers in messages:
-                producer.send(self.topic, value, b"any", headers, partition=0).get(timeout=30)
+                producer.send(self.topic, value, b"any", headers, 0, timestamp_ms).get(timeout=30)
 
     def load_reference(self, data: Path = SAMPLE) -> None:
         for name, rows in load_reference.read_files(data).items():
@@ -112,7 +122,7 @@ class Scene:
         """Integrate what is in the topic, in this process, or reprocess; return the exit code."""
         choice = arguments or ("--once",)
         config = spark_consumer.load_config(choice, self.environ)
-        return spark_consumer.work_once(config, self.spark, threading.Event(), lambda: None)
+        return spark_consumer.work_once(config, self.spark, threading.Event(), lambda _: None)
 
     def start_consumer(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start the consumer as a user would, with its Java, in a process group of its own."""

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from pipelines.acid_waters.hdfs import load_reference
+from pipelines.acid_waters.spark.session import SparkError
 from pipelines.acid_waters.spark.spark_consumer import LossError
 from pipelines.acid_waters.tests.conftest import SAMPLE, Scene, wait_until
 from stack.__main__ import Stack, command_line
@@ -173,6 +175,37 @@ def test_two_consumers_at_once_integrate_each_lot_once(scene: Scene) -> None:
     scene.stop_consumer(second, signal.SIGINT)
     verdict = scene.verify(data=SAMPLE)
     assert (verdict.versions, verdict.integrated, verdict.quarantined) == (8, 8, 8)
+
+
+def test_a_reference_that_is_not_whole_is_said(scene: Scene) -> None:
+    """As the loader leaves it when it is killed while it writes, and as nobody should."""
+    scene.load_reference()
+    url = scene.environ["HDFS_URL"]
+    files, folder = load_reference.file_system(scene.spark, f"{url}/reference/sites")
+    with pytest.raises(SparkError, match="methods is not there: run hdfs"):
+        load_reference.read_reference(scene.spark, f"{url}/elsewhere", "methods")
+    files.delete(folder.suffix("/_SUCCESS"), False)
+    with pytest.raises(SparkError, match="sites is not whole: run hdfs"):
+        scene.consume("--reprocess", "last")
+    files.delete(folder, True)
+    files.create(folder.suffix("/_SUCCESS")).close()
+    with pytest.raises(SparkError, match="sites is empty: run hdfs"):
+        scene.consume("--reprocess", "last")
+
+
+def test_the_reference_in_use_stays_until_the_new_one_is_whole(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.load_reference()
+    url = scene.environ["HDFS_URL"]
+    before = load_reference.read_reference(scene.spark, url, "sites").collect()
+    rows = load_reference.read_files(SAMPLE)["sites"][1:]
+    with monkeypatch.context() as changed:  # killed, or not the same, before the new one is used
+        changed.setattr(load_reference, "cell_text", lambda *_: "another")
+        assert load_reference.load(scene.spark, url, "sites", rows)
+    assert load_reference.read_reference(scene.spark, url, "sites").collect() == before
+    assert not load_reference.load(scene.spark, url, "sites", rows)
+    assert load_reference.read_reference(scene.spark, url, "sites").count() == len(rows)
 
 
 def test_what_kafka_no_longer_has_is_said(scene: Scene) -> None:

@@ -24,7 +24,7 @@ def reasons(spark: SparkSession, *changes: dict[str, Any]) -> list[str | None]:
     )
     lots = spark.createDataFrame(
         [(0, number, None, "b", 1, 1, "c", "f", "c", ["x"]) for number in range(len(rows))],
-        "partition int, offset long, sent_at timestamp, batch_id string, declared_size int, "
+        "partition int, offset long, sent_at_ms long, batch_id string, declared_size int, "
         "sequence int, declared_checksum string, source_file string, checksum string, "
         "lines array<string>",
     )

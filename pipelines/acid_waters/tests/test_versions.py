@@ -1,7 +1,13 @@
 """Lots become versions; versions are isolated, restored, reprocessed: on real servers."""
 
 import csv
+import itertools
+import json
 import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +15,14 @@ import duckdb
 import psycopg
 import pytest
 from kafka import KafkaConsumer
+from kafka.errors import KafkaError
 from pyspark.sql import SparkSession
 
 from pipelines.acid_waters import verify
+from pipelines.acid_waters.hdfs import load_reference
 from pipelines.acid_waters.kafka import kafka_producer
 from pipelines.acid_waters.postgresql import versions
+from pipelines.acid_waters.spark import spark_consumer
 from pipelines.acid_waters.tests.conftest import GIVEN_DATA, HERE, PROJECT, SAMPLE, Scene
 
 QUERIES = sorted((HERE / "postgresql/queries").glob("*.sql"))
@@ -29,6 +38,9 @@ FAULTS = {  # lot -> kind and how its reason begins; "duplicate": the second one
     9: ("column", "row 1: not the 30 columns of a sample"),
     10: ("json", "row 1: not a JSON object"),
 }
+# A time of Kafka's is any number of milliseconds: the years 1, 10 000 and 294 247 here.
+MAD_TIMES = (-62_135_596_800_000, 253_402_300_800_000, 9_223_372_036_854_775)
+NEVER_MS = 2**63 - 1  # the year 292 278 994: more microseconds than Spark can count
 
 
 def batch(number: int) -> str:
@@ -70,6 +82,7 @@ def test_what_was_sent_twice_is_there_once(scene: Scene) -> None:
 
 def test_whatever_is_in_a_message_stops_nothing(scene: Scene) -> None:
     scene.load_reference()
+    scene.make_plain_topic()
     scene.send("--count", "1")
     good = [("batch_id", b"x"), ("size", b"1"), ("sequence", b"1"), ("checksum", b"0"),
             ("source_file", b"f.csv")]  # fmt: skip
@@ -82,12 +95,63 @@ def test_whatever_is_in_a_message_stops_nothing(scene: Scene) -> None:
         (b"[" * 100_000, good),
         (b"a\n" * 20_000, [("batch_id", b"../../x"), ("size", b"99999999999999999999")]),
     )
+    for milliseconds in MAD_TIMES:
+        scene.send_raw((b"", good), timestamp_ms=milliseconds)
     scene.send("--first", "2")
     assert scene.consume() == 0
     verdict = scene.verify(data=SAMPLE)
-    assert (verdict.integrated, verdict.quarantined) == (8, 7)
+    assert (verdict.integrated, verdict.quarantined) == (8, 7 + len(MAD_TIMES))
     reasons = [e.reason for e in scene.events() if e.state == "quarantined"]
     assert all(0 < len(reason) <= 500 and reason.isprintable() for reason in reasons)
+
+
+def test_kafka_refuses_a_time_that_spark_cannot_read(scene: Scene) -> None:
+    scene.send("--count", "1")
+    for milliseconds in (NEVER_MS, -NEVER_MS, *MAD_TIMES):
+        with pytest.raises(KafkaError, match=r"(?i)timestamp"):
+            scene.send_raw((b"", []), timestamp_ms=milliseconds)
+
+
+def test_lots_that_spark_cannot_read_are_named_and_end_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.load_reference()
+    scene.make_plain_topic()
+    scene.send_raw((b"", []))
+    scene.consume()
+    scene.send_raw((b"", []), timestamp_ms=NEVER_MS)
+    monkeypatch.setattr(spark_consumer, "LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(spark_consumer, "SAME_FAILURES", 3)
+    config = spark_consumer.load_config(["--wait", "30"], scene.environ)
+    stop = threading.Event()
+    work = partial(spark_consumer.work_once, config, scene.spark, stop)
+    assert spark_consumer.patiently(config, stop, work) == 1
+    where = json.dumps({scene.topic: {"0": 1, "1": 0, "2": 0}})
+    assert f"given up: all servers answer, and the lots from {where} on" in caplog.text
+    assert "failed 3 times: java.lang.ArithmeticException: long overflow" in caplog.text
+
+
+@pytest.mark.parametrize("ends", ["other", "away", "progress"])
+def test_patience_does_not_end_while_something_changes(
+    ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same failure; in between another one, no server, or another place."""
+    monkeypatch.setattr(spark_consumer, "LONGEST_PAUSE_S", 0)
+    monkeypatch.setattr(spark_consumer, "SAME_FAILURES", 3)
+    tries = itertools.count(1)
+    stop = threading.Event()
+    monkeypatch.setattr(stop, "wait", lambda _: stop.is_set())
+
+    def work(answered: Callable[[str], None]) -> int:
+        number = next(tries)
+        if number == 20:
+            return 0
+        changes = number % 3 == 0
+        if not (changes and ends == "away"):
+            answered(f"offset {number // 2 if ends == 'progress' else 0}")
+        raise KafkaError("another" if changes and ends == "other" else "the same")
+
+    assert spark_consumer.patiently(spark_consumer.load_config([], {}), stop, work) == 0
 
 
 def test_restore_and_reprocess_are_exact(scene: Scene) -> None:
@@ -170,6 +234,20 @@ def test_example_queries_give_the_expected_answers(scene: Scene) -> None:
             assert [names, *found] == list(csv.reader(file)), query.name
 
 
+def test_another_time_zone_changes_nothing(scene: Scene) -> None:
+    scene.environ["TZ"] = "Europe/Paris"
+    before = time.time() - 1
+    loaded = scene.run("hdfs/load_reference.py")
+    assert loaded.returncode == 0, loaded.stderr
+    scene.send()
+    consumed = scene.run("spark/spark_consumer.py", "--once")
+    assert consumed.returncode == 0, consumed.stderr
+    for (sent_at,) in scene.query("SELECT sent_at FROM lots"):
+        assert before < sent_at.timestamp() < time.time() + 1
+    verified = scene.run("verify.py", "--data", str(SAMPLE))
+    assert verified.returncode == 0, verified.stdout
+
+
 def test_the_commands_as_a_user_types_them(scene: Scene) -> None:
     loaded = scene.run("hdfs/load_reference.py")
     assert loaded.returncode == 0, loaded.stderr
@@ -197,6 +275,113 @@ def test_the_commands_as_a_user_types_them(scene: Scene) -> None:
     wrong = scene.run("verify.py")
     assert wrong.returncode == 1
     assert "site_metrics" in wrong.stdout
+
+
+def folder_of_rows(scene: Scene, column: str = "data_path") -> tuple[Any, Any]:
+    """Return the file system, and the folder of the lots: the one that there is, or its archive."""
+    ((name,),) = scene.query(f"SELECT DISTINCT {column} FROM lots")  # noqa: S608
+    return load_reference.file_system(scene.spark, f"{scene.environ['HDFS_URL']}/{name}")
+
+
+def spoil_archive(scene: Scene) -> None:
+    files, folder = folder_of_rows(scene, "raw_path")
+    assert files.delete(folder, True)
+
+
+def spoil_rows(scene: Scene) -> None:
+    files, folder = folder_of_rows(scene)
+    assert files.delete(folder, True)
+
+
+def double_rows(scene: Scene) -> None:
+    _, folder = folder_of_rows(scene)
+    rows = scene.spark.read.parquet(str(folder))
+    rows.limit(1).coalesce(1).write.mode("append").parquet(str(folder))
+
+
+def change(sql: str) -> Callable[[Scene], None]:
+    def spoil(scene: Scene) -> None:
+        with scene.connect() as conn:
+            assert conn.execute(sql).rowcount > 0
+
+    return spoil
+
+
+def resend_changed(scene: Scene) -> None:
+    """Another message, settled as if it were good."""
+    scene.send("--fault", "checksum=3", "--first", "3", "--count", "1")
+    scene.consume()
+    change("UPDATE versions SET state = 'integrated' WHERE state = 'quarantined'")(scene)
+
+
+def isolate_second(scene: Scene) -> None:
+    with scene.connect() as conn:
+        versions.isolate(conn, batch(2), "a test")
+
+
+SPOILT: dict[str, Callable[[Scene], None]] = {
+    "unsettled": lambda scene: scene.send("--first", "8"),
+    "unexpected_lots": change('UPDATE lots SET "offset" = "offset" + 100 WHERE sequence = 8'),
+    "wrongly_archived": spoil_archive,
+    "wrongly_integrated": resend_changed,
+    "wrong_versions": change("UPDATE membership SET since = 2 WHERE since = 1"),
+    "missing_rows": spoil_rows,
+    "unexpected_rows": double_rows,
+    "differing_metrics": change("UPDATE fact_sample SET count = count + 1 WHERE ctid = '(0,1)'"),
+    "not_in_data_set": isolate_second,
+}
+
+
+def test_verify_finds_each_thing_that_it_reports(scene: Scene, tmp_path: Path) -> None:
+    lists = {name for name, found in vars(verify.Verdict()).items() if isinstance(found, list)}
+    assert lists == {*SPOILT, "not_in_file"}
+    scene.load_reference()
+    scene.send()
+    scene.consume()
+    scene.verify(data=SAMPLE)
+    less = tmp_path / "LTM_Data_sample.csv"
+    lines = (SAMPLE / less.name).read_bytes().splitlines(keepends=True)
+    less.write_bytes(b"".join(lines[:-1]))
+    verdict = verify.verify(scene.environ, data=tmp_path)
+    assert len(verdict.not_in_file) == 1
+    assert not verdict.holds
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_verify_finds(what: str, scene: Scene) -> None:
+    scene.load_reference()
+    scene.send()
+    scene.consume()
+    SPOILT[what](scene)
+    verdict = verify.verify(scene.environ, data=SAMPLE)
+    assert vars(verdict)[what]
+    assert not verdict.holds
+
+
+def test_verify_says_in_one_line_why_it_cannot_compare(scene: Scene) -> None:
+    scene.load_reference()
+    scene.send("--count", "1")
+    scene.consume()
+    cases: list[tuple[dict[str, str], list[str], int, str]] = [
+        ({}, ["--version", "0"], 2, "there is no version 0: 1 to 1"),
+        ({}, ["--version", "-1"], 2, "there is no version -1: 1 to 1"),
+        ({}, ["--version", "99"], 2, "there is no version 99: 1 to 1"),
+        ({"WATER_TOPIC": "mistyped"}, [], 1, "no topic mistyped at "),
+        ({"HDFS_URL": "hdfs://localhost:8020"}, [], 1, "/reference/methods is not there"),
+        ({"HDFS_WEB_URL": "http://localhost:1"}, [], 1, "Connection refused"),
+    ]
+    for environ, arguments, code, says in cases:
+        scene.environ, before = {**scene.environ, **environ}, scene.environ
+        done = scene.run("verify.py", *arguments)
+        scene.environ = before
+        assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
+        assert says in done.stderr
+    with pytest.raises(psycopg.Error, match="there is no version 99: 1 to 1"):
+        scene.query("SELECT * FROM site_metrics(99)")
+    files, path = folder_of_rows(scene, "raw_path")
+    files.create(path.suffix("/broken.parquet")).close()
+    done = scene.run("verify.py")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
 
 
 @pytest.mark.parametrize(
