@@ -26,6 +26,8 @@ from openpyxl.utils.exceptions import InvalidFileException
 Row = dict[str, str | None]
 DECIMALS = 12  # kept of a number: more than any instrument gives, and Excel's 15 digits fit
 
+ID = "[A-Za-z0-9][A-Za-z0-9 ._-]{0,199}"  # of lots and files, as a regular expression
+
 MEASURES = (
     "ANC_UEQ_L", "CA_UEQ_L", "CHL_A_UG_L", "CL_UEQ_L", "COND_UM_CM", "DOC_MG_L", "F_UEQ_L",
     "K_UEQ_L", "MG_UEQ_L", "NA_UEQ_L", "NH4_UEQ_L", "NO3_UEQ_L", "N_TD_UEQ_L", "PH_EQ", "PH_FLD",

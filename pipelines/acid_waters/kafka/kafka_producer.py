@@ -12,12 +12,14 @@ The rows come from LTM_Data… (Excel, else CSV) of the data folder, in the file
     headers   batch_id     LTM_Data_sample-000002    the file's name and the lot's number
               size         100                       rows that it should have
               sequence     2                         1, 2, 3… in the file
+              first_row    101                       of the file, counted from 1
               checksum     9c0e…                     SHA-256 of the value, in hexadecimal
               source_file  LTM_Data_sample.xlsx
     value     a row per line, as JSON: {"SITE_ID": "040576", …, "PH_LAB": "6.42", "PH_STVL": null}
 
 A lot is one message, so nobody can ever read half of one. The same file gives the same lots, byte
-for byte, with the same ids: what was sent twice is recognised.
+for byte, with the same ids: what was sent twice is recognised. So are, by first_row and size, rows
+that come again in lots of another size.
 
 --fault KIND=LOT spoils one lot on its way, to see it isolated; as often as you like:
 
@@ -46,6 +48,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -58,12 +61,13 @@ from typing import Any
 
 from dotenv import load_dotenv
 from kafka import KafkaAdminClient, KafkaProducer
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError
 
 PROJECT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(PROJECT))
 
 from pipelines.acid_waters.tables import (  # noqa: E402  # works from any folder
+    ID,
     SAMPLES,
     Row,
     TableError,
@@ -107,13 +111,14 @@ class Lot:
     batch_id: str
     size: int
     sequence: int
+    first_row: int
     checksum: str
     source_file: str
     value: bytes
 
     def headers(self) -> list[tuple[str, bytes]]:
         """Return the Kafka headers."""
-        names = ("batch_id", "size", "sequence", "checksum", "source_file")
+        names = ("batch_id", "size", "sequence", "first_row", "checksum", "source_file")
         return [(name, str(getattr(self, name)).encode()) for name in names]
 
 
@@ -135,7 +140,8 @@ def make_lots(rows: Iterator[Row], size: int, source: Path) -> Iterator[Lot]:
             return
         value = encode(chosen)
         batch_id = f"{source.stem}-{sequence:06d}"
-        yield Lot(batch_id, len(chosen), sequence, checksum(value), source.name, value)
+        first = (sequence - 1) * size + 1
+        yield Lot(batch_id, len(chosen), sequence, first, checksum(value), source.name, value)
 
 
 def change_first_row(**changes: str) -> Callable[[list[Row]], list[Row]]:
@@ -176,9 +182,13 @@ def lots_to_send(config: Config) -> Iterator[Lot]:
     """Return the lots that are asked for, spoilt where a fault is asked for.
 
     Raises:
-        TableError: the file cannot be read.
+        TableError: the file cannot be read, or has a name that no lot may have.
     """
     source = find_file(config.data, SAMPLES)
+    if not all(re.fullmatch(ID, name) for name in (source.name, f"{source.stem}-000001")):
+        raise TableError(
+            f"{source}: lots are named after it: give it a name of letters, digits, spaces, . _ -"
+        )
     last = config.first + config.count - 1 if config.count else None
     lots = make_lots(read_table(source, SAMPLES), config.lot_size, source)
     for lot in itertools.islice(lots, config.first - 1, last):
@@ -334,6 +344,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1 if send_all(producer, itertools.chain([first], lots), config, stop) else 0
     except TableError as exc:
         log.error("%s", exc)
+        return 2
+    except MessageSizeTooLargeError as exc:
+        log.error("a lot is too large, choose a smaller --lot-size: %s", exc)
         return 2
     except KafkaError as exc:
         log.error("Kafka at %s: %s: is it started?", config.bootstrap_servers, exc)

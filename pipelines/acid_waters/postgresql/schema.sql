@@ -16,6 +16,7 @@ CREATE TABLE IF NOT EXISTS lots (
     attempt       integer NOT NULL,
     batch_id      text,                  -- null: the message did not have a usable one
     sequence      integer,
+    first_row     integer,               -- of source_file, counted from 1
     source_file   text,
     declared_size integer,
     size          integer NOT NULL,      -- rows that are in it
@@ -24,6 +25,14 @@ CREATE TABLE IF NOT EXISTS lots (
     raw_path      text NOT NULL,         -- folder in HDFS with the message, byte for byte
     data_path     text,                  -- folder in HDFS with its rows and others'; null: never integrated
     UNIQUE (topic, partition, "offset", attempt)
+);
+
+ALTER TABLE lots ADD COLUMN IF NOT EXISTS first_row integer;  -- older tables do not have it
+
+-- The topics that were read, with the ids that Kafka gave them when they were made.
+CREATE TABLE IF NOT EXISTS topics (
+    topic    text PRIMARY KEY,
+    topic_id text NOT NULL
 );
 
 -- The versions table: what has happened, in order. An event that makes a version has its number.

@@ -75,7 +75,7 @@ def connect(url: str) -> Connection:
     with conn.transaction():  # one at a time: two CREATE IF NOT EXISTS can collide
         conn.execute("SELECT pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
         # What schema.sql has had since last, so that older tables get it too.
-        newest = "SELECT to_regprocedure('water.existing_version(integer)') IS NULL"
+        newest = "SELECT to_regclass('water.topics') IS NULL"
         if conn.execute(newest).fetchone()[0]:
             conn.execute(SCHEMA.read_text(encoding="utf-8"))
     return conn
@@ -94,6 +94,13 @@ def next_offsets(conn: Connection, topic: str) -> dict[int, int]:
     return dict(rows.fetchall())
 
 
+def note_topic(conn: Connection, topic: str, topic_id: str) -> bool:
+    """Note the id of a topic the first time; return whether it is the one that was noted."""
+    conn.execute("INSERT INTO topics VALUES (%s, %s) ON CONFLICT DO NOTHING", [topic, topic_id])
+    noted = conn.execute("SELECT topic_id FROM topics WHERE topic = %s", [topic]).fetchone()
+    return bool(noted.topic_id == topic_id)
+
+
 def receive(conn: Connection, lots: Sequence[Mapping[str, Any]]) -> list[int]:
     """Note lots that are archived, before anything else is done with them; return their lot_id.
 
@@ -108,11 +115,11 @@ def receive(conn: Connection, lots: Sequence[Mapping[str, Any]]) -> list[int]:
 def receive_one(cursor: psycopg.Cursor[Any], lot: Mapping[str, Any]) -> int:
     """Note one lot; see receive."""
     cursor.execute(
-        """INSERT INTO lots (topic, partition, "offset", attempt, batch_id, sequence, source_file,
-            declared_size, size, checksum, sent_at, raw_path)
+        """INSERT INTO lots (topic, partition, "offset", attempt, batch_id, sequence, first_row,
+            source_file, declared_size, size, checksum, sent_at, raw_path)
         VALUES (%(topic)s, %(partition)s, %(offset)s, %(attempt)s, %(batch_id)s, %(sequence)s,
-            %(source_file)s, %(declared_size)s, %(size)s, %(checksum)s,
-            %(sent_at)s, %(raw_path)s)
+            %(first_row)s, %(source_file)s, %(declared_size)s, %(size)s, %(checksum)s, %(sent_at)s,
+            %(raw_path)s)
         ON CONFLICT (topic, partition, "offset", attempt)
             DO UPDATE SET raw_path = lots.raw_path  -- unchanged, so that its lot_id is returned
         RETURNING lot_id""",
@@ -184,9 +191,26 @@ def settle(conn: Connection, verdict: Verdict) -> Any:
 def duplicate(conn: Connection, lot: Any) -> str | None:
     """Return why a lot from Kafka may not be integrated although it is good, None when it may.
 
-    Its id may be in the data set once; and what was integrated once and then taken out, by
-    isolating it or by restoring an earlier version, does not come back because it is sent again.
+    Its id may be in the data set once, and so may each row of a file, however it is cut into lots;
+    and what was integrated once and then taken out, by isolating it or by restoring an earlier
+    version, does not come back because it is sent again. One that is processed again takes the
+    place of its own id only.
     """
+    overlap = conn.execute(
+        r"""SELECT batch_id, greatest(first_row, %(first)s) AS first,
+            least(first_row + size, %(end)s) - 1 AS last
+        FROM lots_at() WHERE batch_id <> %(id)s
+        AND first_row < %(end)s AND %(first)s < first_row + size
+        AND regexp_replace(source_file, '\.[^.]*$', '') = regexp_replace(%(file)s, '\.[^.]*$', '')
+        ORDER BY first_row LIMIT 1""",
+        {"id": lot.batch_id, "file": lot.source_file, "first": lot.first_row,
+         "end": lot.first_row + lot.size},
+    ).fetchone()  # fmt: skip
+    if overlap:
+        return (
+            f"duplicate rows: {overlap.first} to {overlap.last} of {lot.source_file} are in the "
+            f"data set already, in {overlap.batch_id}"
+        )
     if lot.attempt:
         return None
     current = conn.execute("SELECT 1 FROM lots_at() WHERE batch_id = %s", [lot.batch_id]).fetchone()
@@ -248,7 +272,9 @@ def archived_lot(conn: Connection, batch_id: str | None) -> Any:
         ORDER BY m.lot_id IS NOT NULL DESC, l.data_path IS NOT NULL DESC, l.lot_id DESC LIMIT 1""",
         [batch_id, batch_id is None],
     ).fetchone()
-    if lot is None or lot.next_attempt is None:
+    if lot is not None and lot.next_attempt is None:
+        raise VersionError(f"{lot.batch_id} is received and not settled: let the consumer finish")
+    if lot is None:
         raise VersionError(f"no lot {batch_id}" if batch_id else "no lot in the data set yet")
     return lot
 

@@ -10,14 +10,14 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DecimalType
 from pyspark.sql.window import Window
 
-from pipelines.acid_waters.tables import DECIMALS, MEASURES, SAMPLES, parameter_of
+from pipelines.acid_waters.tables import DECIMALS, ID, MEASURES, SAMPLES, parameter_of
 
 LOT = ["partition", "offset"]
 NUMBER = DecimalType(24, DECIMALS)  # its sums are exact, whatever their order
-MOMENT = "^[0-9]{4}-[0-9]{2}-[0-9]{2}( [0-9]{2}:[0-9]{2}:[0-9]{2})?$"
+# Java's: unlike $, \\z does not let a last line feed pass.
+MOMENT = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}( [0-9]{2}:[0-9]{2}:[0-9]{2})?\z"
 FIRST_DATE = date(1970, 1, 1)  # long before the first method in the release, 1979
-TIME_OF_DAY = "^([01][0-9]|2[0-3]):?[0-5][0-9]$"  # the release has 1130 and 11:49
-ID = "^[A-Za-z0-9][A-Za-z0-9 ._-]{0,199}$"  # of batches and files
+TIME_OF_DAY = r"^([01][0-9]|2[0-3]):?[0-5][0-9]\z"  # the release has 1130 and 11:49
 # Between these a message's time is kept, else the nearer: Kafka takes any number, Python no year
 # after 9999 in whatever zone.
 SENT_AT_MS = (0, round(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * 1000)
@@ -44,9 +44,9 @@ def read_lots(messages: DataFrame) -> DataFrame:
         messages: partition, offset, timestamp, value, headers, as Spark's Kafka source has them.
 
     Returns:
-        DataFrame: (lot), sent_at_ms, batch_id, declared_size, sequence, declared_checksum,
-        source_file (each null when the header is missing or unusable), checksum, lines, value,
-        headers.
+        DataFrame: (lot), sent_at_ms, batch_id, declared_size, sequence, first_row,
+        declared_checksum, source_file (each null when the header is missing or unusable),
+        checksum, lines, value, headers.
     """
 
     def header(name: str) -> Column:
@@ -54,7 +54,7 @@ def read_lots(messages: DataFrame) -> DataFrame:
         return found[0]["value"].cast("string")
 
     def identifier(name: str) -> Column:
-        return F.when(header(name).rlike(ID), header(name))
+        return F.when(header(name).rlike(rf"^{ID}\z"), header(name))
 
     lines = F.split(F.col("value").cast("string"), "\n")
     return messages.select(
@@ -66,6 +66,7 @@ def read_lots(messages: DataFrame) -> DataFrame:
         identifier("batch_id").alias("batch_id"),
         header("size").cast("int").alias("declared_size"),
         header("sequence").cast("int").alias("sequence"),
+        header("first_row").cast("int").alias("first_row"),
         header("checksum").alias("declared_checksum"),
         identifier("source_file").alias("source_file"),
         F.sha2(F.coalesce("value", F.lit(b"")), 256).alias("checksum"),
@@ -139,8 +140,8 @@ def check(lots: DataFrame, samples: DataFrame, sites: DataFrame, today: date) ->
         today: no sample is later.
 
     Returns:
-        DataFrame: (lot), sent_at_ms, batch_id, sequence, source_file, declared_size, size,
-        checksum, reason.
+        DataFrame: (lot), sent_at_ms, batch_id, sequence, first_row, source_file, declared_size,
+        size, checksum, reason.
     """
     keys = sites.select("SITE_ID", "PROGRAM_ID", F.lit(True).alias("known"))
     joined = samples.withColumn("SITE_ID", F.col("fields")["SITE_ID"])
@@ -158,6 +159,8 @@ def check(lots: DataFrame, samples: DataFrame, sites: DataFrame, today: date) ->
     reasons = [
         F.when(F.col("batch_id").isNull(), F.lit("header batch_id is missing or unusable")),
         F.when(F.col("sequence").isNull(), F.lit("header sequence is missing or no number")),
+        F.when(F.coalesce("first_row", F.lit(0)) < 1,
+               F.lit("header first_row is missing or no number from 1 on")),
         F.when(F.col("source_file").isNull(), F.lit("header source_file is missing or unusable")),
         F.when(F.col("declared_size").isNull(), F.lit("header size is missing or no number")),
         F.when(size < F.col("declared_size"), F.concat(F.lit("short: "), sizes)),
@@ -171,7 +174,7 @@ def check(lots: DataFrame, samples: DataFrame, sites: DataFrame, today: date) ->
     text = F.concat_ws("; ", *reasons)
     printable = F.regexp_replace(F.substring(text, 1, REASON_CHARACTERS), r"\p{Cntrl}", "?")
     return lots.join(by_lot, LOT, "left").select(
-        *LOT, "sent_at_ms", "batch_id", "sequence", "source_file", "declared_size",
+        *LOT, "sent_at_ms", "batch_id", "sequence", "first_row", "source_file", "declared_size",
         size.alias("size"), "checksum", F.when(text != "", printable).alias("reason"),
     )  # fmt: skip
 

@@ -54,7 +54,7 @@ from uuid import uuid4
 
 import psycopg
 from dotenv import load_dotenv
-from kafka import KafkaConsumer
+from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 from py4j.protocol import Py4JError, Py4JJavaError
@@ -78,6 +78,7 @@ AWAY = (
 )  # fmt: skip
 LONGEST_PAUSE_S = 10.0
 SAME_FAILURES = 12  # so often the same at the same lots, all servers answering: it is the lots
+YEARS_AHEAD = 10  # so long a consumer may run: methods still in use are known until then
 REFUSED_SHOWN = 10  # of one micro-batch, in the log
 RAW_COLUMNS = ("topic", "partition", "offset", "timestamp", "key", "value", "headers")
 
@@ -128,7 +129,7 @@ class Integration:
             "method_key int, PROGRAM_ID string, PARAMETER string, START_YEAR int, END_YEAR int, "
             "METHOD string, METHOD_DESCRIPTION string",
         )
-        self.methods = transform.choose_methods(keyed, today.year).cache()
+        self.methods = transform.choose_methods(keyed, today.year + YEARS_AHEAD).cache()
 
     def archive(self, messages: DataFrame) -> str:
         """Write Kafka messages into HDFS, byte for byte; return the new folder."""
@@ -269,14 +270,22 @@ def starting_offsets(config: Config, conn: versions.Connection) -> str:
         KafkaError: Kafka does not answer, or does not have the topic yet.
     """
     settled = versions.next_offsets(conn, config.topic)
-    with KafkaConsumer(
-        bootstrap_servers=config.bootstrap_servers.split(","), bootstrap_timeout_ms=5000
-    ) as consumer:
+    address: dict[str, Any] = {
+        "bootstrap_servers": config.bootstrap_servers.split(","), "bootstrap_timeout_ms": 5000,
+    }  # fmt: skip
+    with KafkaAdminClient(**address) as admin:
+        topic_id = admin.describe_topics([config.topic])[0].get("topic_id")
+    with KafkaConsumer(**address) as consumer:
         numbers = consumer.partitions_for_topic(config.topic)
         if not numbers:
             raise KafkaError(f"no topic {config.topic} yet: the producer makes it")
         partitions = [TopicPartition(config.topic, number) for number in sorted(numbers)]
         first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+    # With more messages than the old one had, only its id gives it away.
+    if topic_id and not versions.note_topic(conn, config.topic, str(topic_id)):
+        raise LossError(
+            f"{config.topic} was deleted and made anew. Give it another name (WATER_TOPIC)"
+        )
     begin = {}
     for partition in partitions:
         number = partition.partition
@@ -407,8 +416,9 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     ):
         add(flag, default=environ.get(name) or default, metavar=name.split("_")[-1],
             help=f"environment: {name} (default: {default})")  # fmt: skip
-    add("--once", action="store_true", help="integrate what is there now, and end")
-    add(
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--once", action="store_true", help="integrate what is there now, and end")
+    choice.add_argument(
         "--reprocess",
         metavar="BATCH_ID",
         help='process an archived lot again; "last": the last good',
@@ -465,6 +475,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SparkError, LossError, versions.VersionError, psycopg.Error) as exc:
         log.error("%s", one_line(exc))
         return 1
+    except KeyboardInterrupt:  # while Spark starts: there is nothing to finish
+        log.info("stopped")
+        return 0
     except (Py4JError, ConnectionError) as exc:  # those of AWAY are dealt with
         log.error("Spark's Java process has ended, start again: %s", one_line(exc))
         return 1

@@ -65,8 +65,12 @@ def spark() -> Iterator[SparkSession]:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    ports = {f"{name}_HOST_PORT": str(free_port()) for name in PORTS}
+def ports() -> dict[str, str]:
+    return {f"{name}_HOST_PORT": str(free_port()) for name in PORTS}
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, ports: dict[str, str]) -> Iterator[Stack]:
     files = [PROJECT / "docker-compose.yml", HERE / "compose.yml"]
     state = str(tmp_path_factory.mktemp("stack"))
     servers = Stack(files, {**os.environ, **ports, "STACK_STATE": state})
@@ -159,6 +163,12 @@ class Scene:
     def query(self, sql: str, *values: Any) -> list[Any]:
         with self.connect() as conn:
             return [tuple(row) for row in conn.execute(sql, values).fetchall()]
+
+    def others(self) -> int:
+        """Return how many besides us are connected to the database."""
+        query = """SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+        return int(self.query(query)[0][0])
 
     def events(self) -> list[Any]:
         """Return the versions table, without when lots were received."""

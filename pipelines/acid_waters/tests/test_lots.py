@@ -23,10 +23,10 @@ def reasons(spark: SparkSession, *changes: dict[str, Any]) -> list[str | None]:
         "partition", "offset", "1 AS row", "fields"
     )
     lots = spark.createDataFrame(
-        [(0, number, None, "b", 1, 1, "c", "f", "c", ["x"]) for number in range(len(rows))],
+        [(0, number, None, "b", 1, 1, 1, "c", "f", "c", ["x"]) for number in range(len(rows))],
         "partition int, offset long, sent_at_ms long, batch_id string, declared_size int, "
-        "sequence int, declared_checksum string, source_file string, checksum string, "
-        "lines array<string>",
+        "sequence int, first_row int, declared_checksum string, source_file string, "
+        "checksum string, lines array<string>",
     )
     sites = spark.createDataFrame([("S", "P")], "SITE_ID string, PROGRAM_ID string")
     checked = transform.check(lots, samples, sites, TODAY).orderBy("offset").collect()
@@ -49,6 +49,8 @@ def test_what_a_row_must_be(spark: SparkSession) -> None:
         ({"DATE_SMP": "2020-2-9"}, "row 1: DATE_SMP '2020-2-9' is not a possible date"),
         ({"DATE_SMP": None}, "row 1: DATE_SMP '' is not a possible date"),
         ({"TIME_SMP": "2460"}, "row 1: TIME_SMP '2460' is not a time"),
+        ({"TIME_SMP": "1130\n"}, "row 1: TIME_SMP '1130?' is not a time"),
+        ({"DATE_SMP": "2020-02-29\n"}, "row 1: DATE_SMP '2020-02-29?' is not a possible date"),
         ({"PROGRAM_ID": "Q"}, "row 1: unknown site: SITE_ID 'S' PROGRAM_ID 'Q' "),
         ({"SITE_ID": None}, "row 1: unknown site"),
         ({"WATERBODY_TYPE": None}, "row 1: WATERBODY_TYPE is empty"),
@@ -57,6 +59,16 @@ def test_what_a_row_must_be(spark: SparkSession) -> None:
     found = reasons(spark, *[change for change, _ in cases])
     for (change, expected), reason in zip(cases, found, strict=True):
         assert reason == expected or (expected and (reason or "").startswith(expected)), change
+
+
+def test_an_id_ends_where_its_line_ends(spark: SparkSession) -> None:
+    ids = ["LTM-1", "LTM-1\n", "a (1)", ""]
+    rows = [(0, number, [("batch_id", one.encode())]) for number, one in enumerate(ids)]
+    messages = spark.createDataFrame(
+        rows, "partition int, offset long, headers array<struct<key: string, value: binary>>"
+    ).selectExpr("*", "current_timestamp() AS timestamp", "X'' AS value")
+    found = transform.read_lots(messages).orderBy("offset").select("batch_id").collect()
+    assert [row.batch_id for row in found] == ["LTM-1", None, None, None]
 
 
 def test_the_rule_for_overlapping_methods(spark: SparkSession) -> None:

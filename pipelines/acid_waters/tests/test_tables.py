@@ -96,6 +96,7 @@ def test_lots_hold_the_file_in_order_and_say_what_is_in_them() -> None:
     found = lots()
     assert [lot.size for lot in found] == [100] * 7 + [60]
     assert [lot.sequence for lot in found] == list(range(1, 9))
+    assert [lot.first_row for lot in found] == list(range(1, 800, 100))
     assert found[0].batch_id == "LTM_Data_sample-000001"
     rows = [json.loads(line) for lot in found for line in lot.value.splitlines()]
     assert rows == rows_of(SAMPLE, tables.SAMPLES, ".csv")
@@ -104,6 +105,15 @@ def test_lots_hold_the_file_in_order_and_say_what_is_in_them() -> None:
         assert dict(lot.headers())["size"] == str(len(lot.value.splitlines())).encode()
     assert lots() == found
     assert lots("--first", "3", "--count", "2") == found[2:4]
+
+
+@pytest.mark.parametrize("name", ["LTM_Data (1).csv", "LTM_Data_é.csv", f"LTM_Data{'a' * 191}.csv"])
+def test_a_file_must_have_a_name_that_lots_may_have(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes((SAMPLE / "LTM_Data_sample.csv").read_bytes())
+    with pytest.raises(
+        tables.TableError, match="lots are named after it: give it a name of letters"
+    ):
+        lots("--data", str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", producer.FAULTS)

@@ -23,9 +23,10 @@ from pipelines.acid_waters.hdfs import load_reference
 from pipelines.acid_waters.kafka import kafka_producer
 from pipelines.acid_waters.postgresql import versions
 from pipelines.acid_waters.spark import spark_consumer
-from pipelines.acid_waters.tests.conftest import GIVEN_DATA, HERE, PROJECT, SAMPLE, Scene
+from pipelines.acid_waters.tests.conftest import GIVEN_DATA, HERE, SAMPLE, Scene
 
 QUERIES = sorted((HERE / "postgresql/queries").glob("*.sql"))
+SOURCE = "LTM_Data_sample.xlsx"
 FAULTS = {  # lot -> kind and how its reason begins; "duplicate": the second one
     1: ("short", "short: 49 rows, 50 declared"),
     2: ("long", "long: 51 rows, 50 declared"),
@@ -80,12 +81,45 @@ def test_what_was_sent_twice_is_there_once(scene: Scene) -> None:
     assert (verdict.messages, verdict.integrated, verdict.quarantined) == (16, 8, 8)
 
 
+def test_the_same_rows_in_lots_of_another_size_are_there_once(scene: Scene) -> None:
+    scene.load_reference()
+    scene.send("--count", "2")
+    scene.consume()
+    scene.send("--lot-size", "50")  # 1 to 4 have the rows of the two lots; 3 to 4 ids of their own
+    assert scene.consume() == 0
+    reasons = {e.batch_id: e.reason for e in scene.events() if e.state == "quarantined"}
+    there = f"of {SOURCE} are in the data set already"
+    assert reasons == {
+        batch(1): "duplicate id: it is in the data set already",
+        batch(2): f"duplicate rows: 51 to 100 {there}, in {batch(1)}",
+        batch(3): f"duplicate rows: 101 to 150 {there}, in {batch(2)}",
+        batch(4): f"duplicate rows: 151 to 200 {there}, in {batch(2)}",
+    }
+    assert scene.verify(data=SAMPLE).rows == 760
+    with scene.connect() as conn:
+        versions.isolate(conn, batch(2), "cut anew")
+    scene.send("--lot-size", "50", "--first", "3", "--count", "2")
+    scene.consume()
+    assert scene.verify(data=SAMPLE).rows == 760
+    assert scene.consume("--reprocess", batch(2)) == 1
+    assert scene.events()[-1].reason == f"duplicate rows: 101 to 150 {there}, in {batch(3)}"
+
+
+def test_a_lot_that_is_too_large_is_said(scene: Scene, tmp_path: Path) -> None:
+    header, *rows = (SAMPLE / "LTM_Data_sample.csv").read_bytes().splitlines(keepends=True)
+    (tmp_path / "LTM_Data_long.csv").write_bytes(b"".join([header, *rows * 5]))
+    sent = scene.run("kafka/kafka_producer.py", "--data", str(tmp_path), "--lot-size", "3800")
+    assert sent.returncode == 2
+    assert "a lot is too large, choose a smaller --lot-size: " in sent.stderr
+    assert "Traceback" not in sent.stderr
+
+
 def test_whatever_is_in_a_message_stops_nothing(scene: Scene) -> None:
     scene.load_reference()
     scene.make_plain_topic()
     scene.send("--count", "1")
-    good = [("batch_id", b"x"), ("size", b"1"), ("sequence", b"1"), ("checksum", b"0"),
-            ("source_file", b"f.csv")]  # fmt: skip
+    good = [("batch_id", b"x"), ("size", b"1"), ("sequence", b"1"), ("first_row", b"1"),
+            ("checksum", b"0"), ("source_file", b"f.csv")]  # fmt: skip
     scene.send_raw(
         (None, []),
         (b"", good),
@@ -165,6 +199,7 @@ def test_restore_and_reprocess_are_exact(scene: Scene) -> None:
     with scene.connect() as conn:
         taken = conn.execute("SELECT batch_id FROM lots_at(8) ORDER BY lot_id").fetchall()[1][0]
         assert versions.isolate(conn, taken, "wrong bottle").version == 9
+        assert scene.verify(version=9).rows == 660
         assert {row[0] for row in scene.query("SELECT batch_id FROM lots_at()")} == {
             row[0] for row in scene.query("SELECT batch_id FROM lots_at(8)")
         } - {taken}
@@ -396,6 +431,7 @@ def test_verify_says_in_one_line_why_it_cannot_compare(scene: Scene) -> None:
         ("postgresql/versions.py", "restore x", 2, "invalid int value: 'x'"),
         ("hdfs/load_reference.py", "--data /nowhere", 2, "no Methods*.xlsx or .csv in /nowhere"),
         ("verify.py", "--version x", 2, "invalid int value: 'x'"),
+        ("spark/spark_consumer.py", "--once --reprocess last", 2, "not allowed with argument"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(
@@ -405,12 +441,6 @@ def test_a_mistake_is_one_line(
     assert done.returncode == code
     assert says in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def real_folder() -> Path | None:
-    """Return the folder with the three real files, None when it is not here."""
-    beside = PROJECT.parent / "shared/data/ltm"
-    return Path(GIVEN_DATA) if GIVEN_DATA else beside if beside.is_dir() else None
 
 
 def independent_tables(db: Any, folder: Path) -> None:
@@ -429,11 +459,10 @@ def independent_tables(db: Any, folder: Path) -> None:
             db.execute(f"UPDATE samples SET {column} = replace({column}, ' ', '')")  # noqa: S608
 
 
-@pytest.mark.skipif(real_folder() is None, reason="no real files: set LTM_DATA to their folder")
+@pytest.mark.skipif(not GIVEN_DATA, reason="no real files: set LTM_DATA to their folder")
 @pytest.mark.timeout(900)
 def test_the_real_release_is_integrated_exactly(scene: Scene) -> None:
-    folder = real_folder()
-    assert folder
+    folder = Path(GIVEN_DATA)
     scene.load_reference(folder)
     scene.send(data=folder)
     scene.consume()
