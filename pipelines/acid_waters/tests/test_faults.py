@@ -6,17 +6,22 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from kafka import KafkaAdminClient
 
 from pipelines.acid_waters.hdfs import load_reference
+from pipelines.acid_waters.postgresql.versions import VersionError
 from pipelines.acid_waters.spark.session import SparkError
-from pipelines.acid_waters.spark.spark_consumer import LossError
+from pipelines.acid_waters.spark.spark_consumer import Integration, LossError
 from pipelines.acid_waters.tests.conftest import SAMPLE, Scene, wait_until
 from stack.__main__ import Stack, command_line
 
@@ -36,11 +41,15 @@ def java_of(process: subprocess.Popen[bytes]) -> int:
     return next(int(pid) for pid in children if "java" in command_line(int(pid)))
 
 
+PUBLISH = "LOCK TABLE versions IN ROW EXCLUSIVE MODE"  # nobody can begin to
+COPY = "LOCK TABLE fact_sample IN SHARE MODE"  # nor end: versions and fact_measure are written
+
+
 @contextmanager
-def held_up(scene: Scene) -> Iterator[Callable[[], int]]:
-    """Let nobody publish meanwhile; what comes before goes on. Yields a count of those who wait."""
+def held_up(scene: Scene, before: str = PUBLISH) -> Iterator[Callable[[], int]]:
+    """Let nobody go on meanwhile at a point of publishing. Yields a count of those who wait."""
     with scene.connect() as conn, conn.transaction():
-        conn.execute("LOCK TABLE versions IN ROW EXCLUSIVE MODE")
+        conn.execute(before)
         waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
         yield lambda: int(conn.execute(waiting).fetchone()[0])
 
@@ -59,6 +68,7 @@ class Watch:
         self.scene = scene
         self.seen: set[int] = set()
         self.wrong: list[Any] = []
+        self.failure: Exception | None = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._look_on)
 
@@ -69,8 +79,11 @@ class Watch:
             self.wrong.append((version, rows, samples, without))
 
     def _look_on(self) -> None:
-        while not self._end.wait(0.05):
-            self._look()
+        try:
+            while not self._end.wait(0.05):
+                self._look()
+        except Exception as exc:  # noqa: BLE001  # said where the test ends
+            self.failure = exc
 
     def __enter__(self) -> "Watch":
         self._look()
@@ -81,6 +94,12 @@ class Watch:
         self._end.set()
         self._thread.join()
         self._look()
+
+    def check(self, last: int) -> None:
+        """Check that what was seen was whole: the beginning, the end and something in between."""
+        assert self.failure is None
+        assert self.wrong == []
+        assert {0, last} < self.seen
 
 
 def test_killed_at_any_moment_nothing_is_half_there(scene: Scene) -> None:
@@ -111,11 +130,51 @@ def test_killed_at_any_moment_nothing_is_half_there(scene: Scene) -> None:
         assert "Spark's Java process has ended, start again" in scene.log(process)
         assert "Traceback" not in scene.log(process)
         scene.consume()
-    assert watch.wrong == []
-    assert {0, 8} <= watch.seen
+    watch.check(8)
     verdict = scene.verify(data=SAMPLE)
     assert (verdict.versions, verdict.rows, verdict.integrated) == (8, 760, 8)
     assert scene.query(received) == [(8,)]
+
+
+def test_killed_within_the_transaction_nothing_of_it_is_there(scene: Scene, stack: Stack) -> None:
+    scene.load_reference()
+    scene.send()
+    with scene.connect():
+        pass  # the tables are there
+    # The consumer, while it copies the facts.
+    with held_up(scene, before=COPY) as waiting:
+        process = scene.start_consumer()
+        wait_until(waiting, "the consumer waits to copy")
+        kill_9(process)
+        assert scene.current() == 0
+    wait_until(lambda: not scene.others(), "PostgreSQL has seen that it is gone")
+    assert scene.current() == 0
+    assert scene.events() == []
+    # PostgreSQL, at the same point; the consumer goes on once it is back.
+    process = scene.start_consumer()
+    with suppress(psycopg.OperationalError), held_up(scene, before=COPY) as waiting:
+        wait_until(waiting, "the consumer waits to copy")
+        stack.stop("postgresql", signal.SIGKILL)
+    stack.up(["postgresql"])
+    wait_until(lambda: scene.current() == 8, "version 8")
+    scene.stop_consumer(process, signal.SIGTERM)
+    assert "trying again in" in scene.log(process)
+    verdict = scene.verify(data=SAMPLE)
+    assert (verdict.versions, verdict.rows, verdict.integrated) == (8, 760, 8)
+    # The consumer, while it processes a lot again.
+    before = scene.snapshot(8)
+    with held_up(scene, before=COPY) as waiting:
+        process = scene.start_consumer("--reprocess", "last")
+        wait_until(waiting, "the consumer waits to copy")
+        kill_9(process)
+    wait_until(lambda: not scene.others(), "PostgreSQL has seen that it is gone")
+    assert scene.current() == 8
+    assert scene.snapshot(8) == before
+    scene.verify(data=SAMPLE)
+    assert scene.consume("--reprocess", "last") == 0
+    assert scene.current() == 9
+    assert scene.snapshot(9) == before
+    assert scene.verify(data=SAMPLE).rows == 760
 
 
 @pytest.mark.soak
@@ -130,7 +189,7 @@ def test_killed_again_and_again_at_random(scene: Scene) -> None:
             wait_until(lambda: scene.current() > version, "a version")
             time.sleep(random.uniform(0, 5))
             kill_9(process)
-    assert watch.wrong == []
+    watch.check(19)
     verdict = scene.verify(data=SAMPLE)
     assert (verdict.versions, verdict.rows, verdict.integrated) == (19, 760, 19)
 
@@ -144,7 +203,8 @@ def test_restarts_of_postgresql_and_hdfs_lose_nothing(scene: Scene, stack: Stack
     def tries() -> int:
         return scene.log(process).count("trying again in")
 
-    for servers, version in ((["postgresql"], 2), (["namenode", "datanode"], 3)):
+    whose = (["postgresql"], ["namenode", "datanode"], ["datanode"])
+    for version, servers in enumerate(whose, 2):
         before = tries()
         for name in servers:
             stack.stop(name, signal.SIGKILL)
@@ -152,11 +212,18 @@ def test_restarts_of_postgresql_and_hdfs_lose_nothing(scene: Scene, stack: Stack
         wait_until(lambda before=before: tries() > before, f"it misses {servers[0]}")  # type: ignore[misc]
         stack.up(servers)
         wait_until(lambda expected=version: scene.current() == expected, f"version {version}")  # type: ignore[misc]
-    scene.send("--first", "4")
+    scene.send("--first", "5")
     wait_until(lambda: scene.current() == 8, "version 8")
     scene.stop_consumer(process, signal.SIGTERM)
     verdict = scene.verify(data=SAMPLE)
     assert (verdict.versions, verdict.rows) == (8, 760)
+
+
+def test_ctrl_c_while_spark_starts_is_a_clean_end(scene: Scene) -> None:
+    process = scene.start_consumer()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_until(children.read_text, "Java is started")
+    scene.stop_consumer(process, signal.SIGINT)
 
 
 def test_two_consumers_at_once_integrate_each_lot_once(scene: Scene) -> None:
@@ -206,6 +273,39 @@ def test_the_reference_in_use_stays_until_the_new_one_is_whole(
     assert load_reference.read_reference(scene.spark, url, "sites").collect() == before
     assert not load_reference.load(scene.spark, url, "sites", rows)
     assert load_reference.read_reference(scene.spark, url, "sites").count() == len(rows)
+
+
+def test_a_topic_made_anew_is_said_however_long_it_is(scene: Scene) -> None:
+    scene.load_reference()
+    scene.send("--count", "1")
+    scene.consume()
+    with KafkaAdminClient(bootstrap_servers=scene.environ["KAFKA_BOOTSTRAP_SERVERS"]) as admin:
+        admin.delete_topics([scene.topic])
+        wait_until(lambda: scene.topic not in admin.list_topics(), "it is deleted")
+    scene.send()
+    with pytest.raises(LossError, match="was deleted and made anew"):
+        scene.consume()
+    assert scene.current() == 1
+
+
+def test_methods_in_use_are_known_after_new_year(scene: Scene) -> None:
+    scene.load_reference()
+    with scene.connect() as conn:
+        methods = Integration(scene.spark, conn, scene.environ["HDFS_URL"]).methods
+    now = datetime.now(UTC).year
+    found = Counter(row.year for row in methods.select("year").collect())
+    assert found[now + 1] == found[now] > 0
+
+
+def test_a_lot_that_is_not_settled_is_not_processed_again(scene: Scene) -> None:
+    scene.load_reference()
+    scene.send("--count", "1")
+    scene.consume()
+    with scene.connect() as conn:
+        conn.execute("DELETE FROM membership")
+        conn.execute("DELETE FROM versions WHERE state <> 'received'")
+    with pytest.raises(VersionError, match="LTM_Data_sample-000001 is received and not settled"):
+        scene.consume("--reprocess", "LTM_Data_sample-000001")
 
 
 def test_what_kafka_no_longer_has_is_said(scene: Scene) -> None:
