@@ -8,10 +8,12 @@ speed with three faulty lots among them, integrates, repairs, restores, isolates
 and ends with verify.py. The output is in French, like the README. It can be run again: lots that
 are there already are isolated as duplicates.
 
-Environment (or .env at the project's root): as the scripts.
+Environment (or .env at the project's root): as the scripts; but it always takes the sample, whose
+lots it knows.
 Exit codes: 0 all agrees, 1 it does not.
 """
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -24,6 +26,7 @@ PROJECT = HERE.parents[1]
 FILES = ("-f", "docker-compose.yml", "-f", "pipelines/acid_waters/compose.yml")
 SERVERS = ("kafka", "datanode", "postgresql")
 FAULTS = ("short=2", "date=5", "checksum=7")
+SAMPLE = "pipelines/acid_waters/sample"
 
 
 class FailedError(Exception):
@@ -43,16 +46,17 @@ def step(title: str, *command: str) -> None:
         FailedError: it has failed.
     """
     say(f"\n── {title}\n   $ python pipelines/acid_waters/{shlex.join(command)}\n")
-    run([sys.executable, str(HERE / command[0]), *command[1:]])
+    run([sys.executable, str(HERE / command[0]), *command[1:]], LTM_DATA=SAMPLE)
 
 
-def run(command: list[str]) -> None:
+def run(command: list[str], **environ: str) -> None:
     """Run a command in the project's folder.
 
     Raises:
         FailedError: it has failed.
     """
-    if subprocess.run(command, cwd=PROJECT, check=False).returncode != 0:
+    done = subprocess.run(command, cwd=PROJECT, env={**os.environ, **environ}, check=False)
+    if done.returncode != 0:
         raise FailedError(" ".join(command))
 
 
@@ -109,7 +113,8 @@ def show() -> None:
     lot = "LTM_Data_sample-000004"
     step("Isoler un lot que l'on croit fautif", versions, "isolate", lot, "--reason", "à vérifier")
     step("Il ne l'était pas : le retraiter", consumer, "--reprocess", lot)
-    step("Vérification : sujet, versions, fichiers et mesures sont comparés", "verify.py")
+    title = "Vérification : fichier, sujet, versions, lignes et mesures sont comparés"
+    step(title, "verify.py", "--data", SAMPLE)
 
 
 def main() -> int:
