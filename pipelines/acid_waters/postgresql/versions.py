@@ -198,9 +198,9 @@ def duplicate(conn: Connection, lot: Any) -> str | None:
     """
     overlap = conn.execute(
         r"""SELECT batch_id, greatest(first_row, %(first)s) AS first,
-            least(first_row + size, %(end)s) - 1 AS last
+            least(first_row::bigint + size, %(end)s) - 1 AS last
         FROM lots_at() WHERE batch_id <> %(id)s
-        AND first_row < %(end)s AND %(first)s < first_row + size
+        AND first_row < %(end)s AND %(first)s < first_row::bigint + size
         AND regexp_replace(source_file, '\.[^.]*$', '') = regexp_replace(%(file)s, '\.[^.]*$', '')
         ORDER BY first_row LIMIT 1""",
         {"id": lot.batch_id, "file": lot.source_file, "first": lot.first_row,

@@ -274,15 +274,16 @@ def starting_offsets(config: Config, conn: versions.Connection) -> str:
         "bootstrap_servers": config.bootstrap_servers.split(","), "bootstrap_timeout_ms": 5000,
     }  # fmt: skip
     with KafkaAdminClient(**address) as admin:
-        topic_id = admin.describe_topics([config.topic])[0].get("topic_id")
+        topic_id = str(admin.describe_topics([config.topic])[0].get("topic_id") or "")
     with KafkaConsumer(**address) as consumer:
         numbers = consumer.partitions_for_topic(config.topic)
         if not numbers:
             raise KafkaError(f"no topic {config.topic} yet: the producer makes it")
         partitions = [TopicPartition(config.topic, number) for number in sorted(numbers)]
         first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
-    # With more messages than the old one had, only its id gives it away.
-    if topic_id and not versions.note_topic(conn, config.topic, str(topic_id)):
+    # With more messages than the old one had, only its id gives it away. It is all zeros where
+    # Kafka gives none, and for a topic that was just made.
+    if topic_id.strip("0-") and not versions.note_topic(conn, config.topic, topic_id):
         raise LossError(
             f"{config.topic} was deleted and made anew. Give it another name (WATER_TOPIC)"
         )

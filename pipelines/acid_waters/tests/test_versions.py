@@ -98,11 +98,27 @@ def test_the_same_rows_in_lots_of_another_size_are_there_once(scene: Scene) -> N
     assert scene.verify(data=SAMPLE).rows == 760
     with scene.connect() as conn:
         versions.isolate(conn, batch(2), "cut anew")
+        # The last row that a header can name: what follows it cannot be named.
+        conn.execute("UPDATE lots SET first_row = 2147483647 WHERE batch_id = %s", [batch(1)])
     scene.send("--lot-size", "50", "--first", "3", "--count", "2")
     scene.consume()
     assert scene.verify(data=SAMPLE).rows == 760
     assert scene.consume("--reprocess", batch(2)) == 1
     assert scene.events()[-1].reason == f"duplicate rows: 101 to 150 {there}, in {batch(3)}"
+
+
+def test_tables_of_an_earlier_schema_get_what_is_new(scene: Scene) -> None:
+    scene.load_reference()
+    scene.send("--count", "1")
+    scene.consume()
+    with scene.connect() as conn:
+        conn.execute("DROP TABLE topics")
+        conn.execute("ALTER TABLE lots DROP COLUMN first_row")
+    scene.send("--first", "2")
+    scene.consume()
+    assert scene.verify(data=SAMPLE).rows == 760
+    firsts = scene.query("SELECT first_row FROM lots ORDER BY sequence")
+    assert firsts == [(None,), *((row,) for row in range(101, 800, 100))]
 
 
 def test_a_lot_that_is_too_large_is_said(scene: Scene, tmp_path: Path) -> None:
