@@ -462,6 +462,12 @@ def configure_logging() -> None:
     logging.root.handlers[0].addFilter(logging.Filter(log.name))
 
 
+def stop_on_signals(stop: threading.Event) -> None:
+    """Let Ctrl-C and SIGTERM stop what is done, cleanly."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Consume until done or stopped; return the exit code (see the module docstring)."""
     load_dotenv(PROJECT / ".env")  # the real environment wins over it
@@ -469,14 +475,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging()
     stop = threading.Event()
     try:
+        # Before Spark starts, for Java would go on alone if that was cut short; and after, for it
+        # sets its own.
+        stop_on_signals(stop)
         spark = new_session("spark_consumer")
-        for signum in (signal.SIGINT, signal.SIGTERM):  # after Spark, which sets its own
-            signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
-        code = patiently(config, stop, lambda answered: work_once(config, spark, stop, answered))
+        stop_on_signals(stop)
+        code = (
+            0
+            if stop.is_set()
+            else patiently(config, stop, lambda answered: work_once(config, spark, stop, answered))
+        )
     except (SparkError, LossError, versions.VersionError, psycopg.Error) as exc:
         log.error("%s", one_line(exc))
         return 1
-    except KeyboardInterrupt:  # while Spark starts: there is nothing to finish
+    except KeyboardInterrupt:  # in between: there is nothing to finish
         log.info("stopped")
         return 0
     except (Py4JError, ConnectionError) as exc:  # those of AWAY are dealt with

@@ -222,8 +222,9 @@ def test_restarts_of_postgresql_and_hdfs_lose_nothing(scene: Scene, stack: Stack
 def test_ctrl_c_while_spark_starts_is_a_clean_end(scene: Scene) -> None:
     process = scene.start_consumer()
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    wait_until(children.read_text, "Java is started")
+    (java,) = wait_until(lambda: children.read_text().split(), "Java is started")
     scene.stop_consumer(process, signal.SIGINT)
+    wait_until(lambda: not Path(f"/proc/{java}").exists(), "Java has ended too")
 
 
 def test_two_consumers_at_once_integrate_each_lot_once(scene: Scene) -> None:
