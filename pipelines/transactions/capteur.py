@@ -23,7 +23,8 @@ Frauds, off by default: --fraud RATE adds that share of valid transactions of an
 hour and of about ten times the amount; their label is fraud. They are for score.py.
 
 --ledger FILE notes every record, as CSV: partition and offset as acknowledged (empty when not),
-transaction_id, montant, devise, timestamp, label. verify.py compares it with what is stored.
+transaction_id, montant, devise, timestamp, label, and value, the bytes of a spoilt one. verify.py
+compares it with what is stored. A file that is there already is left as it is, and nothing is sent.
 
 Environment (or .env in the project's folder; a flag wins over both):
     KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
@@ -62,12 +63,16 @@ from dotenv import load_dotenv
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-log = logging.getLogger("capteur")
-
 PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.transactions.broker import addresses  # noqa: E402
+
+log = logging.getLogger("capteur")
 PARIS = ZoneInfo("Europe/Paris")
 DEFAULT_START = "2026-10-24T00:00:00Z"
 PROGRESS_S = 5.0
+MAX_DURATION_S = 100 * 366 * 86_400.0
 DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 # Amounts are drawn in euros and brought to the currency's size; that is no conversion.
 MEDIAN_EUR, FRAUD_MEDIAN_EUR = 40.0, 400.0
@@ -153,8 +158,11 @@ def arrivals(start: datetime, mean_s: float, rng: random.Random, daily: bool) ->
     peak = max(map(activity, range(24))) if daily else 1.0
     when = start
     while True:
-        when += timedelta(seconds=rng.expovariate(1) * mean_s / peak)
-        pace = activity(when.astimezone(PARIS).hour) if daily else 1.0
+        try:
+            when += timedelta(seconds=rng.expovariate(1) * mean_s / peak)
+            pace = activity(when.astimezone(PARIS).hour) if daily else 1.0
+        except OverflowError:  # after the year 9999: no such time comes
+            return
         if rng.random() * peak < pace:
             yield when
 
@@ -304,16 +312,19 @@ class Ledger:
     """The file that notes what was sent, as CSV (see the module docstring); None: no file."""
 
     def __init__(self, path: Path | None) -> None:
-        self.file = path.open("w", encoding="utf-8", newline="") if path else None
+        # Another run's is not overwritten: what it sent would be unknown for ever. Each line is
+        # written at once: being killed loses none.
+        self.file = path.open("x", buffering=1, encoding="utf-8", newline="") if path else None
         self.rows = csv.writer(self.file) if self.file else None
         columns = ["partition", "offset", "transaction_id", "montant", "devise", "timestamp"]
         if self.rows:
-            self.rows.writerow([*columns, "label"])
+            self.rows.writerow([*columns, "label", "value"])
 
     def note(self, record: Record, partition: int | str, offset: int | str) -> None:
         """Note a record and where Kafka has stored it; empty when it has not."""
         if self.rows:
-            self.rows.writerow([partition, offset, *record[1:5], record.label])
+            value = "" if record.label in ("", "fraud") else record.value.decode()
+            self.rows.writerow([partition, offset, *record[1:5], record.label, value])
 
     def close(self) -> None:
         """Write what is not written yet."""
@@ -386,6 +397,8 @@ class Sender:
 def parse_time(text: str) -> datetime:
     """Return an ISO 8601 time, or the present for "now"; one without an offset is UTC."""
     when = datetime.now(UTC) if text == "now" else datetime.fromisoformat(text)
+    if not 2000 <= when.year <= 2099:
+        raise argparse.ArgumentTypeError(f"{text} is not in the years 2000 to 2099")
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
@@ -398,7 +411,10 @@ def parse_duration(text: str) -> timedelta:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if not match or not float(match[1]):
         raise ValueError(text)
-    return timedelta(seconds=float(match[1]) * DURATION_UNITS_S[match[2]])
+    seconds = float(match[1]) * DURATION_UNITS_S[match[2]]
+    if seconds > MAX_DURATION_S:
+        raise argparse.ArgumentTypeError(f"{text} is longer than a hundred years")
+    return timedelta(seconds=seconds)
 
 
 def number_between(low: float, high: float, kind: type[int] | type[float]) -> Any:
@@ -445,8 +461,11 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
         ("--topic", "TRANSACTIONS_TOPIC", "transactions"),
     ):
         add(flag, default=environ.get(name) or default, metavar=name.split("_")[-1],
+            type=addresses if name.endswith("SERVERS") else str,
             help=f"environment: {name} (default: {default})")  # fmt: skip
     options = parser.parse_args(argv)
+    if options.console and options.ledger:
+        parser.error("--ledger notes what Kafka has acknowledged: --console sends it nothing")
     return Config(
         bootstrap_servers=options.bootstrap_servers,
         topic=options.topic,
@@ -487,6 +506,10 @@ def send_to_kafka(records: Iterator[Record], config: Config, stop: threading.Eve
         return 0
     try:
         ledger = Ledger(config.ledger)
+    except FileExistsError:
+        log.error("--ledger %s is there already: name another (verify.py takes several)",
+                  config.ledger)  # fmt: skip
+        return 2
     except OSError as exc:
         log.error("--ledger %s: %s", config.ledger, exc.strerror)
         return 2

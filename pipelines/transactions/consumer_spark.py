@@ -19,10 +19,13 @@ Rules, and where they are from:
     euros       montant / rate, the rate being units of the currency for one euro; rounded to the
                 cent, half a cent up (Regulation (EC) 1103/97, article 5)
     rate        the ECB's of the day in Paris, or the last before, a week old at most (rates.csv)
-    timestamp   ISO 8601 with its offset from UTC: without one it could be any of 24 instants
+    timestamp   ISO 8601 with its offset from UTC: without one it could be any of 24 instants; from
+                2000 to 2099, as anything else is a mistake, and years that not every reader knows
+                (before 1900, after 9999) would stop the stream or them
     date        the day in Paris
 
-A line for each batch, and one at the end (read is always the sum of the two that follow):
+A line for each batch, and one at the end. read is what Kafka gave; a batch of which it is not the
+sum of the two that follow is not written:
 
     batch id=12 read=1000 written=990 rejected=10 seconds=2.1
 
@@ -38,6 +41,7 @@ again and again, 2 wrong usage or configuration.
 
 import argparse
 import logging
+import math
 import os
 import signal
 import sys
@@ -48,14 +52,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dotenv import load_dotenv
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram, start_http_server
 from prometheus_client import Counter as Total
-from prometheus_client import Gauge, Histogram, start_http_server
 from py4j.protocol import Py4JError
 from pyarrow import fs
 from pyspark.errors import PySparkException
@@ -67,8 +72,14 @@ from pyspark.sql.streaming.query import StreamingQuery
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
+from pipelines.transactions.broker import addresses  # noqa: E402
 from pipelines.transactions.rates import RATES_FILE, rates_in_force, read_rates  # noqa: E402
-from pipelines.transactions.spark_session import SPARK_LOG, SparkError, spark_session  # noqa: E402
+from pipelines.transactions.spark_session import (  # noqa: E402
+    SPARK_LOG,
+    SparkError,
+    last_cause,
+    spark_session,
+)
 from pipelines.transactions.store import (  # noqa: E402
     CHECKPOINT,
     MODEL,
@@ -81,11 +92,15 @@ from pipelines.transactions.store import (  # noqa: E402
 log = logging.getLogger("consumer_spark")
 
 FIELDS = ("transaction_id", "montant", "devise", "timestamp")
-# 18 decimals, so that one too many is seen and not rounded away while parsing.
+# 18 decimals, so that one too many is seen and not rounded away while parsing. MANY_DIGITS sees
+# those beyond: 15 digits or more from the first to the last that is no zero, where the largest
+# amount has 12. No group is repeated in it, as Java would go one call deeper for each digit.
+MANY_DIGITS = r'"montant"\s*:\s*-?[0.]*[1-9][\d.]{14,}[1-9]'
 SCHEMA = "transaction_id BIGINT, montant DECIMAL(38,18), devise STRING, timestamp STRING"
 TEXT_SCHEMA = "transaction_id STRING, montant STRING, devise STRING, timestamp STRING"
 RATES_SCHEMA = "rate_day DATE, rate_currency STRING, taux DECIMAL(12,6), taux_date DATE"
 NUMBER = r"^-?\d+(\.\d+)?([eE][-+]?\d+)?$"
+FIRST_INSTANT, LAST_INSTANT = "2000-01-01T00:00:00Z", "2099-12-31T23:59:59.999999Z"
 INSTANT = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
 MAX_AMOUNT = 1_000_000_000
 MONEY = "DECIMAL(18,2)"
@@ -122,17 +137,30 @@ def parse(records: DataFrame) -> DataFrame:
         records: columns value (binary), kafka_partition, kafka_offset.
 
     Returns:
-        The same, with the structs `typed` and `text` of the four fields, and `json`: the value as
-        text when it is exactly one JSON object, else null.
+        The same, with the structs `typed` and `text` of the four fields; `json`: the value as text
+        when it is exactly one JSON object with no name twice, else null; and `montant_json`: the
+        amount as JSON, so in quotes when it is a string.
     """
     text = F.col("value").cast("string")
     # Spark's parser reads the first object and forgets what follows, and takes the first of a list.
-    is_one_object = text.rlike(r"^\s*\{[\s\S]*\}\s*$") & (
-        F.json_array_length(F.concat(F.lit("["), text, F.lit("]"))) == 1
+    # Hence two lists: `{..}],[{..}` makes the first object the only one of both.
+    alone, followed = (F.concat(F.lit("["), text, F.lit(end)) for end in ("]", ",0]"))
+    names = F.json_object_keys(text)
+    is_one_object = (
+        text.rlike(r"^\s*\{[\s\S]*\}\s*$")
+        & (F.json_array_length(alone) == 1)
+        & (F.json_array_length(followed) == 2)
+        & (F.size(names) == F.size(F.array_distinct(names)))  # of two, which one is meant?
     )
     parsed = records.withColumn("json", F.when(is_one_object, text))
+    as_list = F.concat(F.lit("["), "json", F.lit("]"))
     return parsed.withColumns(
-        {"typed": F.from_json("json", SCHEMA), "text": F.from_json("json", TEXT_SCHEMA)}
+        {
+            "typed": F.from_json("json", SCHEMA),
+            "text": F.from_json("json", TEXT_SCHEMA),
+            # Spark leaves the quotes only where a path may find several.
+            "montant_json": F.get_json_object(as_list, "$[*].montant"),
+        }
     )
 
 
@@ -144,12 +172,14 @@ def with_values(parsed: DataFrame, rates: DataFrame) -> DataFrame:
         rates: columns of RATES_SCHEMA, one row for each day and currency that has a rate.
     """
     is_instant = F.col("text.timestamp").rlike(INSTANT)
+    instant = F.when(is_instant, F.try_to_timestamp("text.timestamp"))
+    first, last = (F.lit(text).cast("timestamp") for text in (FIRST_INSTANT, LAST_INSTANT))
     values = parsed.select(
         "*",
         F.col("typed.transaction_id").alias("transaction_id"),
         F.col("typed.montant").cast(MONEY).alias("montant"),
         F.col("text.devise").alias("devise"),
-        F.when(is_instant, F.try_to_timestamp("text.timestamp")).alias("timestamp_utc"),
+        F.when(instant.between(first, last), instant).alias("timestamp_utc"),
     )
     values = values.withColumn(
         "timestamp_paris",
@@ -176,7 +206,11 @@ def judge(values: DataFrame, currencies: Iterable[str]) -> DataFrame:
     """
     amount = F.col("typed.montant")
     missing = F.concat_ws(",", *[F.when(F.col(f"text.{n}").isNull(), F.lit(n)) for n in FIELDS])
-    is_number = F.col("text.montant").rlike(NUMBER) & ~F.col("json").rlike(r'"montant"\s*:\s*"')
+    is_number = F.col("montant_json").rlike(NUMBER)
+    is_rounded_to_0 = (amount == 0) & F.col("text.montant").rlike("^[0.]*[1-9]")
+    is_too_precise = (
+        (amount != F.round(amount, 2)) | F.col("json").rlike(MANY_DIGITS) | is_rounded_to_0
+    )
     wrong = F.concat_ws(
         ",",
         F.when(F.col("typed.transaction_id").isNull(), F.lit("transaction_id")),
@@ -187,8 +221,8 @@ def judge(values: DataFrame, currencies: Iterable[str]) -> DataFrame:
         ("missing_field", missing != "", missing),
         ("wrong_type", wrong != "", wrong),
         ("amount_too_large", amount.isNull() | (amount > MAX_AMOUNT), F.col("text.montant")),
+        ("amount_too_precise", is_too_precise, F.col("text.montant")),
         ("amount_not_positive", amount <= 0, F.col("text.montant")),
-        ("amount_too_precise", amount != F.round(amount, 2), F.col("text.montant")),
         ("unknown_currency", ~F.col("devise").isin("EUR", *currencies), F.col("devise")),
         ("bad_timestamp", F.col("timestamp_utc").isNull(), F.col("text.timestamp")),
         ("no_rate", F.col("montant_eur").isNull(), F.concat_ws(" ", "devise", "date")),
@@ -219,29 +253,41 @@ def rates_frame(spark: SparkSession, path: Path = RATES_FILE) -> DataFrame:
 class Metrics:
     """Counts of this run, for the log and for Prometheus; one for a process."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.counts: Counter[str] = Counter()
-        self.read = Total("transactions_read", "Records read from Kafka")
-        self.written = Total("transactions_written", "Transactions written to output/")
-        self.rejected = Total("transactions_rejected", "Records written to rejects/", ["reason"])
-        self.failures = Total("transactions_failures", "Batches tried again after an error")
+        counter = partial(Total, registry=registry)
+        self.read = counter("transactions_read", "Records read from Kafka")
+        self.written = counter("transactions_written", "Transactions written to output/")
+        self.rejected = counter("transactions_rejected", "Records written to rejects/", ["reason"])
+        self.failures = counter("transactions_failures", "Batches tried again after an error")
         buckets = (0.5, 1, 2, 5, 10, 30, 60)
         self.batch_seconds = Histogram(
-            "transactions_batch_seconds", "Duration of a batch", buckets=buckets
+            "transactions_batch_seconds", "Duration of a batch", buckets=buckets, registry=registry
         )
-        self.last_batch = Gauge(
+        gauge = partial(Gauge, registry=registry)
+        self.last_batch = gauge(
             "transactions_last_batch_timestamp_seconds", "When the last batch was written"
         )
-        self.lag = Gauge("transactions_lag_records", "Records that the last batch did not reach")
+        self.lag = gauge("transactions_lag_records", "Records that the last batch did not reach")
         self.last_id = -1
 
-    def note(self, batch_id: int, reasons: Mapping[str | None, int], seconds: float) -> None:
-        """Count a batch that is written; reasons: number of rows by reason, None for the valid."""
+    def note(
+        self, batch_id: int, read: int, reasons: Mapping[str | None, int], seconds: float
+    ) -> None:
+        """Count a batch that is written.
+
+        Args:
+            batch_id: its number.
+            read: records that Kafka gave.
+            reasons: rows written, by the reason for their refusal, None for the valid ones.
+            seconds: how long it took.
+        """
         if batch_id <= self.last_id:
             return  # done again, as its commit had failed: counted already
         self.last_id = batch_id
-        read, written = sum(reasons.values()), reasons.get(None, 0)
-        self.counts.update(read=read, written=written, rejected=read - written)
+        written = reasons.get(None, 0)
+        rejected = sum(reasons.values()) - written
+        self.counts.update(read=read, written=written, rejected=rejected)
         self.read.inc(read)
         self.written.inc(written)
         for reason, number in reasons.items():
@@ -251,7 +297,7 @@ class Metrics:
         self.last_batch.set_to_current_time()
         log.info(
             "batch id=%d read=%d written=%d rejected=%d seconds=%.1f",
-            batch_id, read, written, read - written, seconds,
+            batch_id, read, written, rejected, seconds,
         )  # fmt: skip
 
 
@@ -284,7 +330,7 @@ class Writer:
         self.may_be_replay = True
         self.rates = rates_frame(spark).cache()
         self.currencies = {row["rate_currency"] for row in self.rates.collect()}
-        self.model = PipelineModel.load(store.url(MODEL)) if config.score else None
+        self.model = load_model(store) if config.score else None
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
         """Write a batch: what is right under output/, what is not under rejects/."""
@@ -296,6 +342,9 @@ class Writer:
         try:
             counted = rows.groupBy("reason").count().collect()
             reasons = {row["reason"]: row["count"] for row in counted}
+            # Asked of Kafka anew: of the rows it would agree with itself, whatever became of them.
+            if (read := batch.count()) != (found := sum(reasons.values())):
+                raise ValueError(f"batch {batch_id} has {read} records, but {found} rows of them")
             if reasons.get(None):
                 valid = with_score(rows.where("reason IS NULL"), self.model)
                 # One file for each day of the batch.
@@ -308,7 +357,7 @@ class Writer:
             rows.unpersist()
         self.may_be_replay = False
         if reasons:
-            self.metrics.note(batch_id, reasons, time.monotonic() - began)
+            self.metrics.note(batch_id, read, reasons, time.monotonic() - began)
         if 2 * reasons.get("no_rate", 0) > sum(reasons.values()):
             log.warning("no_rate: %d; rates.csv is too old (rates.py)", reasons["no_rate"])
 
@@ -341,6 +390,44 @@ def check_model(store: Store) -> None:
         )
 
 
+def load_model(store: Store) -> PipelineModel:
+    """Return the trained score.
+
+    Raises:
+        StoreError: it is not whole.
+    """
+    try:
+        return PipelineModel.load(store.url(MODEL))
+    except (PySparkException, Py4JError, ValueError) as exc:
+        raise StoreError(
+            f"--score: the trained score in the bucket is not whole ({last_cause(exc)}): "
+            "run python pipelines/transactions/score.py again"
+        ) from exc
+
+
+def check_checkpoint(store: Store) -> None:
+    """Make sure that what is stored has the checkpoint that it was written with.
+
+    Without it the batches are numbered from 0 again, and each clears the folders of its number.
+
+    Raises:
+        StoreError: there are batches and no checkpoint.
+    """
+    client = store.filesystem()
+
+    def names(folder: str) -> list[str]:
+        path = fs.FileSelector(f"{store.bucket}/{folder}", allow_not_found=True)
+        return [info.base_name for info in client.get_file_info(path)]
+
+    has_batches = any("=" in name for folder in (OUTPUT, REJECTS) for name in names(folder))
+    if has_batches and not any(name.isdecimal() for name in names(f"{CHECKPOINT}/offsets")):
+        raise StoreError(
+            f"the bucket {store.bucket} holds {OUTPUT}/ or {REJECTS}/ but not their {CHECKPOINT}/: "
+            "a new start would overwrite them; choose another bucket by S3_BUCKET (prepare.py "
+            "makes it)"
+        )
+
+
 def start_query(
     spark: SparkSession, store: Store, config: Config, writer: Writer
 ) -> StreamingQuery:
@@ -368,6 +455,20 @@ def run(
     spark: SparkSession, store: Store, config: Config, metrics: Metrics, stop: threading.Event
 ) -> int:
     """Run the stream until it is done or told to stop, through outages; return the exit code."""
+    try:
+        return stream(spark, store, config, metrics, stop)
+    finally:  # however it ends
+        counts = metrics.counts
+        log.info(
+            "stopped read=%d written=%d rejected=%d",
+            counts["read"], counts["written"], counts["rejected"],
+        )  # fmt: skip
+
+
+def stream(
+    spark: SparkSession, store: Store, config: Config, metrics: Metrics, stop: threading.Event
+) -> int:
+    """Do what `run` says, without its last line."""
     writer = Writer(spark, store, config, metrics)
     failures, progress = 0, metrics.counts["read"]
     while not stop.is_set():
@@ -386,20 +487,18 @@ def run(
             if "data may have been lost" in str(exc):
                 log.error("Kafka has deleted records before they were read: %s", cause)
                 return 1
-            failures = failures + 1 if metrics.counts["read"] == progress else 1
-            progress = metrics.counts["read"]
+            if metrics.counts["read"] != progress:
+                failures, progress = 0, metrics.counts["read"]
             metrics.failures.inc()
             log.warning("batch failed, nothing is lost, trying again: %s", cause)
-            wait_for_servers(store, config, stop, deadline=None)
+            if check_servers(store, config):
+                wait_for_servers(store, config, stop, deadline=None)
+                continue  # an outage is not the batch's fault: it is not counted
+            failures += 1
             if failures >= MAX_FAILURES:
                 log.error("gave up after %d failures in a row: see %s", failures, SPARK_LOG)
                 return 1
             stop.wait(min(2.0**failures, MAX_WAIT_S))
-    counts = metrics.counts
-    log.info(
-        "stopped read=%d written=%d rejected=%d",
-        counts["read"], counts["written"], counts["rejected"],
-    )  # fmt: skip
     return 0
 
 
@@ -417,14 +516,6 @@ def watch(query: StreamingQuery, metrics: Metrics, stop: threading.Event) -> Non
         if stop.is_set():
             query.stop()
             return
-
-
-def last_cause(exc: BaseException) -> str:
-    """Return the innermost cause of a Java error as one line."""
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    causes = [line for line in lines if line.startswith("Caused by:")]
-    text = (causes or [line for line in lines if "Exception" in line] or lines or [repr(exc)])[-1]
-    return text.removeprefix("Caused by:").strip()[:300]
 
 
 # Waiting for the servers.
@@ -457,11 +548,12 @@ def wait_for_servers(
     while wrong := check_servers(store, config):
         if stop.is_set():
             return False
-        if deadline is not None and time.monotonic() + wait_s > deadline:
+        left_s = math.inf if deadline is None else deadline - time.monotonic()
+        if left_s <= 0:
             log.error("%s", wrong)
             return False
         log.warning("waiting: %s", wrong)
-        stop.wait(wait_s)
+        stop.wait(min(wait_s, left_s))
         wait_s = min(2 * wait_s, MAX_WAIT_S)
     return not stop.is_set()
 
@@ -482,6 +574,13 @@ def number_above(low: float, kind: type[int] | type[float]) -> Any:
     return parse_number
 
 
+def port(text: str) -> int:
+    """Return a port; an argparse type."""
+    if not 0 < int(text) < 65_536:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 65535")
+    return int(text)
+
+
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
     """Return the configuration: flag > environment > default. A bad value exits with code 2."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
@@ -494,7 +593,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
         help="time from the start of a batch to that of the next (default: 5)")  # fmt: skip
     add("--max-records", type=number_above(0, int), default=100_000, metavar="N",
         help="records in a batch at most (default: 100000)")  # fmt: skip
-    add("--metrics-port", type=number_above(0, int), metavar="PORT",
+    add("--metrics-port", type=port, metavar="PORT",
         help="serve /metrics on this port of 127.0.0.1 (default: none)")  # fmt: skip
     add("--score", action="store_true", help="score each transaction (train with score.py first)")
     add("--wait", type=number_above(-1, float), default=60.0, metavar="SECONDS",
@@ -504,6 +603,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
         ("--topic", "TRANSACTIONS_TOPIC", "transactions"),
     ):
         add(flag, default=environ.get(name) or default, metavar=name.split("_")[-1],
+            type=addresses if name.endswith("SERVERS") else str,
             help=f"environment: {name} (default: {default})")  # fmt: skip
     options = parser.parse_args(argv)
     return Config(
@@ -561,6 +661,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not wait_for_servers(store, config, stop, time.monotonic() + config.wait_s):
             return 0 if stop.is_set() else 1
+        check_checkpoint(store)
         if config.score:
             check_model(store)
         metrics = Metrics()

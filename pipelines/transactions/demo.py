@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.transactions.store import Store  # noqa: E402  # works from any folder
+from pipelines.transactions.store import Store, StoreError  # noqa: E402  # works from any folder
 
 FILES = ("-f", "docker-compose.yml", "-f", "pipelines/transactions/compose.yml")
 BUCKET = "transactions-demo"
@@ -112,6 +112,7 @@ class Demo:
     def send(self, ledger: str, *arguments: str) -> Path:
         """Send transactions; return the ledger of what was sent."""
         path = self.folder / ledger
+        path.unlink(missing_ok=True)  # of an earlier demonstration; its bucket is emptied as well
         spoilt = ("--bad", "0.02", "--fraud", "0.01")
         self.run("capteur.py", *arguments, "--interval", "10", *spoilt, "--ledger", str(path))
         return path
@@ -153,6 +154,10 @@ def main() -> int:
     demo = Demo(environ)
     try:
         empty_bucket(environ)
+    except (StoreError, OSError) as exc:
+        say(f"\n✗ Le seau {BUCKET} ne se laisse pas vider : {exc}")
+        return 1
+    try:
         demo.run("prepare.py")
         say("\n── Deux jours de transactions d'un coup, 2 % abîmées exprès, 1 % de fraudes\n")
         first = demo.send("ledger-1.csv", "--backfill", "48h", "--seed", "42")

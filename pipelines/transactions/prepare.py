@@ -28,6 +28,7 @@ from pyarrow import fs
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
+from pipelines.transactions.broker import addresses  # noqa: E402
 from pipelines.transactions.spark_session import SparkError, connectors  # noqa: E402
 from pipelines.transactions.store import Store, StoreError  # noqa: E402
 
@@ -73,10 +74,13 @@ def main() -> int:
     ).parse_args()
     load_dotenv(PROJECT / ".env")
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092"
     topic = os.environ.get("TRANSACTIONS_TOPIC") or "transactions"
     try:
+        servers = addresses(os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092")
         store = Store.from_env(os.environ)
+    except argparse.ArgumentTypeError as exc:
+        sys.stderr.write(f"prepare: KAFKA_BOOTSTRAP_SERVERS: {exc}\n")
+        return 2
     except StoreError as exc:
         sys.stderr.write(f"prepare: {exc}\n")
         return 2

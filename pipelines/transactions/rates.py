@@ -32,6 +32,7 @@ MAX_AGE_DAYS = 7
 HEADER = """\
 # Euro foreign exchange reference rates of the European Central Bank: units of the currency for one
 # euro. Source: its file eurofxref-hist.csv, days {first} to {last}; made by rates.py.
+# https://www.ecb.europa.eu/stats/eurofxref/eurofxref-hist.zip
 """
 
 
@@ -47,10 +48,11 @@ def read_rates(path: Path) -> list[Rate]:
     """Return what a rates.csv holds, in its order.
 
     Raises:
-        ValueError: a line is not a rate; the message says which.
+        ValueError: a line is not a rate, or its day and currency have one already: a transaction
+            would be written once for each; the message says which line.
         OSError: it cannot be read.
     """
-    rates = []
+    rates: dict[tuple[date, str], Rate] = {}
     with path.open(encoding="ascii", newline="") as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))
         for number, row in enumerate(rows, start=1):
@@ -60,8 +62,9 @@ def read_rates(path: Path) -> list[Rate]:
                     raise ValueError(row)
             except (KeyError, TypeError, ValueError, InvalidOperation) as exc:
                 raise ValueError(f"{path}: row {number} is not date,devise,taux") from exc
-            rates.append(rate)
-    return rates
+            if rates.setdefault((rate.day, rate.currency), rate) is not rate:
+                raise ValueError(f"{path}: row {number}: {rate.currency} has a rate of {rate.day}")
+    return list(rates.values())
 
 
 def rates_in_force(rates: Sequence[Rate]) -> Iterator[tuple[date, str, Decimal, date]]:
@@ -122,7 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     lines = [f"{rate.day},{rate.currency},{rate.units_per_euro}\n" for rate in rates]
     header = HEADER.format(first=rates[0].day, last=rates[-1].day)
-    options.to.write_text(header + "date,devise,taux\n" + "".join(lines), encoding="ascii")
+    try:
+        options.to.write_text(header + "date,devise,taux\n" + "".join(lines), encoding="ascii")
+    except OSError as exc:
+        sys.stderr.write(f"rates: --to {options.to}: {exc.strerror}\n")
+        return 1
     sys.stdout.write(f"{len(rates)} rates from {rates[0].day} to {rates[-1].day}: {options.to}\n")
     return 0
 

@@ -12,6 +12,7 @@
     2026-10-24  CHF              134            9 051.98            9 817.76
 
     transactions: 5552   rejects: 278 (not_json 32, wrong_type 36, ...)
+    transactions + rejects: 5830
 
 Environment (or .env in the project's folder): as store.py.
 
@@ -28,6 +29,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.dataset as ds
 from dotenv import load_dotenv
 from pyarrow import fs
@@ -95,27 +97,40 @@ def totals_by_pyarrow(store: Store) -> tuple[list[Total], Counter[str]]:
 
 
 def totals_by_spark(store: Store) -> tuple[list[Total], Counter[str]]:
-    """Return the same by Spark."""
-    from pyspark.errors import AnalysisException  # only here: the rest needs no Spark
+    """Return the same by Spark.
 
-    from pipelines.transactions.spark_session import spark_session
+    Raises:
+        StoreError: Spark does not start, or cannot read.
+    """
+    # Only here: the rest needs no Spark.
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
 
-    spark = spark_session("read", store)
-    totals: list[Total] = []
-    reasons: Counter[str] = Counter()
+    from pipelines.transactions.spark_session import (
+        SparkError,
+        last_cause,
+        read_parquet,
+        spark_session,
+    )
+
     try:
-        spark.read.parquet(store.url(OUTPUT)).createOrReplaceTempView("output")
-        query = """
-            SELECT date, devise, count(*), sum(montant), sum(montant_eur)
-            FROM output GROUP BY date, devise"""
-        totals = sorted(Total(*row) for row in spark.sql(query).collect())
-        rejects = spark.read.parquet(store.url(REJECTS)).groupBy("reason").count()
-        reasons.update({row["reason"]: row["count"] for row in rejects.collect()})
-    except AnalysisException as exc:
-        if "PATH_NOT_FOUND" not in str(exc):
-            raise
-    finally:
-        spark.stop()
+        spark = spark_session("read", store)
+        try:
+            totals: list[Total] = []
+            if rows := read_parquet(spark, store.url(OUTPUT)):
+                sums = rows.groupBy("date", "devise").agg(
+                    {"*": "count", "montant": "sum", "montant_eur": "sum"}
+                )
+                columns = ("date", "devise", "count(1)", "sum(montant)", "sum(montant_eur)")
+                totals = sorted(Total(*(row[name] for name in columns)) for row in sums.collect())
+            reasons: Counter[str] = Counter()
+            if rejects := read_parquet(spark, store.url(REJECTS)):
+                counted = rejects.groupBy("reason").count().collect()
+                reasons.update({row["reason"]: row["count"] for row in counted})
+        finally:
+            spark.stop()
+    except (PySparkException, Py4JError, SparkError) as exc:
+        raise StoreError(f"Spark cannot read the bucket: {last_cause(exc)}") from exc
     return totals, reasons
 
 
@@ -135,6 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     write = sys.stdout.write
     try:
         store = Store.from_env(os.environ)
+    except StoreError as exc:
+        sys.stderr.write(f"read: {exc}\n")
+        return 2
+    try:
         store.check()
         for folder, (files, size) in sizes(store).items():
             write(f"{folder + '/':<12}{files:>5} files {size / 1000:>8.0f} KB\n")
@@ -142,6 +161,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         totals, reasons = read(store)
     except StoreError as exc:
         sys.stderr.write(f"read: {exc}\n")
+        return 1
+    except (OSError, pa.ArrowInvalid) as exc:  # it went away meanwhile, or a file is not whole
+        sys.stderr.write(f"read: the bucket cannot be read: {' '.join(str(exc).split())[:200]}\n")
         return 1
     if not (totals or reasons):
         sys.stderr.write("read: nothing is written yet: run consumer_spark.py\n")
@@ -155,6 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     by_reason = ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items()))
     write(f"\ntransactions: {sum(total.transactions for total in totals)}   ")
     write(f"rejects: {reasons.total()}{f' ({by_reason})' if by_reason else ''}\n")
+    both = sum(total.transactions for total in totals) + reasons.total()
+    write(f"transactions + rejects: {both}\n")
     return 0
 
 

@@ -36,7 +36,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dotenv import load_dotenv
-from pyspark.errors import AnalysisException
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.sql import DataFrame, Row, SparkSession
@@ -46,7 +45,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
 from pipelines.transactions import capteur, consumer_spark  # noqa: E402
-from pipelines.transactions.spark_session import SparkError, spark_session  # noqa: E402
+from pipelines.transactions.spark_session import SparkError, read_parquet, spark_session  # noqa: E402
 from pipelines.transactions.store import MODEL, OUTPUT, Store, StoreError  # noqa: E402
 
 LEAST_HISTORY = 1000  # transactions; with fewer, mean and deviation are a matter of chance
@@ -123,12 +122,18 @@ def best_threshold(scored: Sequence[tuple[float, bool]]) -> float:
 
 
 def learn(history: DataFrame) -> History:
-    """Return what the history says; an hour without any counts as one transaction."""
+    """Return what the history says; an hour without any counts as one transaction.
+
+    Raises:
+        ValueError: all amounts are the same.
+    """
     sizes = VectorAssembler(inputCols=["size"], outputCol="features").transform(
         history.selectExpr(f"{SIZE} AS size")
     )
     scaler = StandardScaler(inputCol="features", outputCol="standardised", withMean=True)
     model = scaler.fit(sizes)
+    if not model.std.toArray()[0] > 0:
+        raise ValueError("all amounts written are the same: there is nothing to learn from them")
     by_hour = history.groupBy(F.expr(HOUR).alias("hour")).count().collect()
     counted: dict[int, int] = {row["hour"]: row["count"] for row in by_hour}
     counts = [counted.get(hour, 1) for hour in range(24)]
@@ -227,9 +232,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     load_dotenv(PROJECT / ".env")
     try:
         store = Store.from_env(os.environ)
+    except StoreError as exc:
+        sys.stderr.write(f"score: {exc}\n")
+        return 2
+    try:
         store.check()
         spark = spark_session("score", store)
-        transactions = spark.read.parquet(store.url(OUTPUT))
+        transactions = read_parquet(spark, store.url(OUTPUT))
+        if transactions is None:
+            raise StoreError("nothing is written yet: run consumer_spark.py first")
         if (size := transactions.count()) < LEAST_HISTORY:
             raise StoreError(
                 f"only {size} transactions are written, {LEAST_HISTORY} are needed: send more "
@@ -238,12 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, history, results = train(spark, transactions, options.count, options.fraud)
         print_report(history, size, results)
         store_score(store, model, history, results)
-    except AnalysisException as exc:
-        if "PATH_NOT_FOUND" not in str(exc):
-            raise
-        sys.stderr.write("score: nothing is written yet: run consumer_spark.py first\n")
-        return 1
-    except (StoreError, SparkError) as exc:
+    except (StoreError, SparkError, OSError, ValueError) as exc:
         sys.stderr.write(f"score: {exc}\n")
         return 1
     sys.stdout.write(f"stored in {store.url(MODEL)}; apply it with: consumer_spark.py --score\n")

@@ -13,7 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pyspark.sql import SparkSession
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame, SparkSession
 
 from pipelines.transactions.store import Store
 
@@ -63,6 +64,24 @@ def spark_session(name: str, store: Store) -> SparkSession:
         ) from exc
 
 
+def last_cause(exc: BaseException) -> str:
+    """Return the innermost cause of a Java error as one line."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    causes = [line for line in lines if line.startswith("Caused by:")]
+    text = (causes or [line for line in lines if "Exception" in line] or lines or [repr(exc)])[-1]
+    return text.removeprefix("Caused by:").strip()[:300]
+
+
+def read_parquet(spark: SparkSession, url: str) -> DataFrame | None:
+    """Return what a folder of Parquet files holds; None without a finished file in it."""
+    try:
+        return spark.read.parquet(url)
+    except AnalysisException as exc:
+        if exc.getErrorClass() in ("PATH_NOT_FOUND", "UNABLE_TO_INFER_SCHEMA"):
+            return None
+        raise
+
+
 def spark_options(jars: list[Path]) -> dict[str, bool | float | int | str | None]:
     """Return Spark's settings for one machine."""
     return {
@@ -78,6 +97,8 @@ def spark_options(jars: list[Path]) -> dict[str, bool | float | int | str | None
         "spark.sql.session.timeZone": "UTC",
         # What other readers expect: an instant in UTC. Spark's own default is INT96, of no zone.
         "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+        # As they are, before 1900 too: the default, for the sake of Spark 2, is to fail there.
+        "spark.sql.parquet.datetimeRebaseModeInWrite": "CORRECTED",
         # No empty _SUCCESS beside the data: here a batch is complete when its checkpoint says so.
         "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
     }

@@ -6,13 +6,15 @@
 LEDGER is a file that `capteur.py --ledger` has written; together they must cover the whole topic.
 Each record is known by its place in Kafka (partition, offset). It must be in exactly one file of
 the bucket, once: among the transactions, with the amount, currency and time that were sent and with
-the euros that are due, or, when it was spoilt, among the rejects, with that reason. Nothing else
-may be there. The store is read by pyarrow, without Spark and without its checkpoint; the euros are
+the local time, folder, rate and euros that are due, or, when it was spoilt, among the rejects, with
+that reason and its bytes. Nothing else may be there, but what Kafka has stored and could not
+acknowledge. The store is read by pyarrow, without Spark and without its checkpoint; the euros are
 worked out here anew, from rates.csv, in Python's decimals.
 
 Environment (or .env in the project's folder): as store.py.
 
-Exit codes: 0 they agree, 1 they do not, or the store or a ledger cannot be read; 2 wrong usage.
+Exit codes: 0 they agree, 1 they do not, or the store or a ledger cannot be read; 2 wrong usage or
+configuration.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import csv
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
@@ -42,7 +44,13 @@ from pipelines.transactions.store import OUTPUT, REJECTS, Store, StoreError  # n
 PARIS = ZoneInfo("Europe/Paris")
 CENT = Decimal("0.01")
 MAX_RATE_AGE = timedelta(days=7)
-VALUES = ["transaction_id", "montant", "devise", "timestamp_utc", "montant_eur"]
+VALUES = [
+    "transaction_id", "montant", "devise", "timestamp_utc", "timestamp_paris", "date", "taux",
+    "taux_date", "montant_eur",
+]  # fmt: skip
+LEDGER = [
+    "partition", "offset", "transaction_id", "montant", "devise", "timestamp", "label", "value",
+]  # fmt: skip
 PLACE = ["kafka_partition", "kafka_offset"]
 Place = tuple[int, int]  # partition, offset
 Published = dict[str, tuple[list[date], list[Decimal]]]  # currency -> days and their rates
@@ -56,6 +64,7 @@ class Sent(NamedTuple):
     devise: str
     when: datetime
     label: str
+    value: bytes  # what was sent, of a spoilt one
 
     @property
     def is_right(self) -> bool:
@@ -85,17 +94,19 @@ class Verdict:
     Attributes:
         produced: records in the ledgers.
         unacknowledged: those of them that Kafka has not acknowledged: it may hold them or not.
+        stored_unacknowledged: those of these that it did hold: they are stored.
         written, rejected: rows under output/ and rejects/.
         missing: in neither.
         doubled: there more than once.
         unexpected: stored, but in no ledger.
-        differing: stored with another id, amount, currency, time or euros than is due.
+        differing: stored with another value of VALUES than is due, or other bytes of a reject.
         misjudged: right and rejected, or wrong and written, or rejected for another reason.
         due, stored: totals by currency, by the ledgers and by the store.
     """
 
     produced: int = 0
     unacknowledged: int = 0
+    stored_unacknowledged: int = 0
     written: int = 0
     rejected: int = 0
     missing: list[Place] = field(default_factory=list)
@@ -110,7 +121,13 @@ class Verdict:
     def holds(self) -> bool:
         """Whether nothing is lost, doubled, changed or made up, and every sum agrees."""
         wrong = [self.missing, self.doubled, self.unexpected, self.differing, self.misjudged]
-        return not any(wrong) and dict(self.due) == dict(self.stored)
+        produced = self.produced - self.unacknowledged + self.stored_unacknowledged
+        balanced = produced == self.written + self.rejected
+        return balanced and not any(wrong) and dict(self.due) == dict(self.stored)
+
+    def add_due(self, record: Sent, published: Published) -> None:
+        """Add a right record to what must be stored."""
+        self.due[record.devise].add(record.montant, row_due(record, published)["montant_eur"])
 
 
 def read_published(path: Path) -> Published:
@@ -125,46 +142,75 @@ def read_published(path: Path) -> Published:
     return published
 
 
-def euros_due(montant: Decimal, devise: str, when: datetime, published: Published) -> Decimal:
-    """Return what an amount is in euros: by the last rate up to that day, to the cent, half up.
+def rate_due(devise: str, day: date, published: Published) -> tuple[Decimal, date]:
+    """Return the last rate published up to a day, and its day.
 
     Raises:
-        ValueError: there is no rate for that currency and day.
+        ValueError: there is none of that currency, or it is too old.
     """
-    if devise == "EUR":
-        return montant
-    day = when.astimezone(PARIS).date()
     days, rates = published.get(devise, ([], []))
     last = bisect.bisect_right(days, day) - 1
     if last < 0 or day - days[last] > MAX_RATE_AGE:
         raise ValueError(f"rates.csv has no rate of {devise} for {day}")
-    return (montant / rates[last]).quantize(CENT, ROUND_HALF_UP)
+    return rates[last], days[last]
 
 
-def read_ledgers(paths: Sequence[Path], verdict: Verdict) -> tuple[dict[Place, Sent], set[int]]:
-    """Return what was acknowledged, by place, and the ids of what was not.
+def row_due(record: Sent, published: Published) -> dict[str, Any]:
+    """Return what must be stored of a right record; euros to the cent, half up.
 
     Raises:
-        OSError, ValueError: a ledger cannot be read, or is none.
+        ValueError: there is no rate for its currency and day.
+    """
+    paris = record.when.astimezone(PARIS)
+    rate, published_on, euros = None, None, record.montant
+    if record.devise != "EUR":
+        rate, published_on = rate_due(record.devise, paris.date(), published)
+        euros = (record.montant / rate).quantize(CENT, ROUND_HALF_UP)
+    return {
+        "transaction_id": record.transaction_id,
+        "montant": record.montant,
+        "devise": record.devise,
+        "timestamp_utc": record.when,
+        "timestamp_paris": paris.replace(tzinfo=None),
+        "date": f"{paris:%Y-%m-%d}",  # the folder
+        "taux": rate,
+        "taux_date": published_on,
+        "montant_eur": euros,
+    }
+
+
+def read_ledgers(paths: Sequence[Path]) -> tuple[dict[Place, Sent], list[Sent]]:
+    """Return what was acknowledged, by place, and what was not.
+
+    Raises:
+        OSError, ValueError: a ledger cannot be read, is none, names a place that was named before,
+            or there is no record in any.
     """
     sent: dict[Place, Sent] = {}
-    unacknowledged: set[int] = set()
+    unacknowledged: list[Sent] = []
     for path in paths:
         with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
+            rows = csv.DictReader(file)
+            if rows.fieldnames != LEDGER:
+                raise ValueError(f"{path} is not a ledger of capteur.py")
+            for row in rows:
                 try:
                     record = Sent(
                         int(row["transaction_id"]), Decimal(row["montant"]), row["devise"],
                         datetime.fromisoformat(row["timestamp"]), row["label"],
+                        row["value"].encode(),
                     )  # fmt: skip
-                    verdict.produced += 1
-                    if row["offset"]:
-                        sent[int(row["partition"]), int(row["offset"])] = record
-                    else:
-                        unacknowledged.add(record.transaction_id)
-                except (KeyError, TypeError, ArithmeticError) as exc:
-                    raise ValueError(f"{path} is not a ledger of capteur.py") from exc
-    verdict.unacknowledged = len(unacknowledged)
+                    where = (int(row["partition"]), int(row["offset"])) if row["offset"] else None
+                except (TypeError, AttributeError, ValueError, ArithmeticError) as exc:
+                    raise ValueError(
+                        f"{path} is not a ledger of capteur.py: line {rows.line_num}"
+                    ) from exc
+                if where is None:
+                    unacknowledged.append(record)
+                elif sent.setdefault(where, record) is not record:
+                    raise ValueError(f"{path}: partition, offset {where} were named before")
+    if not sent and not unacknowledged:
+        raise ValueError(f"no record in {', '.join(map(str, paths))}")
     return sent, unacknowledged
 
 
@@ -180,7 +226,9 @@ def read_folder(store: Store, folder: str, columns: list[str]) -> list[dict[str,
         if client.get_file_info(path).type == fs.FileType.NotFound:
             return []
         # What lies under a name that begins with _ or . is not written to its end: left out.
-        table = ds.dataset(path, filesystem=client, format="parquet").to_table(columns)
+        table = ds.dataset(path, filesystem=client, format="parquet", partitioning="hive").to_table(
+            columns
+        )
     except OSError as exc:
         raise StoreError(store.explain(exc)) from exc
     except pa.ArrowInvalid as exc:
@@ -191,35 +239,54 @@ def read_folder(store: Store, folder: str, columns: list[str]) -> list[dict[str,
 
 def compare_written(
     rows: list[dict[str, Any]],
-    sent: dict[Place, Sent],
-    unacknowledged: set[int],
+    sent: Mapping[Place, Sent],
+    unacknowledged: list[Sent],
     published: Published,
     verdict: Verdict,
 ) -> None:
-    """Add to the verdict what the rows under output/ say."""
+    """Add to the verdict what the rows under output/ say; what is found leaves unacknowledged."""
     for row in rows:
         verdict.stored[row["devise"]].add(row["montant"], row["montant_eur"])
         where = (row["kafka_partition"], row["kafka_offset"])
-        if where not in sent:
-            if row["transaction_id"] not in unacknowledged:
+        record = sent.get(where)
+        if record is None:
+            number = row["transaction_id"]
+            fits = [r for r in unacknowledged if r.is_right and r.transaction_id == number]
+            if not fits:
                 verdict.unexpected.append(where)
-        elif not (record := sent[where]).is_right:
+                continue
+            record = fits[0]
+            unacknowledged.remove(record)
+            verdict.stored_unacknowledged += 1
+            verdict.add_due(record, published)
+        if not record.is_right:
             verdict.misjudged.append(where)
-        else:
-            euros = euros_due(record.montant, record.devise, record.when, published)
-            found = tuple(row[name] for name in VALUES)
-            if found != (*record[:4], euros):
-                verdict.differing.append(where)
+        elif {name: row[name] for name in VALUES} != row_due(record, published):
+            verdict.differing.append(where)
 
 
-def compare_rejected(rows: list[dict[str, Any]], sent: dict[Place, Sent], verdict: Verdict) -> None:
-    """Add to the verdict what the rows under rejects/ say."""
+def compare_rejected(
+    rows: list[dict[str, Any]],
+    sent: Mapping[Place, Sent],
+    unacknowledged: list[Sent],
+    verdict: Verdict,
+) -> None:
+    """Add to the verdict what the rows under rejects/ say, as `compare_written` does."""
     for row in rows:
         where = (row["kafka_partition"], row["kafka_offset"])
-        if where not in sent:
-            verdict.unexpected.append(where)
-        elif row["reason"] != sent[where].label:
+        record = sent.get(where)
+        if record is None:
+            fits = [r for r in unacknowledged if not r.is_right and r.value == row["value"]]
+            if not fits:
+                verdict.unexpected.append(where)
+                continue
+            record = fits[0]
+            unacknowledged.remove(record)
+            verdict.stored_unacknowledged += 1
+        if row["reason"] != record.label:
             verdict.misjudged.append(where)
+        elif row["value"] != record.value:
+            verdict.differing.append(where)
 
 
 def verify(store: Store, ledgers: Sequence[Path], rates: Path) -> Verdict:
@@ -229,18 +296,17 @@ def verify(store: Store, ledgers: Sequence[Path], rates: Path) -> Verdict:
         StoreError: the store cannot be read.
         OSError, ValueError: a ledger cannot be read, is none, or has a day without a rate.
     """
-    verdict = Verdict()
     published = read_published(rates)
-    sent, unacknowledged = read_ledgers(ledgers, verdict)
+    sent, unacknowledged = read_ledgers(ledgers)
+    verdict = Verdict(len(sent) + len(unacknowledged), len(unacknowledged))
     written = read_folder(store, OUTPUT, [*VALUES, *PLACE])
-    rejected = read_folder(store, REJECTS, ["reason", *PLACE])
+    rejected = read_folder(store, REJECTS, ["reason", "value", *PLACE])
     verdict.written, verdict.rejected = len(written), len(rejected)
     for record in sent.values():
         if record.is_right:
-            euros = euros_due(record.montant, record.devise, record.when, published)
-            verdict.due[record.devise].add(record.montant, euros)
+            verdict.add_due(record, published)
     compare_written(written, sent, unacknowledged, published, verdict)
-    compare_rejected(rejected, sent, verdict)
+    compare_rejected(rejected, sent, unacknowledged, verdict)
     seen = Counter((row[PLACE[0]], row[PLACE[1]]) for row in written + rejected)
     verdict.doubled = sorted(where for where, times in seen.items() if times > 1)
     verdict.missing = sorted(sent.keys() - seen.keys())
@@ -262,6 +328,7 @@ def print_verdict(verdict: Verdict) -> None:
     counts = {
         "produced (in the ledgers)": verdict.produced,
         "  not acknowledged by Kafka": verdict.unacknowledged,
+        "  of these stored": verdict.stored_unacknowledged,
         "written (output/)": verdict.written,
         "rejected (rejects/)": verdict.rejected,
         "written + rejected": verdict.written + verdict.rejected,
@@ -292,6 +359,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     load_dotenv(PROJECT / ".env")
     try:
         store = Store.from_env(os.environ)
+    except StoreError as exc:
+        sys.stderr.write(f"verify: {exc}\n")
+        return 2
+    try:
         verdict = verify(store, ledgers, Path(__file__).with_name("rates.csv"))
     except (StoreError, OSError, ValueError) as exc:
         sys.stderr.write(f"verify: cannot compare: {exc}\n")

@@ -204,6 +204,13 @@ def test_done_again_without_its_commit_and_stopped_by_deleted_records(submitted:
     submitted.send("--count", "50", "--seed", "12")
     printed = submitted.run("consumer_spark.py", ONCE, code=1)
     assert "Kafka has deleted records before they were read" in printed
+    assert numbers(printed.splitlines()[-1]) == {"read": 0, "written": 0, "rejected": 0}
+
+    # The way out is another bucket; without its checkpoint this one would be overwritten.
+    submitted.store.filesystem().delete_dir(f"{submitted.name}/checkpoint")
+    printed = submitted.run("consumer_spark.py", ONCE, code=1)
+    assert "choose another bucket by S3_BUCKET" in printed.splitlines()[-1]
+    assert assert_none_twice(submitted) == 400
 
 
 # Reading back, scoring, other stores

@@ -1,5 +1,6 @@
 """The scripts without servers: the generator, the rates, the score's arithmetic, the verifier."""
 
+import argparse
 import csv
 import json
 import math
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from pipelines.transactions import capteur, rates, verify
+from pipelines.transactions import broker, capteur, consumer_spark, rates, verify
 from pipelines.transactions.store import Store, StoreError
 
 HERE = Path(__file__).resolve().parents[1]
@@ -78,6 +79,10 @@ def test_rates_of_faults_and_times_are_as_asked_for() -> None:
         (["--bad", "2"], "2 is not between 0 and 1"),
         (["--backfill", "soon"], "invalid parse_duration value: 'soon'"),
         (["--start", "yesterday"], "invalid parse_time value: 'yesterday'"),
+        (["--start", "9999-12-31"], "9999-12-31 is not in the years 2000 to 2099"),
+        (["--backfill", "99999999999d"], "99999999999d is longer than a hundred years"),
+        (["--bootstrap-servers", "localhost:abc"], "'localhost:abc' is not HOST:PORT"),
+        (["--console", "--ledger", "x"], "--console sends it nothing"),
     ],
 )
 def test_wrong_usage_is_one_line(
@@ -87,6 +92,50 @@ def test_wrong_usage_is_one_line(
         capteur.load_config(argv, {})
     assert ended.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_calendar_has_an_end() -> None:
+    argv = ["--start", "2099-12-31T23:00:00Z", "--interval", "1e9", "--seed", "1"]
+    made = records(*argv, "--fraud", "1e-9")
+    assert 1 < len(made) < 2000
+    assert all(record.when.year <= 9999 for record in made)
+
+
+def test_a_ledger_of_another_run_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.csv"
+    ledger = capteur.Ledger(path)
+    spoilt, right = records("--count", "1", "--bad", "1")[0], records("--count", "1")[0]
+    ledger.note(right, 0, 7)
+    noted = path.read_text()  # before it is closed: a killed run leaves what it has noted
+    assert noted.splitlines()[1].startswith("0,7,1,")
+    assert noted.splitlines()[1].endswith(",,")
+    ledger.note(spoilt, "", "")
+    ledger.close()
+    with path.open(newline="") as file:
+        assert list(csv.DictReader(file))[1]["value"] == spoilt.value.decode()
+    with pytest.raises(FileExistsError):
+        capteur.Ledger(path)
+
+
+@pytest.mark.parametrize("value", ["0", "70000", "x"])
+def test_a_port_that_is_none_is_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        consumer_spark.load_config(["--metrics-port", value], {})
+    assert ended.value.code == 2
+    assert "--metrics-port" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_addresses_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong in ("localhost:abc", "localhost", "localhost:70000", "a:1,,b:2", ""):
+        with pytest.raises(argparse.ArgumentTypeError):
+            broker.addresses(wrong)
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "localhost:abc")
+    for name in ("prepare.py", "consumer_spark.py", "capteur.py"):
+        command = [sys.executable, str(HERE / name)]
+        shown = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert shown.returncode == 2, name
+        assert "'localhost:abc' is not HOST:PORT" in shown.stderr.splitlines()[-1]
+        assert "Traceback" not in shown.stderr
 
 
 @pytest.mark.parametrize(
@@ -108,10 +157,15 @@ def test_every_script_explains_itself_from_any_folder(script: str, tmp_path: Pat
     assert "Exit codes:" in shown.stdout
 
 
-@pytest.mark.parametrize("script", ["consumer_spark.py", "prepare.py"])
+@pytest.mark.parametrize(
+    "script", ["consumer_spark.py", "prepare.py", "read.py", "score.py", "verify.py"]
+)
 def test_no_credentials_is_one_line(script: str) -> None:
     shown = subprocess.run(
-        [sys.executable, str(HERE / script)], capture_output=True, text=True, check=False
+        [sys.executable, str(HERE / script), *["x"] * (script == "verify.py")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert shown.returncode == 2
     (line,) = shown.stderr.splitlines()
@@ -163,6 +217,7 @@ def test_the_bank_s_file_becomes_the_table(tmp_path: Path) -> None:
         (day, "GBP", Decimal("0.87")), (day, "JPY", Decimal("180")), (day, "USD", Decimal("1.1")),
     ]  # fmt: skip
     assert rates.main([str(bank), "--since", "2027-01-01", "--to", str(target)]) == 1
+    assert rates.main([str(bank), "--since", "2026-01-01", "--to", "/nonexistent/x.csv"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -172,6 +227,15 @@ def test_a_row_that_is_no_rate_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "rates.csv"
     file.write_text(f"# source\ndate,devise,taux\n2026-01-01,USD,1.1\n{line}\n")
     with pytest.raises(ValueError, match="row 2 is not date,devise,taux"):
+        rates.read_rates(file)
+
+
+def test_a_day_and_currency_have_one_rate(tmp_path: Path) -> None:
+    file = tmp_path / "rates.csv"
+    file.write_text(
+        "date,devise,taux\n2026-01-01,USD,1.1\n2026-01-01,JPY,180\n2026-01-01,USD,1.1\n"
+    )
+    with pytest.raises(ValueError, match="row 3: USD has a rate of 2026-01-01"):
         rates.read_rates(file)
 
 
@@ -197,11 +261,12 @@ class LocalStore(Store):
 
 Rows = list[dict[str, Any]]
 SENT = [
-    # partition, offset, id, montant, devise, timestamp, label
-    (0, 0, 1, "100", "USD", "2026-10-24T10:00:00.000Z", ""),
-    (0, 1, 2, "50.5", "EUR", "2026-10-24T10:00:01.000Z", "fraud"),
-    (1, 0, 3, "7", "USD", "2026-10-24T10:00:02.000Z", "not_json"),
-    ("", "", 4, "8", "USD", "2026-10-24T10:00:03.000Z", ""),  # not acknowledged
+    # partition, offset, id, montant, devise, timestamp, label, value of a spoilt one
+    (0, 0, 1, "100", "USD", "2026-10-24T10:00:00.000Z", "", ""),
+    (0, 1, 2, "50.5", "EUR", "2026-10-24T10:00:01.000Z", "fraud", ""),
+    (1, 0, 3, "7", "USD", "2026-10-24T10:00:02.000Z", "not_json", "{"),
+    ("", "", 4, "8", "USD", "2026-10-24T10:00:03.000Z", "", ""),  # not acknowledged
+    ("", "", 5, "9", "USD", "2026-10-24T10:00:04.000Z", "not_json", "["),
 ]
 
 
@@ -212,6 +277,9 @@ def row(offset: int, number: int, montant: str, devise: str, euros: str) -> dict
         "devise": devise,
         "montant_eur": Decimal(euros),
         "timestamp_utc": datetime(2026, 10, 24, 10, 0, offset, tzinfo=UTC),
+        "timestamp_paris": datetime(2026, 10, 24, 12, 0, offset),  # noqa: DTZ001  # a local time
+        "taux": None if devise == "EUR" else Decimal("1.1193"),
+        "taux_date": None if devise == "EUR" else date(2026, 10, 23),
         "kafka_partition": 0,
         "kafka_offset": offset,
     }
@@ -219,27 +287,29 @@ def row(offset: int, number: int, montant: str, devise: str, euros: str) -> dict
 
 def good_rows() -> tuple[Rows, Rows]:
     written = [row(0, 1, "100.00", "USD", "89.34"), row(1, 2, "50.50", "EUR", "50.50")]
-    return written, [{"reason": "not_json", "kafka_partition": 1, "kafka_offset": 0}]
+    return written, [reject(1, 0, b"{")]
 
 
-def verdict_of(tmp_path: Path, written: Rows, rejected: Rows) -> verify.Verdict:
-    ledger = tmp_path / "ledger.csv"
-    with ledger.open("w", newline="") as file:
-        columns = [
-            "partition",
-            "offset",
-            "transaction_id",
-            "montant",
-            "devise",
-            "timestamp",
-            "label",
-        ]
-        csv.writer(file).writerows([columns, *SENT])
-    for folder, rows in (
-        ("output/date=2026-10-24/batch_id=0", written),
-        ("rejects/batch_id=0", rejected),
-    ):
-        target = tmp_path / "bucket" / folder
+def reject(partition: int, offset: int, value: bytes, reason: str = "not_json") -> dict[str, Any]:
+    place = {"kafka_partition": partition, "kafka_offset": offset}
+    return {"reason": reason, "value": value, **place}
+
+
+def write_ledger(path: Path, rows: list[tuple[Any, ...]]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([verify.LEDGER, *rows])
+    return path
+
+
+OCTOBER_24 = "output/date=2026-10-24/batch_id=0"
+
+
+def verdict_of(
+    tmp_path: Path, written: Rows, rejected: Rows, folder: str = OCTOBER_24
+) -> verify.Verdict:
+    ledger = write_ledger(tmp_path / "ledger.csv", SENT)
+    for name, rows in ((folder, written), ("rejects/batch_id=0", rejected)):
+        target = tmp_path / "bucket" / name
         target.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(rows), target / "part.parquet")
     unfinished = tmp_path / "bucket/output/_temporary/0/part.parquet"
@@ -252,19 +322,41 @@ def verdict_of(tmp_path: Path, written: Rows, rejected: Rows) -> verify.Verdict:
 def test_the_verifier_agrees_when_all_is_right(tmp_path: Path) -> None:
     verdict = verdict_of(tmp_path, *good_rows())
     assert verdict.holds
-    assert (verdict.produced, verdict.unacknowledged, verdict.written, verdict.rejected) == (
-        4,
-        1,
-        2,
-        1,
-    )
+    counts = (verdict.produced, verdict.unacknowledged, verdict.written, verdict.rejected)
+    assert counts == (5, 2, 2, 1)
     assert verdict.stored["USD"] == verify.Totals(1, 10_000, 8_934)
 
 
-def test_a_record_without_acknowledgement_may_be_there(tmp_path: Path) -> None:
+def test_a_record_without_acknowledgement_may_be_there_once(tmp_path: Path) -> None:
     written, rejected = good_rows()
-    extra = {**written[0], "transaction_id": 4, "kafka_offset": 2}
-    assert not verdict_of(tmp_path, [*written, extra], rejected).unexpected
+    late = [{**row(3, 4, "8", "USD", "7.15"), "kafka_offset": 2}, reject(1, 1, b"[")]
+    for number, (more, refused, unexpected) in enumerate(
+        [
+            ([late[0]], [late[1]], []),
+            ([late[0], {**late[0], "kafka_offset": 3}], [], [(0, 3)]),
+            ([], [late[1], reject(1, 2, b"[")], [(1, 2)]),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        verdict = verdict_of(folder, [*written, *more], [*rejected, *refused])
+        assert verdict.stored_unacknowledged == len(more) + len(refused) - len(unexpected)
+        assert verdict.unexpected == unexpected
+        assert verdict.holds == (not unexpected)
+
+
+def test_a_record_without_acknowledgement_must_be_right_too(tmp_path: Path) -> None:
+    written, rejected = good_rows()
+    late = {**row(3, 4, "8", "USD", "7.16"), "kafka_offset": 2}
+    verdict = verdict_of(tmp_path, [*written, late], rejected)
+    assert verdict.differing == [(0, 2)]
+    assert not verdict.holds
+
+
+def test_a_row_in_another_day_s_folder_is_seen(tmp_path: Path) -> None:
+    verdict = verdict_of(tmp_path, *good_rows(), folder=OCTOBER_24.replace("24", "25"))
+    assert len(verdict.differing) == 2
+    assert not verdict.holds
 
 
 def change(name: str, value: Any) -> Callable[[Rows, Rows], tuple[Rows, Rows]]:
@@ -287,6 +379,10 @@ def change(name: str, value: Any) -> Callable[[Rows, Rows], tuple[Rows, Rows]]:
         (change("devise", "GBP"), "differing"),
         (change("transaction_id", 7), "differing"),
         (change("timestamp_utc", datetime(2026, 10, 24, 11, tzinfo=UTC)), "differing"),
+        (change("timestamp_paris", datetime(2026, 10, 24, 10)), "differing"),  # noqa: DTZ001
+        (change("taux", Decimal("1.1194")), "differing"),
+        (change("taux_date", date(2026, 10, 24)), "differing"),
+        (lambda w, r: (w, [{**r[0], "value": b"{}"}]), "differing"),
     ],
 )
 def test_the_verifier_sees_each_error(tmp_path: Path, spoil: Any, what: str) -> None:
@@ -295,14 +391,36 @@ def test_the_verifier_sees_each_error(tmp_path: Path, spoil: Any, what: str) -> 
     assert not verdict.holds
 
 
-def test_a_file_that_is_no_ledger_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["a,b\n"], "0.csv is not a ledger of capteur.py"),
+        (["a,b\n1,2\n"], "0.csv is not a ledger of capteur.py"),
+        (["HEADER0,0,one,5,USD,2026-10-24T10:00:00Z,,\n"], "of capteur.py: line 2"),
+        (["HEADER0,0,1\n"], "of capteur.py: line 2"),
+        (["HEADER"], "no record in "),
+        (["HEADERROW", "HEADERROW"], "1.csv: partition, offset (0, 0) were named before"),
+        ([], "No such file"),
+    ],
+)  # fmt: skip
+def test_a_ledger_that_says_nothing_is_one_line(
+    texts: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
     for name, value in (("MINIO_ROOT_USER", "u"), ("MINIO_ROOT_PASSWORD", "p")):
         monkeypatch.setenv(name, value)
-    assert verify.main([str(tmp_path / "x.csv")]) == 1
-    assert verify.main([str(tmp_path / "absent.csv")]) == 1
-    first, second = capsys.readouterr().err.splitlines()
-    assert first.endswith("x.csv is not a ledger of capteur.py")
-    assert "No such file" in second
+    parts = {
+        "HEADER": ",".join(verify.LEDGER) + "\n",
+        "ROW": "0,0,1,5,USD,2026-10-24T10:00:00Z,,\n",
+    }
+    paths = [tmp_path / f"{number}.csv" for number in range(max(1, len(texts)))]
+    for path, text in zip(paths, texts, strict=False):
+        for name, part in parts.items():
+            text = text.replace(name, part)
+        path.write_text(text)
+    assert verify.main([str(path) for path in paths]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

@@ -132,6 +132,9 @@ WRONG = [
     (record() + record(2), "not_json", None),
     (record() + "," + record(2), "not_json", None),
     (b"\xff\xfe\x00", "not_json", None),
+    (record() + "],[" + record(2), "not_json", None),
+    (record() + ",0],[" + record(2), "not_json", None),
+    (record()[:-1] + ', "montant": 1}', "not_json", None),  # which of the two?
     ("{}", "missing_field", "transaction_id,montant,devise,timestamp"),
     ('{"transaction_id": 1, "montant": 5, "devise": "USD"}', "missing_field", "timestamp"),
     (record().replace("100", "null"), "missing_field", "montant"),
@@ -149,6 +152,14 @@ WRONG = [
     (record(montant="1e300"), "amount_too_large", None),
     (record(montant="10.005"), "amount_too_precise", None),
     (record(montant="10.000000000000000001"), "amount_too_precise", None),
+    (record(montant="10.0000000000000000001"), "amount_too_precise", None),  # 19 decimals
+    (record(montant="0.0100000000000000000000000001"), "amount_too_precise", None),
+    (record(montant="0.00999999999999999999999"), "amount_too_precise", None),
+    (record(montant="100000000000000000000000001e-26"), "amount_too_precise", None),
+    (record(montant="1e-19"), "amount_too_precise", None),
+    (record(montant="0." + "0" * 200 + "1"), "amount_too_precise", None),
+    (record(montant="-0.0"), "amount_not_positive", None),
+    (record(montant="1" * 20_000), "not_json", None),  # longer than Spark's parser takes
     (record(devise="XBT"), "unknown_currency", "XBT"),
     (record(devise="usd"), "unknown_currency", "usd"),
     (record(devise=""), "unknown_currency", ""),
@@ -175,7 +186,13 @@ def test_what_is_not_needed_does_not_matter(spark: SparkSession) -> None:
     text = json.dumps({**json.loads(record()), "magasin": "Paris 11", "montant_ht": "80,00"})
     spaced = record().replace(":", " :\n").replace("{", " {\t")
     spaced = spaced.replace("10 :\n00 :\n00", "10:00:00")
-    assert [row["reason"] for row in judged(spark, [text, spaced])] == [None, None]
+    inside = {"montant": "12", "x": [{"montant": {"montant": 0.005}}]}
+    nested = [json.dumps({**told, "detail": inside}) for told in (json.loads(record()),)]
+    nested.append(json.dumps({"detail": inside, **json.loads(record(montant="1.10"))}))
+    padded = record(montant="1.10" + "0" * 30)
+    rows = judged(spark, [text, spaced, *nested, padded])
+    assert [row["reason"] for row in rows] == [None] * 5
+    assert [str(row["montant"]) for row in rows[2:]] == ["100.00", "1.10", "1.10"]
 
 
 # Time

@@ -1,0 +1,194 @@
+"""The consumer's writing and its refusals, on a folder instead of a bucket: no server is needed."""
+
+import logging
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+import pytest
+from prometheus_client import CollectorRegistry
+from pyarrow import fs
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from pipelines.transactions import consumer_spark
+from pipelines.transactions.capteur import as_json
+from pipelines.transactions.consumer_spark import (
+    RATES_SCHEMA,
+    Config,
+    Metrics,
+    Writer,
+    check_checkpoint,
+    load_config,
+)
+from pipelines.transactions.store import Store, StoreError
+
+RECORDS = "value BINARY, kafka_partition INT, kafka_offset BIGINT"
+README = Path(consumer_spark.__file__).with_name("README.md").read_text()
+CONFIG: Config = load_config([], {})
+
+
+@dataclass(frozen=True)
+class FolderStore(Store):
+    """A store whose buckets are folders, for Spark too."""
+
+    folder: Path = Path()
+
+    def url(self, folder: str) -> str:
+        return f"file://{self.folder}/{self.bucket}/{folder}"
+
+    def filesystem(self) -> Any:
+        return fs.SubTreeFileSystem(str(self.folder), fs.LocalFileSystem())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore("http://x", "bucket", "u", "p", tmp_path)
+
+
+@pytest.fixture
+def writer(spark: SparkSession, store: FolderStore) -> Writer:
+    return Writer(spark, store, CONFIG, Metrics(CollectorRegistry()))
+
+
+def write(writer: Writer, batch_id: int, values: list[str]) -> None:
+    rows = [(bytearray(value.encode()), 0, offset) for offset, value in enumerate(values)]
+    writer(writer.spark.createDataFrame(rows, RECORDS), batch_id)
+
+
+def stored(store: FolderStore, glob: str) -> list[dict[str, Any]]:
+    """Return the rows of the files that a glob names."""
+    files = sorted(map(str, (store.folder / store.bucket).glob(glob)))
+    rows: list[dict[str, Any]] = ds.dataset(files).to_table().to_pylist() if files else []
+    return rows
+
+
+def test_years_that_parquet_or_its_readers_do_not_know_are_refused(
+    writer: Writer, store: FolderStore
+) -> None:
+    """Each alone is a right transaction in euros, which need no rate; none may stop the stream."""
+    wrong = (
+        "0001-01-01T00:00:00Z", "1582-10-10T00:00:00Z", "1899-12-31T23:59:59Z",
+        "1999-12-31T23:59:59.999999Z", "2100-01-01T00:00:00Z", "9999-12-31T23:30:00Z",
+    )  # fmt: skip
+    right = ("2000-01-01T00:00:00Z", "2099-12-31T23:59:59.999999Z")  # in Paris: 2100
+    write(writer, 0, [as_json(1, "5", "EUR", when) for when in (*wrong, *right)])
+    rejects = stored(store, "rejects/batch_id=*/*.parquet")
+    assert [(row["reason"], row["detail"]) for row in rejects] == [
+        ("bad_timestamp", when) for when in wrong
+    ]
+    rows = stored(store, "output/date=*/batch_id=*/*.parquet")
+    assert [row["timestamp_utc"].year for row in rows] == [2000, 2099]
+    days = sorted(folder.name for folder in (store.folder / "bucket/output").glob("date=*"))
+    assert days == ["date=2000-01-01", "date=2100-01-01"]
+    assert writer.metrics.counts == {"read": 8, "written": 2, "rejected": 6}
+
+
+def test_a_batch_that_became_more_rows_is_not_written(writer: Writer, store: FolderStore) -> None:
+    day = date(2026, 10, 24)
+    twice = [(day, "USD", Decimal("1.1"), day), (day, "USD", Decimal("1.2"), day)]
+    writer.rates = writer.spark.createDataFrame(twice, RATES_SCHEMA)
+    with pytest.raises(ValueError, match="batch 0 has 1 records, but 2 rows of them"):
+        write(writer, 0, [as_json(1, "5", "USD", "2026-10-24T10:00:00Z")])
+    assert not stored(store, "*/**/*.parquet")
+    assert not writer.metrics.counts["read"]
+
+
+def test_the_glob_of_the_readme_leaves_out_what_is_not_finished(
+    writer: Writer, store: FolderStore
+) -> None:
+    (glob,) = set(re.findall(r"`(output/date=\S+\.parquet)`", README))
+    write(writer, 0, [as_json(1, "5", "EUR", "2026-10-24T10:00:00Z")])
+    (finished,) = (store.folder / "bucket/output").rglob("*.parquet")
+    folder = store.folder / "bucket/output/_temporary/0/task_1/date=2026-10-24/batch_id=1"
+    folder.mkdir(parents=True)
+    (folder / "part-1.parquet").write_bytes(finished.read_bytes())
+    assert len(stored(store, "output/**/*.parquet")) == 2  # what it is there for
+    assert len(stored(store, glob)) == 1
+
+
+def test_a_batch_done_again_replaces_its_own_files_only(writer: Writer, store: FolderStore) -> None:
+    values = [as_json(1, "5", "EUR", "2026-10-24T10:00:00Z"), "{"]
+    for batch_id in (0, 1):
+        write(writer, batch_id, values)
+    writer.may_be_replay = True
+    write(writer, 1, values)
+    assert len(stored(store, "output/date=*/batch_id=*/*.parquet")) == 2
+    assert len(stored(store, "rejects/batch_id=*/*.parquet")) == 2
+    assert writer.metrics.counts == {"read": 4, "written": 2, "rejected": 2}
+
+
+def test_batches_without_their_checkpoint_are_not_overwritten(
+    writer: Writer, store: FolderStore
+) -> None:
+    check_checkpoint(store)  # a new bucket
+    (store.folder / "bucket/output/_temporary/0").mkdir(parents=True)
+    check_checkpoint(store)  # nothing is written yet
+    write(writer, 0, ["{"])
+    with pytest.raises(StoreError, match=r"but not their checkpoint/.* by S3_BUCKET"):
+        check_checkpoint(store)
+    offsets = store.folder / "bucket/checkpoint/offsets"
+    offsets.mkdir(parents=True)
+    (offsets / ".0.5e0c.tmp").touch()
+    with pytest.raises(StoreError):
+        check_checkpoint(store)
+    (offsets / "0").touch()
+    check_checkpoint(store)
+
+
+# What `run` does with a stream that fails: the queries are pretended, the rest is the consumer's.
+
+
+@pytest.fixture
+def run(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Callable[..., tuple[int, str]]:
+    """Return a function: what each query does, what the servers lack -> exit code and log."""
+
+    def run_all(ends: list[Exception | int], wrong: tuple[str, ...] = ()) -> tuple[int, str]:
+        metrics, stop = Metrics(CollectorRegistry()), threading.Event()
+        left, lacks = iter(ends), iter(wrong)
+
+        def watch(*_: Any) -> None:
+            end = next(left)
+            if isinstance(end, Exception):
+                raise end
+            metrics.counts.update(read=end, written=end)
+
+        monkeypatch.setattr(consumer_spark, "Writer", lambda *_: None)
+        monkeypatch.setattr(consumer_spark, "start_query", lambda *_: None)
+        monkeypatch.setattr(consumer_spark, "watch", watch)
+        monkeypatch.setattr(consumer_spark, "check_servers", lambda *_: next(lacks, ""))
+        monkeypatch.setattr(stop, "wait", lambda _: False)
+        caplog.set_level(logging.INFO)
+        code = consumer_spark.run(None, store, CONFIG, metrics, stop)
+        return code, caplog.text
+
+    return run_all
+
+
+def test_the_sum_is_shown_however_the_stream_ends(run: Callable[..., tuple[int, str]]) -> None:
+    lost = PySparkException("org.x: Some data may have been lost because ...")
+    for code, said, ends in (
+        (0, "reading topic", [3]),
+        (1, "Kafka has deleted records", [lost]),
+        (1, "gave up after 5 failures in a row", [PySparkException("x")] * 5),
+    ):
+        ended, logged = run(ends)
+        assert ended == code
+        assert said in logged
+        assert re.search(r"stopped read=\d written=\d rejected=0$", logged.splitlines()[-1])
+
+
+def test_an_outage_is_no_failure_of_the_batch(run: Callable[..., tuple[int, str]]) -> None:
+    failures = [PySparkException("x")] * 12
+    code, logged = run([*failures, 3], ("the store does not answer", "") * 12)
+    assert code == 0
+    assert "gave up" not in logged
+    assert "stopped read=3 written=3 rejected=0" in logged
