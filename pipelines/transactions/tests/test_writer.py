@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.dataset as ds
@@ -17,7 +18,7 @@ from pyarrow import fs
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from pipelines.transactions import consumer_spark
+from pipelines.transactions import consumer_spark, read, score, spark_session
 from pipelines.transactions.capteur import as_json
 from pipelines.transactions.consumer_spark import (
     RATES_SCHEMA,
@@ -29,6 +30,7 @@ from pipelines.transactions.consumer_spark import (
 )
 from pipelines.transactions.store import Store, StoreError
 
+EUROS = as_json(1, "5", "EUR", "2026-10-24T10:00:00Z")
 RECORDS = "value BINARY, kafka_partition INT, kafka_offset BIGINT"
 README = Path(consumer_spark.__file__).with_name("README.md").read_text()
 CONFIG: Config = load_config([], {})
@@ -140,6 +142,52 @@ def test_batches_without_their_checkpoint_are_not_overwritten(
         check_checkpoint(store)
     (offsets / "0").touch()
     check_checkpoint(store)
+
+
+# What reads what is written
+
+
+@pytest.mark.parametrize("values", [["{", "{}"], [], ["{", EUROS, EUROS]])
+def test_both_readers_find_the_same(
+    values: list[str], writer: Writer, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when all was refused, and when there is only what is not finished."""
+    if values:
+        write(writer, 0, values)
+    for folder in ("output", "rejects"):
+        unfinished = store.folder / "bucket" / folder / "_temporary/0"
+        unfinished.mkdir(parents=True)
+        (unfinished / "part-0.parquet").write_bytes(b"PAR1")
+    lasting = SimpleNamespace(read=writer.spark.read, stop=lambda: None)  # other tests need it
+    monkeypatch.setattr(spark_session, "spark_session", lambda *_: lasting)
+    by_pyarrow, by_spark = read.totals_by_pyarrow(store), read.totals_by_spark(store)
+    assert by_pyarrow == by_spark
+    totals, reasons = by_spark
+    assert sum(total.transactions for total in totals) == values.count(EUROS)
+    assert reasons.total() == len(values) - values.count(EUROS)
+
+
+# The score
+
+
+def test_a_score_that_is_not_whole_is_one_line(spark: SparkSession, store: FolderStore) -> None:
+    for folder in ("metadata", "stages"):
+        (store.folder / "bucket/model" / folder).mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"is not whole \(.+\): run python .*score.py again"):
+        consumer_spark.load_model(store)
+
+
+def test_from_amounts_that_are_all_the_same_nothing_is_learnt(spark: SparkSession) -> None:
+    rows = spark.sql("SELECT 5.00BD montant_eur, timestamp_ntz'2026-10-24 10:00' timestamp_paris")
+    with pytest.raises(ValueError, match="all amounts written are the same"):
+        score.learn(rows.union(rows))
+
+
+def test_the_score_finds_frauds_better_than_the_amount_alone(spark: SparkSession) -> None:
+    """README's claim, on the transactions that score.py chooses and judges on by default."""
+    history = score.simulated(spark, 10_000, 0.01, seed=42).cache()
+    _, _, results = score.train(spark, history, 20_000, 0.01)
+    assert results["score"].f1 > results["amount alone"].f1 > 0
 
 
 # What `run` does with a stream that fails: the queries are pretended, the rest is the consumer's.
