@@ -19,9 +19,9 @@ Rules, and where they are from:
     euros       montant / rate, the rate being units of the currency for one euro; rounded to the
                 cent, half a cent up (Regulation (EC) 1103/97, article 5)
     rate        the ECB's of the day in Paris, or the last before, a week old at most (rates.csv)
-    timestamp   ISO 8601 with its offset from UTC: without one it could be any of 24 instants; from
-                2000 to 2099, as anything else is a mistake, and years that not every reader knows
-                (before 1900, after 9999) would stop the stream or them
+    timestamp   ISO 8601 with its offset from UTC: without one it could be any of 24 instants; of
+                the years 2000 to 2099 (UTC): another is a mistake, and Spark does not write every
+                year, nor does every reader know it
     date        the day in Paris
 
 A line for each batch, and one at the end. read is what Kafka gave; a batch of which it is not the
@@ -206,7 +206,7 @@ def judge(values: DataFrame, currencies: Iterable[str]) -> DataFrame:
     """
     amount = F.col("typed.montant")
     missing = F.concat_ws(",", *[F.when(F.col(f"text.{n}").isNull(), F.lit(n)) for n in FIELDS])
-    is_number = F.col("montant_json").rlike(NUMBER)
+    is_number = F.coalesce(F.col("montant_json").rlike(NUMBER), F.lit(False))
     is_rounded_to_0 = (amount == 0) & F.col("text.montant").rlike("^[0.]*[1-9]")
     is_too_precise = (
         (amount != F.round(amount, 2)) | F.col("json").rlike(MANY_DIGITS) | is_rounded_to_0
