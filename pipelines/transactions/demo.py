@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,8 +63,8 @@ def has_docker() -> bool:
     return succeeds("docker", "info") and succeeds("docker", "compose", "version")
 
 
-def start_servers(environ: dict[str, str], docker: bool) -> bool:
-    """Start Kafka, the store and the monitoring; return whether the first two are there."""
+def start_servers(environ: dict[str, str], docker: bool) -> tuple[bool, bool]:
+    """Start Kafka, the store and the monitoring; return whether those two are there, and that."""
 
     def up(*names: str) -> bool:
         command = [sys.executable, "-m", "stack", *FILES, "up", *names]
@@ -72,9 +73,8 @@ def start_servers(environ: dict[str, str], docker: bool) -> bool:
         return subprocess.run(command, cwd=PROJECT, env=environ, check=False).returncode == 0
 
     if not up("kafka", "minio"):
-        return False
-    up("prometheus", *["grafana"] * docker)  # it goes on without
-    return True
+        return False, False
+    return True, up("prometheus", *["grafana"] * docker)  # it goes on without
 
 
 def empty_bucket(environ: dict[str, str]) -> None:
@@ -124,22 +124,37 @@ class Demo:
         pattern = re.compile(rf"/output/date=[^/]+/batch_id={batch_id}/")
         return any(pattern.search(info.path) for info in found)
 
-    def kill_in_mid_run(self) -> None:
-        """Start the consumer and kill it, with its Java, while it writes a batch."""
+    def consume(self) -> Iterator[tuple[subprocess.Popen[str], str]]:
+        """Run the consumer in small batches; yield each line that it logs, shown as well.
+
+        Raises:
+            subprocess.CalledProcessError: it failed; it has said why.
+        """
         command = [sys.executable, str(HERE / "consumer_spark.py"), "--available-now"]
         with subprocess.Popen(
             [*command, "--max-records", BATCH], env=self.environ, text=True,
             stderr=subprocess.PIPE, start_new_session=True,
         ) as consumer:  # fmt: skip
-            assert consumer.stderr  # noqa: S101  # for the type checker: it is a pipe
-            for line in consumer.stderr:
+            for line in consumer.stderr or ():
                 sys.stderr.write(line)
+                yield consumer, line
+        if consumer.returncode:
+            raise subprocess.CalledProcessError(consumer.returncode, "consumer_spark.py")
+
+    def kill_in_mid_run(self) -> None:
+        """Start the consumer and kill it, with its Java, while it writes a batch."""
+        with suppress(subprocess.CalledProcessError):  # killed, or it has said why
+            for consumer, line in self.consume():
                 if "batch id=1 " in line:
                     while not self.has_files(batch_id=2) and consumer.poll() is None:
                         time.sleep(0.02)
-                    with suppress(ProcessLookupError):  # it has failed, and said why
+                    with suppress(ProcessLookupError):
                         os.killpg(consumer.pid, signal.SIGKILL)
-                    break
+
+    def resume(self) -> bool:
+        """Run the consumer to its end; return whether the kill did leave a batch half written."""
+        lines = [line for _, line in self.consume()]
+        return any("was begun before: deleting" in line for line in lines)
 
 
 def main() -> int:
@@ -149,7 +164,8 @@ def main() -> int:
     port = environ["TRANSACTIONS_METRICS_PORT"]
     docker = has_docker()
     say("── Les serveurs\n")
-    if not start_servers(environ, docker):
+    started, monitored = start_servers(environ, docker)
+    if not started:
         return 1
     demo = Demo(environ)
     try:
@@ -164,7 +180,9 @@ def main() -> int:
         say("\n── Le consommateur, tué (kill -9) en plein travail, puis relancé\n")
         demo.kill_in_mid_run()
         say("\n   … tué. Il reprend au lot commencé, dont il efface d'abord ce qui en reste :\n")
-        demo.run("consumer_spark.py", "--available-now", "--max-records", BATCH)
+        if not demo.resume():
+            say("\n✗ Il n'a pas été tué pendant l'écriture d'un lot : rien n'est montré. Relancer.")
+            return 1
         say(
             "\n── Le score : appris sur ce qui est écrit, jugé sur d'autres transactions simulées\n"
         )
@@ -183,9 +201,10 @@ def main() -> int:
     seconds = time.monotonic() - began
     say(f"\n✓ Ce qui a été envoyé est exactement ce qui est écrit ({seconds:.0f} s).")
     say("\nÀ voir, et pour finir :")
-    say(f"  http://127.0.0.1:{environ['PROMETHEUS_HOST_PORT']}    Prometheus")
+    if monitored:
+        say(f"  http://127.0.0.1:{environ['PROMETHEUS_HOST_PORT']}    Prometheus")
     say(f"  http://127.0.0.1:{environ['MINIO_CONSOLE_HOST_PORT']}    MinIO (pas avec S3Proxy)")
-    if docker:
+    if monitored and docker:
         say(f"  http://127.0.0.1:{environ['GRAFANA_HOST_PORT']}    Grafana")
     files = " ".join(FILES)
     down = f"docker compose {files} --profile monitoring down" if docker else "make down"

@@ -42,12 +42,16 @@ FORGET_SOON = "services: {kafka: {environment: {KAFKA_ZOOKEEPER_SESSION_TIMEOUT_
 SERVERS = ("kafka", "minio", "prometheus")
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
+def wait_until(
+    condition: Callable[[], Any], what: str | Callable[[], str], timeout_s: float = 120
+) -> Any:
     """Return the condition's first true value; fail, saying what was waited for, after a while."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() > deadline:
-            pytest.fail(f"not within {timeout_s:.0f} s: {what}")
+            pytest.fail(
+                f"not within {timeout_s:.0f} s: {what if isinstance(what, str) else what()}"
+            )
         time.sleep(0.02)
     return value
 

@@ -7,6 +7,8 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
+import pytest
+
 from pipelines.transactions.tests.conftest import (
     CREDENTIALS,
     HERE,
@@ -56,7 +58,7 @@ def test_prometheus_has_a_figure_for_every_panel(pipeline: Pipeline) -> None:
         }  # fmt: skip
         return [title for expr, title in panels.items() if not get("query", query=expr)["result"]]
 
-    wait_until(lambda: not empty(), f"figures in {empty()}")
+    wait_until(lambda: not empty(), lambda: f"figures in {empty()}")
     ledger = pipeline.ledgers[0].read_text().splitlines()[1:]
     bad = sum(not line.endswith(",") for line in ledger)
 
@@ -70,3 +72,5 @@ def test_prometheus_has_a_figure_for_every_panel(pipeline: Pipeline) -> None:
     assert value(f'sum(kafka_topic_messagesin_total{{topic="{pipeline.name}"}})') == 900
     consumer.process.send_signal(signal.SIGINT)
     assert "stopped read=900" in consumer.end()
+    if "minio" not in expected:
+        pytest.skip("all held but MinIO's own target and panels: it is not built here")
