@@ -177,14 +177,14 @@ def train(
 ) -> tuple[PipelineModel, History, dict[str, Quality]]:
     """Return the score, what it has learnt, and the quality of it and of the amount alone."""
     history = learn(transactions)
-    choice, judge = (
+    to_choose_on, to_judge_on = (
         score_model(history, 0.0).transform(simulated(spark, count, fraud, seed)).cache()
         for seed in (CHOICE_SEED, JUDGE_SEED)
     )
     results = {}
     for name, column in (("score", "score"), ("amount alone", "montant_eur")):
-        threshold = best_threshold(pairs_of(choice, column))
-        results[name] = quality(pairs_of(judge, column), threshold)
+        threshold = best_threshold(pairs_of(to_choose_on, column))
+        results[name] = quality(pairs_of(to_judge_on, column), threshold)
     return score_model(history, results["score"].threshold), history, results
 
 

@@ -19,7 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from pipelines.transactions import broker, capteur, consumer_spark, rates, verify
+from pipelines.transactions import (
+    broker,
+    capteur,
+    consumer_spark,
+    demo,
+    rates,
+    read,
+    verify,
+)
 from pipelines.transactions.store import Store, StoreError
 
 HERE = Path(__file__).resolve().parents[1]
@@ -172,6 +180,24 @@ def test_no_credentials_is_one_line(script: str) -> None:
     assert line.endswith(
         "MINIO_ROOT_USER and MINIO_ROOT_PASSWORD are not set: copy .env.example to .env"
     )
+
+
+def test_a_store_that_goes_away_meanwhile_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise OSError("the connection was refused")
+
+    for name, value in (("MINIO_ROOT_USER", "u"), ("MINIO_ROOT_PASSWORD", "p")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Store, "check", lambda _: None)
+    monkeypatch.setattr(Store, "filesystem", away)
+    assert read.main([]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "read: the bucket cannot be read: the connection was refused"
+    monkeypatch.setattr(demo, "start_servers", lambda *_: (True, False))
+    assert demo.main() == 1
+    assert capsys.readouterr().out.splitlines()[-1].endswith(": the connection was refused")
 
 
 # The store's settings
