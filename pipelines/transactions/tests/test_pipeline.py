@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,6 +111,7 @@ def disturbed(stack: Stack) -> Iterator[Stack]:
         stack.up(SERVERS)
 
 
+@pytest.mark.timeout(600)
 def test_servers_away_at_the_start_and_in_mid_run(disturbed: Stack, pipeline: Pipeline) -> None:
     stack = disturbed
     pipeline.send("--count", "400", "--seed", "3", *BAD)
@@ -133,16 +133,49 @@ def test_servers_away_at_the_start_and_in_mid_run(disturbed: Stack, pipeline: Pi
     consumer.wait_for(r"batch id=\d+ read", times=2)
     wait_until(lambda: number_seen(pipeline) == 700, "700 rows", 180)
 
+    # Kafka, under a generator that is sending: what it has not acknowledged, it sends again.
+    pipeline.ledgers.append(pipeline.folder / "live.csv")
+    evening = ("--start", "2026-10-24T16:00:00Z", "--interval", "0.3")  # 0.13 s at that hour
+    live = ("--count", "300", "--first-id", "2000", "--seed", "5", *evening, *BAD)
+    generator = pipeline.start("capteur.py", *live, "--ledger", str(pipeline.ledgers[-1]))
+    wait_until(lambda: number_seen(pipeline) > 700, "some of the live ones", 180)
     stack.stop("kafka", signal.SIGKILL)
-    time.sleep(2)  # Kafka's session with ZooKeeper
+    assert generator.process.poll() is None, "it had nothing left to send"
     stack.up(["kafka"])
-    pipeline.send("--count", "300", "--first-id", "2000", "--seed", "5", *BAD)
+    assert "sent=300 acknowledged=300 failed=0" in generator.end()
     wait_until(lambda: number_seen(pipeline) == 1000, "1000 rows", 180)
+
+    stack.stop("kafka", signal.SIGKILL)
+    away = r"Kafka does not answer at \S+ "
+    for script in ("consumer_spark.py", "capteur.py"):
+        assert re.search(f"ERROR .*{away}", pipeline.run(script, "--wait", "1", code=1))
+    consumer.wait_for(f"WARNING consumer_spark: waiting: {away}", timeout_s=180)
+    stack.up(["kafka"])
+    pipeline.send("--count", "100", "--first-id", "3000", "--seed", "7", *BAD)
+    wait_until(lambda: number_seen(pipeline) == 1100, "1100 rows", 180)
 
     consumer.process.terminate()
     ended = consumer.end()
     totals = numbers(ended.splitlines()[-1])
-    assert totals["read"] == totals["written"] + totals["rejected"] == 1000
+    assert totals["read"] == totals["written"] + totals["rejected"] == 1100
+    pipeline.verify()
+
+
+def test_the_store_is_killed_while_a_batch_s_files_get_their_names(
+    disturbed: Stack, pipeline: Pipeline
+) -> None:
+    months = ("--start", "2026-03-01T00:00:00Z", "--interval", "5000")  # 26 days in a batch
+    pipeline.send("--count", "900", *months, "--seed", "6", *BAD)
+    consumer = pipeline.start("consumer_spark.py", ONCE, "--max-records", "450")
+    wait_until(lambda: pipeline.batch_files(0), "files of batch 0", 180)
+    disturbed.stop("minio", signal.SIGKILL)
+    consumer.wait_for("batch failed, nothing is lost, trying again", timeout_s=180)
+    assert "batch id=0 read" not in consumer.text  # so it was in the middle
+    disturbed.up(["minio"])
+    ended = consumer.end()
+    assert "batch id=0 was begun before: deleting" in ended
+    assert "stopped read=900 " in ended
+    assert assert_none_twice(pipeline) == 900
     pipeline.verify()
 
 
