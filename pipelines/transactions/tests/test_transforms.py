@@ -168,6 +168,7 @@ WRONG = [
     (record(when="2026-10-23"), "bad_timestamp", None),
     (record(when="2026-10-23T25:00:00Z"), "bad_timestamp", None),
     (record(when="1766000000"), "bad_timestamp", None),
+    (record(when="2026-10-23T10:00:00Z\n"), "bad_timestamp", None),
     (record(when=LONG_AGO), "no_rate", "USD 2026-11-03"),
     (record(when="2026-10-22T10:00:00Z"), "no_rate", "USD 2026-10-22"),
 ]  # fmt: skip
