@@ -37,16 +37,14 @@ import csv
 import heapq
 import json
 import logging
-import math
 import os
 import random
-import re
 import signal
 import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -59,9 +57,18 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 from kafka.producer.future import RecordMetadata
 
+PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.smarttech.options import (  # noqa: E402  # works from any folder
+    KAFKA_START,
+    at_least,
+    servers,
+    topic_name,
+)
+
 log = logging.getLogger("kafka_producer")
 
-PROJECT = Path(__file__).resolve().parents[2]
 UNITS = {"temperature": "C", "humidity": "%", "energy": "kWh", "co2": "ppm"}
 BUILDINGS, FLOORS = "ABC", 4
 LATEST_S = 900.0  # of a late reading
@@ -402,19 +409,6 @@ def share(text: str) -> float:
     return number
 
 
-def at_least(minimum: float, kind: type[int] | type[float]) -> Callable[[str], float]:
-    """Return an argparse type for a finite number that is not below a minimum."""
-
-    def parse(text: str) -> float:
-        number = kind(text)
-        if not minimum <= number < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not at least {minimum:g}")
-        return number
-
-    parse.__name__ = "whole number" if kind is int else "number"
-    return parse
-
-
 def parse_time(text: str) -> datetime:
     """Return an ISO 8601 time; one without an offset is UTC.
 
@@ -423,20 +417,6 @@ def parse_time(text: str) -> datetime:
     """
     when = datetime.fromisoformat(text)
     return when if when.tzinfo else when.replace(tzinfo=UTC)
-
-
-def servers(text: str) -> str:
-    """Return a list of brokers if each is HOST:PORT."""
-    if not re.fullmatch(r"([^:,\s]+:\d{1,5})(,[^:,\s]+:\d{1,5})*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT[,HOST:PORT...]")
-    return text
-
-
-def topic_name(text: str) -> str:
-    """Return a topic's name if Kafka allows it."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not 1 to 249 letters, digits or . _ -")
-    return text
 
 
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: datetime) -> Config:
@@ -479,8 +459,13 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
     most_hz = 1000 * options.devices
     if options.rate > most_hz:
         parser.error(f"--rate {options.rate:g} needs more --devices: 1000 each, times are in ms")
-    period = timedelta(seconds=options.count / options.rate if options.at_once else 0)
-    start = options.start or (now - period).replace(microsecond=0)
+    lasts_s = (options.count or 0) / options.rate
+    try:
+        period = timedelta(seconds=lasts_s if options.at_once else 0)
+        start = (options.start or (now - period).replace(microsecond=0)).astimezone(UTC)
+        start + timedelta(seconds=lasts_s)
+    except OverflowError:
+        parser.error("--start, --count and --rate lead out of the years 1 to 9999")
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     taken = {**vars(options), "rate_hz": options.rate, "wait_s": options.wait}
     taken |= {"seed": seed, "start": start}
@@ -514,8 +499,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     messages = paced(Simulation(config).messages(), config, stop)
     try:
         if config.console:
-            log.info("stopped printed=%d", print_messages(messages))
-            return 0
+            return print_all(messages)
         if config.folder:
             log.info("stopped written=%d", write_files(messages, config.folder))
             return 0
@@ -526,6 +510,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def print_all(messages: Iterable[Message]) -> int:
+    """Print the messages; return the exit code."""
+    try:
+        log.info("stopped printed=%d", print_messages(messages))
+    except BrokenPipeError:  # the reader has had enough, as `head` has: no fault
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor at Python's own end
+    return 0
+
+
 def send_to_kafka(
     messages: Iterable[Message], config: Config, ledger: Ledger, stop: threading.Event
 ) -> int:
@@ -534,8 +527,8 @@ def send_to_kafka(
         producer = connect(config, stop)
     except KafkaError as exc:
         log.error(
-            "Kafka does not answer at %s (%s): is it started? (docker compose up -d --wait kafka)",
-            config.bootstrap_servers, exc,
+            "Kafka does not answer at %s (%s): is it started? (%s)",
+            config.bootstrap_servers, exc, KAFKA_START,
         )  # fmt: skip
         return 1
     if producer is None:

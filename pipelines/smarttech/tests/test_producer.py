@@ -1,6 +1,8 @@
 """The producer: the same seed gives the same bytes, and each label says the truth."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -75,6 +77,9 @@ def test_at_once_ends_now() -> None:
         ["--at-once"], ["--bad", "1.5"], ["--bad", "0.6", "--late", "0.6"], ["--rate", "0"],
         ["--rate", "20000"], ["--count", "0"], ["--topic", "no spaces"],
         ["--console", "--folder", "x"],
+        ["--count", "1000000000000", "--at-once"],
+        ["--start", "9999-12-31T23:59:59+00:00", "--at-once", "--count", "5"],
+        ["--start", "0001-01-01T00:00:00+05:00"],
     ],
 )  # fmt: skip
 def test_a_wrong_option_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,3 +87,19 @@ def test_a_wrong_option_exits_with_2(argv: list[str], capsys: pytest.CaptureFixt
         kafka_producer.load_config(argv, {}, NOW)
     assert exit_info.value.code == 2
     assert argv[0] in capsys.readouterr().err
+
+
+def test_a_reader_that_has_had_enough_is_no_fault() -> None:
+    script = [sys.executable, kafka_producer.__file__, "--console", "--at-once", "--count", "20000"]
+    with subprocess.Popen(
+        script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 0
+    assert "ERROR" not in err
+    assert "Exception" not in err
+    assert len(err.splitlines()) == 1  # what it simulates
