@@ -2,6 +2,7 @@
 
 LAKE/sensor_data_bronze/  _silver/  _gold/  _anomalies/  _quarantine/  _duplicates/
 LAKE/checkpoints/bronze/  silver/  gold/     how far each stage has come
+LAKE/options.json                            what its rows depend on; the same at each start
 LAKE/spark.log                               what Java says; our own log goes to the terminal
 """
 
@@ -10,13 +11,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from delta import DeltaTable, configure_spark_with_delta_pip
-from py4j.protocol import Py4JError
+from deltalake import DeltaTable as RustTable
+from py4j.protocol import Py4JError, Py4JNetworkError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
@@ -32,6 +34,12 @@ SCHEMAS = {
     "anomalies": transforms.ANOMALIES,
     "quarantine": transforms.QUARANTINE,
     "duplicates": transforms.DUPLICATES,
+}
+# Each stream's tables, the streams in this order when one follows the other.
+STAGES = {
+    "bronze": ["bronze"],
+    "silver": ["silver", "quarantine", "duplicates"],
+    "gold": ["gold", "anomalies"],
 }
 PARTITIONED_BY = ["building", "type"]
 KAFKA_CONNECTOR = "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.7"
@@ -58,6 +66,10 @@ SETTINGS = {
 
 class LakeError(Exception):
     """What stops the work, in one line for the user: what is wrong, where, and what to do."""
+
+
+class UsageError(LakeError):
+    """The same, when the command was given the wrong options."""
 
 
 def table_path(lake: Path, table: str) -> Path:
@@ -128,6 +140,50 @@ def lock(spark: SparkSession, folder: Path) -> Any:
     return held
 
 
+def lock_lake(spark: SparkSession, lake: Path, checkpoints: Path) -> None:
+    """Take a lake and its checkpoints, which may be elsewhere, for this session alone.
+
+    Raises:
+        LakeError: another process holds one of them and keeps it.
+    """
+    for folder in (lake, checkpoints):
+        lock(spark, folder)
+
+
+def newest_file(folder: Path) -> int:
+    """Return the highest number that names a file of a folder, -1 without any."""
+    return max((int(f.name) for f in folder.glob("[0-9]*") if f.name.isdigit()), default=-1)
+
+
+def open_batches(checkpoints: Path) -> set[str]:
+    """Return the stages of which a batch is begun and not noted as done."""
+    return {
+        stage
+        for stage in STAGES
+        if newest_file(checkpoints / stage / "offsets")
+        > newest_file(checkpoints / stage / "commits")
+    }
+
+
+def check_checkpoint(stage: str, tables: Sequence[Path], checkpoint: Path) -> None:
+    """Refuse tables and a checkpoint that do not belong together: rows would come twice, or never.
+
+    Raises:
+        LakeError: one is there without the other.
+    """
+    has_begun = newest_file(checkpoint / "offsets") >= 0
+    has_done = newest_file(checkpoint / "commits") >= 0
+    for table in tables:
+        is_there = RustTable.is_deltatable(str(table))
+        has_rows = is_there and RustTable(str(table)).count() > 0
+        if (has_rows and not has_begun) or (has_done and not is_there):
+            there, missing = (table, checkpoint) if has_rows else (checkpoint, table)
+            raise LakeError(
+                f"{there} is there but {missing} is not: put it back, or delete the tables and the "
+                f"checkpoints of {stage} and of what comes after it, to have them made again"
+            )
+
+
 def create_tables(spark: SparkSession, lake: Path) -> None:
     """Create the tables that are not there yet, empty, with their schemas and partitions."""
     for table, schema in SCHEMAS.items():
@@ -155,6 +211,15 @@ def one_line(exc: BaseException, length: int = 300) -> str:
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     telling = next((line for line in reversed(lines) if line.startswith("Caused by:")), None)
     return (telling or (lines[0] if lines else repr(exc)))[:length]
+
+
+def what_ended(exc: BaseException) -> str:
+    """Return what has gone wrong with a session, in one line.
+
+    Of an OSError only a connection's says that Java has ended; another may be a full disk.
+    """
+    has_java_ended = isinstance(exc, Py4JNetworkError | ConnectionError)
+    return f"Java has ended: {one_line(exc)}" if has_java_ended else one_line(exc)
 
 
 def configure_logging() -> None:

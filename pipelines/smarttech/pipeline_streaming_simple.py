@@ -9,8 +9,8 @@
     LAKE/simple/sensor_data/*.json -> LAKE/simple/sensor_data_bronze/
 
 A file holds one JSON object per line and must appear complete: write it elsewhere (or under a name
-that begins with a dot), then move it in. Each is taken once; a line that does not fit the schema
-is kept as it is, in the column `malformed`.
+that begins with a dot), then move it in. Each is taken once; a line that is more
+or less than the seven fields of a reading is kept as it came, in the column `malformed`.
 
     2026-11-25T08:34:36.350Z INFO smarttech: batch=1 rows=149 seconds=12.8
 
@@ -29,9 +29,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltalake.exceptions import DeltaError
 from dotenv import load_dotenv
 from py4j.protocol import Py4JError
-from pyspark.sql import SparkSession
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
@@ -43,6 +45,7 @@ from pipelines.smarttech.lake import (  # noqa: E402
     DEFAULT_LAKE,
     PARTITIONED_BY,
     LakeError,
+    check_checkpoint,
     configure_logging,
     create_table,
     lock,
@@ -50,12 +53,15 @@ from pipelines.smarttech.lake import (  # noqa: E402
     spark_session,
     stop_on_signals,
     table_path,
+    what_ended,
 )
+from pipelines.smarttech.options import at_least  # noqa: E402
 
 log = logging.getLogger("smarttech")
 
-LINES = f"{transforms.READING}, malformed string"
-TABLE = f"{LINES}, file string, ingested_at timestamp"
+PARSED = f"{transforms.READING}, malformed string"
+TABLE = f"{PARSED}, file string, ingested_at timestamp"
+JSON = {**transforms.STRICT_JSON, "columnNameOfCorruptRecord": "malformed"}
 POLL_S = 0.2
 
 
@@ -70,19 +76,10 @@ class Config:
 
 def start(spark: SparkSession, config: Config) -> StreamingQuery:
     """Start the stream where its checkpoint says."""
-    lines = (
-        spark.readStream.schema(LINES)
-        .option("columnNameOfCorruptRecord", "malformed")
-        .option("maxFilesPerTrigger", 1000)
-        .json(str(config.folder / "sensor_data"))
+    lines = spark.readStream.option("maxFilesPerTrigger", 1000).text(
+        str(config.folder / "sensor_data")
     )
-    rows = lines.withColumns(
-        {
-            "file": F.input_file_name(),
-            "ingested_at": F.current_timestamp(),
-            **transforms.folder_of(F.col("building"), F.col("type")),
-        }
-    )
+    rows = parsed(lines.where(F.trim("value") != ""))
     writer = rows.repartition(*PARTITIONED_BY).writeStream.format("delta")
     writer = writer.partitionBy(*PARTITIONED_BY).queryName("simple")
     writer = writer.option("checkpointLocation", str(config.folder / "checkpoints"))
@@ -93,6 +90,40 @@ def start(spark: SparkSession, config: Config) -> StreamingQuery:
     return writer.start(str(table_path(config.folder, "bronze")))
 
 
+def parsed(lines: DataFrame) -> DataFrame:
+    """Read each line by the schema; one that the columns do not hold whole is kept as it came.
+
+    Args:
+        lines: DataFrame(value string).
+
+    Returns:
+        DataFrame(TABLE); building and type are null where they cannot be a folder's name.
+    """
+    read = lines.select(
+        "value",
+        F.from_json("value", PARSED, JSON).alias("read"),
+        F.from_json("value", "map<string, string>", transforms.STRICT_JSON).alias("given"),
+    )
+    folder = transforms.folder_of(F.col("read.building"), F.col("read.type"))
+    is_whole = (
+        F.col("value").rlike(transforms.OBJECT)
+        & F.col("read.malformed").isNull()
+        & (F.size("given") == len(transforms.FIELDS))
+        & F.forall(F.map_values("given"), lambda value: value.isNotNull())
+        & folder["building"].isNotNull()
+        & folder["type"].isNotNull()
+    )
+    malformed = F.when(F.coalesce(is_whole, F.lit(False)), None).otherwise(F.col("value"))
+    fields = {name: F.col(f"read.{name}") for name in transforms.FIELDS} | folder
+    columns = {
+        **fields,
+        "malformed": malformed.cast("string"),
+        "file": F.input_file_name(),
+        "ingested_at": F.current_timestamp(),
+    }
+    return read.select(*(columns[name].alias(name) for name in transforms.names(TABLE)))
+
+
 def run(config: Config, stop: threading.Event) -> None:
     """Run the stream on a session of its own until it is done or told to stop.
 
@@ -101,7 +132,9 @@ def run(config: Config, stop: threading.Event) -> None:
     """
     with spark_session(config.folder, {}) as spark:
         stop_on_signals(stop)  # once more: Spark has put its own handler there
-        lock(spark, config.folder / "checkpoints")
+        lock(spark, config.folder)
+        checkpoint = config.folder / "checkpoints"
+        check_checkpoint("the simple mode", [table_path(config.folder, "bronze")], checkpoint)
         create_table(spark, table_path(config.folder, "bronze"), TABLE)
         (config.folder / "sensor_data").mkdir(exist_ok=True)
         log.info("watching %s", config.folder / "sensor_data")
@@ -129,14 +162,12 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     )
     add = parser.add_argument
     add("--available-now", action="store_true", help="take what is there and end")
-    add("--interval", type=float, default=5.0, metavar="SECONDS",
+    add("--interval", type=at_least(0, float), default=5.0, metavar="SECONDS",
         help="between two batches (default: 5)")  # fmt: skip
     add("--lake", type=Path, metavar="FOLDER",
         default=environ.get("SMARTTECH_LAKE") or DEFAULT_LAKE,
         help="environment: SMARTTECH_LAKE (default: lake/ beside this file)")  # fmt: skip
     options = parser.parse_args(argv)
-    if options.interval < 0:
-        parser.error(f"--interval {options.interval:g} is below 0")
     return Config(options.lake.absolute() / "simple", options.available_now, options.interval)
 
 
@@ -152,9 +183,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LakeError as exc:
         log.error("%s", exc)
         return 1
-    except (Py4JError, OSError) as exc:
+    except (PySparkException, DeltaError, Py4JError, OSError) as exc:
         if not stop.wait(1.0):  # else Java was told to stop as well
-            log.error("Java has ended: %s (see %s)", one_line(exc), config.folder / "spark.log")
+            log.error("%s (see %s)", what_ended(exc), config.folder / "spark.log")
             return 1
     log.info("stopped")
     return 0

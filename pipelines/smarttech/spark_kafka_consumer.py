@@ -31,25 +31,27 @@ Exit codes: 0 done or stopped cleanly, 1 a server unreachable or a stream that c
 """
 
 import argparse
+import json
 import logging
-import math
 import os
 import re
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from delta import DeltaTable
 from delta.tables import DeltaMergeBuilder
 from deltalake import DeltaTable as RustTable
+from deltalake.exceptions import DeltaError
 from dotenv import load_dotenv
-from kafka import KafkaConsumer
-from kafka.errors import KafkaError
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import KafkaError, KafkaTimeoutError
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -65,21 +67,27 @@ from pipelines.smarttech.lake import (  # noqa: E402
     DEFAULT_LAKE,
     PARTITIONED_BY,
     SCHEMAS,
+    STAGES,
     LakeError,
+    UsageError,
+    check_checkpoint,
     configure_logging,
     create_tables,
-    lock,
+    lock_lake,
     one_line,
     spark_session,
     stop_on_signals,
     table_path,
+    what_ended,
 )
+from pipelines.smarttech.options import KAFKA_START, at_least, servers, topic_name  # noqa: E402
 from pipelines.smarttech.transforms import names  # noqa: E402
 
 log = logging.getLogger("smarttech")
 
 DURATION = re.compile(r"[1-9]\d* (second|minute|hour|day)s?")
-STAGES = ["bronze", "silver", "gold"]  # in this order when one follows the other
+OPTIONS_FILE = "options.json"
+TIMESTAMP_TYPE = "message.timestamp.type"
 POLL_S = 0.2
 BATCH_FILES = 200  # of bronze or silver in one batch; full ones hold a million readings or more
 RESTART_BASE_S, RESTART_CAP_S = 0.5, 30.0
@@ -281,7 +289,10 @@ class Pipeline:
             name: f"new.{name}" for name in names(transforms.ANOMALIES)
         }
         merge = merge.whenMatchedDelete("not new.is_anomaly")
-        merge = merge.whenMatchedUpdate("old.score <> new.score", set=columns)
+        # A late reading may lengthen the history and leave the score as it was.
+        numbers = ("median", "mad", "score", "history")
+        differs = " or ".join(f"old.{name} <> new.{name}" for name in numbers)
+        merge = merge.whenMatchedUpdate(differs, set=columns)
         merge.whenNotMatchedInsert("new.is_anomaly", values=columns).execute()
 
     def merge(self, table: str, rows: DataFrame, keys: list[str], scope: str) -> DeltaMergeBuilder:
@@ -416,6 +427,7 @@ def wait_for_kafka(config: Config, stop: threading.Event) -> None:
     deadline = time.monotonic() + config.wait_s
     while not stop.is_set():
         try:
+            make_topic(config)
             with KafkaConsumer(
                 bootstrap_servers=config.bootstrap_servers.split(","), bootstrap_timeout_ms=2000
             ) as consumer:
@@ -426,9 +438,51 @@ def wait_for_kafka(config: Config, stop: threading.Event) -> None:
             trouble = f"Kafka does not answer at {config.bootstrap_servers} ({exc})"
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            raise LakeError(f"{trouble}: is it started? (docker compose up -d --wait kafka)")
+            raise LakeError(f"{trouble}: is it started? ({KAFKA_START})")
         log.warning("%s, %.0f s left", trouble, left_s)
         stop.wait(min(2.0, left_s))
+
+
+def make_topic(config: Config) -> None:
+    """Have the broker make the topic by its own rules, if it is not there and the broker may.
+
+    A producer's question for one topic makes it; a consumer's, which is for all of them, does not.
+
+    Raises:
+        KafkaError: no broker answers.
+    """
+    producer = KafkaProducer(
+        bootstrap_servers=config.bootstrap_servers.split(","),
+        bootstrap_timeout_ms=2000,
+        max_block_ms=5000,
+    )
+    try:
+        producer.partitions_for(config.topic)
+    except KafkaTimeoutError:
+        log.debug("the broker does not make topics by itself")
+    finally:
+        producer.close(timeout=1)
+
+
+def warn_of_sender_times(config: Config) -> None:
+    """Say so when a message's time is the sender's: then its clock says what is in the future."""
+    topic = ConfigResource(ConfigResourceType.TOPIC, config.topic)
+    servers = config.bootstrap_servers.split(",")
+    try:
+        with closing(
+            KafkaAdminClient(bootstrap_servers=servers, bootstrap_timeout_ms=2000)
+        ) as admin:
+            found = admin.describe_configs([topic], config_filter="all")
+            kind = found["topic"][config.topic][TIMESTAMP_TYPE]["value"]
+    except (KafkaError, KeyError) as exc:  # some brokers do not let everybody ask
+        log.debug("%s of %s is not known: %s", TIMESTAMP_TYPE, config.topic, exc)
+        return
+    if kind != "LogAppendTime":
+        log.warning(
+            "%s of topic=%s is %s: what is in the future is told by the sender's clock, not by the "
+            "broker's (pipelines/smarttech/compose.yml sets that)",
+            TIMESTAMP_TYPE, config.topic, kind,
+        )  # fmt: skip
 
 
 def check_checkpoints(config: Config) -> None:
@@ -437,17 +491,49 @@ def check_checkpoints(config: Config) -> None:
     Raises:
         LakeError: one is there without the other.
     """
-    for stage in STAGES:  # the name of its main table, too
-        path, checkpoint = table_path(config.lake, stage), config.checkpoints / stage
-        is_there = RustTable.is_deltatable(str(path))
-        has_rows = is_there and RustTable(str(path)).version() > 0
-        has_begun, has_done = (any((checkpoint / d).glob("[0-9]*")) for d in ("offsets", "commits"))
-        if (has_rows and not has_begun) or (has_done and not is_there):
-            there, missing = (path, checkpoint) if has_rows else (checkpoint, path)
-            raise LakeError(
-                f"{there} is there but {missing} is not: put it back, or delete the tables and the "
-                f"checkpoints of {stage} and of what comes after it, to have them made again"
-            )
+    for stage, tables in STAGES.items():
+        paths = [table_path(config.lake, table) for table in tables]
+        check_checkpoint(stage, paths, config.checkpoints / stage)
+
+
+def check_options(config: Config) -> None:
+    """Refuse options that would treat the next messages otherwise than those in the lake.
+
+    Raises:
+        UsageError: the lake was begun with others.
+        LakeError: what it was begun with cannot be read.
+    """
+    file = config.lake / OPTIONS_FILE
+    if not file.exists():
+        return
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        begun = {name: kept[name] for name in ("topic", "lateness", "window")}
+        is_same = {
+            "topic": begun["topic"] == config.topic,
+            "lateness": seconds(begun["lateness"]) == seconds(config.lateness),
+            "window": seconds(begun["window"]) == seconds(config.window),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise LakeError(f"{file} cannot be read: {one_line(exc)}") from exc
+    if wrong := [name for name, same in is_same.items() if not same]:
+        said = ", ".join(f"--{name} '{begun[name]}'" for name in wrong)
+        raise UsageError(f"{config.lake} was begun with {said}: say the same, or take another lake")
+
+
+def keep_options(config: Config) -> None:
+    """Note with the lake, once, what its rows depend on. The lake must be locked.
+
+    Raises:
+        UsageError: it was begun with other options.
+    """
+    check_options(config)
+    file = config.lake / OPTIONS_FILE
+    if not file.exists():
+        kept = {"topic": config.topic, "lateness": config.lateness, "window": config.window}
+        partial = file.with_suffix(".partial")  # whole or not there, whenever we are killed
+        partial.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+        partial.rename(file)
 
 
 # The command.
@@ -467,13 +553,6 @@ def duration(text: str) -> str:
     """Return a duration if Spark and we understand it."""
     if not DURATION.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not such as '10 minutes'")
-    return text
-
-
-def servers(text: str) -> str:
-    """Return a list of brokers if each is HOST:PORT."""
-    if not re.fullmatch(r"([^:,\s]+:\d{1,5})(,[^:,\s]+:\d{1,5})*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT[,HOST:PORT...]")
     return text
 
 
@@ -510,7 +589,8 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     add("--bootstrap-servers", type=servers, metavar="SERVERS",
         default=environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092",
         help="environment: KAFKA_BOOTSTRAP_SERVERS (default: localhost:9092)")  # fmt: skip
-    add("--topic", metavar="TOPIC", default=environ.get("SMARTTECH_TOPIC") or "sensor_data",
+    add("--topic", type=topic_name, metavar="TOPIC",
+        default=environ.get("SMARTTECH_TOPIC") or "sensor_data",
         help="environment: SMARTTECH_TOPIC (default: sensor_data)")  # fmt: skip
     add("--lake", type=Path, metavar="FOLDER",
         default=environ.get("SMARTTECH_LAKE") or DEFAULT_LAKE,
@@ -535,19 +615,6 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     )
 
 
-def at_least(minimum: float, kind: type[int] | type[float]) -> Callable[[str], float]:
-    """Return an argparse type for a finite number that is not below a minimum."""
-
-    def parse(text: str) -> float:
-        number = kind(text)
-        if not minimum <= number < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not at least {minimum:g}")
-        return number
-
-    parse.__name__ = "whole number" if kind is int else "number"
-    return parse
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the streams until done or stopped; return the exit code (see the module docstring)."""
     load_dotenv(PROJECT / ".env")  # the real environment wins over it
@@ -556,15 +623,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = threading.Event()
     stop_on_signals(stop)
     try:
+        check_options(config)
         wait_for_kafka(config, stop)
         if not stop.is_set():
+            warn_of_sender_times(config)
             run(config, stop)
     except LakeError as exc:
         log.error("%s", exc)
-        return 1
-    except (Py4JError, OSError) as exc:
+        return 2 if isinstance(exc, UsageError) else 1
+    except (PySparkException, DeltaError, Py4JError, OSError) as exc:
         if not stop.wait(1.0):  # else Java was told to stop as well
-            log.error("Java has ended: %s (see %s)", one_line(exc), config.lake / "spark.log")
+            log.error("%s (see %s)", what_ended(exc), config.lake / "spark.log")
             return 1
     log.info("stopped")
     return 0
@@ -578,14 +647,15 @@ def run(config: Config, stop: threading.Event) -> None:
     """
     with spark_session(config.lake, config.settings) as spark:
         stop_on_signals(stop)  # once more: Spark has put its own handler there
-        lock(spark, config.checkpoints)
+        lock_lake(spark, config.lake, config.checkpoints)
+        keep_options(config)
         check_checkpoints(config)
         create_tables(spark, config.lake)
         supervisor = Supervisor(Pipeline(spark, config), stop)
         log.info(
             "reading topic=%s at %s into %s", config.topic, config.bootstrap_servers, config.lake
         )
-        for group in [[stage] for stage in STAGES] if config.available_now else [STAGES]:
+        for group in [[stage] for stage in STAGES] if config.available_now else [list(STAGES)]:
             began = time.monotonic()
             supervisor.run(group)
             took_s = time.monotonic() - began
