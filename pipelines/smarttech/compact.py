@@ -34,6 +34,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from delta import DeltaTable
+from delta.exceptions import (
+    ConcurrentAppendException,
+    ConcurrentDeleteDeleteException,
+    ConcurrentDeleteReadException,
+    ConcurrentTransactionException,
+)
 from deltalake import DeltaTable as RustTable
 from deltalake.exceptions import DeltaError
 from dotenv import load_dotenv
@@ -63,6 +69,13 @@ log = logging.getLogger("smarttech")
 
 SAFE_HOURS = 168.0
 READINGS = 5
+TRIES = 10
+CONFLICTS = (
+    ConcurrentAppendException,
+    ConcurrentDeleteDeleteException,
+    ConcurrentDeleteReadException,
+    ConcurrentTransactionException,
+)
 # What is averaged, to read a column of every row.
 MEASURE = {"bronze": "offset", "quarantine": "offset", "duplicates": "offset", "gold": "mean"}
 
@@ -85,11 +98,23 @@ def measure(spark: SparkSession, table: str, path: Path) -> tuple[int, float, in
     return files, statistics.median(times), on_disk
 
 
+def optimize(stored: DeltaTable, table: str) -> None:
+    """Write a table's small files together, again if a consumer has changed them meanwhile."""
+    for tries_left in reversed(range(TRIES)):
+        try:
+            stored.optimize().executeCompaction()
+            return
+        except CONFLICTS:
+            if not tries_left:
+                raise
+            log.info("%s was changed meanwhile: once more", table)
+
+
 def compact(spark: SparkSession, table: str, path: Path, retain_hours: float) -> str:
     """Compact and clean one table; return the line that says what it brought."""
     before = measure(spark, table, path)
     stored = DeltaTable.forPath(spark, str(path))
-    stored.optimize().executeCompaction()
+    optimize(stored, table)
     stored.vacuum(retain_hours)
     after = measure(spark, table, path)
     return (

@@ -87,7 +87,9 @@ def spark_session(lake: Path, settings: Mapping[str, str]) -> Iterator[SparkSess
     lake.mkdir(parents=True, exist_ok=True)
     file = lake / "spark.log"
     builder = SparkSession.builder.appName("smarttech")
-    for name, value in (SETTINGS | dict(settings)).items():
+    # Its default is a folder spark-warehouse/ wherever we are called from.
+    warehouse = {"spark.sql.warehouse.dir": str(lake / "warehouse")}
+    for name, value in (SETTINGS | warehouse | dict(settings)).items():
         builder = builder.config(name, value)
     log.info("starting Spark (the first time it fetches its connectors); its log is %s", file)
     try:

@@ -33,7 +33,11 @@ from dotenv import load_dotenv
 PROJECT = Path(__file__).resolve().parents[2]
 TABLES = ("bronze", "silver", "gold", "anomalies", "quarantine", "duplicates", "simple")
 # What the last rows are the last by, the first of these that a table has.
-ORDERS = (["partition", "offset"], ["window_start"], ["timestamp"])
+ORDERS = (
+    ["kafka_timestamp", "partition", "offset"],
+    ["window_start"],
+    ["timestamp"],
+)
 CELL_WIDTH = 40
 
 
@@ -97,11 +101,13 @@ def overview(lake: Path) -> str:
             files = pa.table(table.get_add_actions(flatten=True)).to_pydict()
             sizes = files["size_bytes"]
             rows.append([name, table.version(), table.count(), len(sizes), sum(sizes)])
+    if not rows:
+        raise ValueError("there is no table")
     return grid(["table", "version", "rows", "files", "bytes"], rows)
 
 
 def last_rows(table: DeltaTable, number: int) -> str:
-    """Return the last rows of a table by offset, window or time."""
+    """Return the last rows of a table by arrival, window or time."""
     names = [field.name for field in table.schema().fields]
     order = next(keys for keys in ORDERS if set(keys) <= set(names))
     content = table.to_pyarrow_table().sort_by([(key, "ascending") for key in order])
@@ -178,7 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = overview(options.lake)
     except (DeltaError, OSError, ValueError) as exc:
         reason = " ".join(str(exc).split())[:300]
-        sys.stderr.write(f"read_delta: cannot read {options.table} in {options.lake}: {reason}\n")
+        what = options.table or "the tables"
+        sys.stderr.write(f"read_delta: cannot read {what} in {options.lake}: {reason}\n")
         return 1
     sys.stdout.write(text + "\n")
     return 0

@@ -467,10 +467,10 @@ def make_topic(config: Config) -> None:
 def warn_of_sender_times(config: Config) -> None:
     """Say so when a message's time is the sender's: then its clock says what is in the future."""
     topic = ConfigResource(ConfigResourceType.TOPIC, config.topic)
-    servers = config.bootstrap_servers.split(",")
+    brokers = config.bootstrap_servers.split(",")
     try:
         with closing(
-            KafkaAdminClient(bootstrap_servers=servers, bootstrap_timeout_ms=2000)
+            KafkaAdminClient(bootstrap_servers=brokers, bootstrap_timeout_ms=2000)
         ) as admin:
             found = admin.describe_configs([topic], config_filter="all")
             kind = found["topic"][config.topic][TIMESTAMP_TYPE]["value"]

@@ -47,6 +47,8 @@ Where = tuple[int, int]  # partition, offset
 Row = dict[str, Any]
 
 FIELDS = ("timestamp", "device_id", "building", "floor", "type", "value", "unit")
+REPEATED = ("timestamp", "device_id", "building", "type")
+COORDINATES = ("topic", "partition", "offset", "kafka_timestamp", "key", "value")
 RANGES = {  # type -> unit, lowest, highest, least MAD
     "temperature": ("C", -40, 85, 0.1),
     "humidity": ("%", 0, 100, 0.5),
@@ -60,6 +62,14 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What may become of a valid reading; that of a bad message is its label in the ledger.
 VALID_LABELS = {"reading", "spike", "duplicate", "late"}
 VALID_FATES = {"silver", "duplicate", "conflict", "too_late"}
+
+
+class Message(NamedTuple):
+    """A message as the topic, bronze or quarantine holds it."""
+
+    key: bytes | None
+    value: bytes | None
+    time_ms: int
 
 
 class Reading(NamedTuple):
@@ -78,6 +88,11 @@ class Reading(NamedTuple):
         """What is ordered by time."""
         return self.device_id, self.type
 
+    @property
+    def repeated(self) -> tuple[Any, ...]:
+        """What duplicates keeps of it."""
+        return self.timestamp, self.device_id, self.building, self.type
+
 
 @dataclass
 class Verdict:
@@ -88,12 +103,12 @@ class Verdict:
         rows: table -> number of rows.
         reasons: kind of reason -> rows in quarantine.
         lost: in the topic, not in bronze.
-        altered: in bronze with other bytes.
+        altered: in bronze or in quarantine with another value, key or time.
         doubled: more than once in bronze, or in more than one place after it.
         made_up: in bronze and not in the topic, which still holds older ones; or in no bronze.
         unsettled: in bronze and nowhere after it.
         misjudged: not where they belong.
-        differing: in silver with other values.
+        differing: in silver or in duplicates with other values.
         gold, anomalies: keys of the rows that are missing, too many, or differ.
         ledger: messages that the ledger notes as acknowledged.
         unlike_ledger: those that the topic does not hold as noted, or that ended elsewhere.
@@ -174,7 +189,7 @@ def read(value: bytes | None, kafka_time: datetime) -> Reading:
     inside = text.strip(" \t\r\n")[1:-1]
     if not isinstance(pairs, Pairs) or "{" in inside or "}" in inside:
         raise NotAReadingError("bad_json")
-    given = dict(pairs)
+    given = dict(reversed(pairs))  # of a field that is given twice Spark takes the first
     if any(given.get(name) is None for name in FIELDS):
         raise NotAReadingError("missing_field")
     if len(pairs) > len(FIELDS):
@@ -296,15 +311,22 @@ def table(lake: Path, name: str, columns: Sequence[str]) -> list[Row]:
     return rows
 
 
-def read_topic(servers: str, topic: str) -> tuple[dict[Where, bytes | None], dict[int, int]]:
-    """Return the messages that the topic holds, and each partition's first offset."""
+def read_topic(servers: str, topic: str) -> tuple[dict[Where, Message], dict[int, int]]:
+    """Return the messages that the topic holds, and each partition's first offset.
+
+    Raises:
+        ValueError: there is no such topic.
+    """
     with KafkaConsumer(
         bootstrap_servers=servers.split(","), bootstrap_timeout_ms=10_000
     ) as consumer:
-        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
+        known = consumer.partitions_for_topic(topic)
+        if not known:
+            raise ValueError(f"there is no topic {topic} at {servers}")
+        partitions = [TopicPartition(topic, p) for p in known]
         first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
         left = {p for p in partitions if first[p] < end[p]}
-        messages: dict[Where, bytes | None] = {}
+        messages: dict[Where, Message] = {}
         consumer.assign(sorted(left))
         for partition in left:
             consumer.seek(partition, first[partition])
@@ -312,7 +334,9 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Where, bytes | None], dic
             for partition, polled in consumer.poll(1000, max_records=5000).items():
                 for message in polled:
                     if message.offset < end[partition]:
-                        messages[message.partition, message.offset] = message.value
+                        messages[message.partition, message.offset] = Message(
+                            message.key, message.value, message.timestamp
+                        )
             left = {p for p in left if consumer.position(p) < end[p]}
         return messages, {p.partition: first[p] for p in partitions}
 
@@ -321,7 +345,7 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Where, bytes | None], dic
 
 
 def verify(
-    messages: Mapping[Where, bytes | None], first: Mapping[int, int], lake: Path,
+    messages: Mapping[Where, Message], first: Mapping[int, int], lake: Path,
     topic: str, lateness: timedelta, window: timedelta, ledger: Path | None,
 ) -> Verdict:  # fmt: skip
     """Compare the topic, the tables and, when it is given, the producer's ledger.
@@ -336,10 +360,10 @@ def verify(
         ledger: what the producer has noted.
     """
     verdict = Verdict(topic=len(messages))
-    bronze = table(lake, "bronze", ["topic", "partition", "offset", "kafka_timestamp", "value"])
+    bronze = table(lake, "bronze", COORDINATES)
     bronze.sort(key=lambda row: (row["partition"], row["offset"]))
-    compare_bronze(verdict, bronze, messages, first, topic)
-    fates, readings = stored_fates(verdict, lake)
+    stored = compare_bronze(verdict, bronze, messages, first, topic)
+    fates, readings, repeated = stored_fates(verdict, lake, stored)
     fated = {}
     for where, fate, reading in judge(bronze, lateness):
         fated[where] = fate
@@ -347,7 +371,9 @@ def verify(
             verdict.unsettled.append(where)
         elif fates[where] != fate:
             verdict.misjudged.append(where)
-        elif fate == "silver" and readings[where] != reading:
+        elif (fate == "silver" and readings[where] != reading) or (
+            fate == "duplicate" and reading and repeated[where] != reading.repeated
+        ):
             verdict.differing.append(where)
     verdict.made_up += sorted(set(fates) - set(fated))
     silver = list(readings.values())
@@ -360,31 +386,45 @@ def verify(
 
 
 def compare_bronze(
-    verdict: Verdict, bronze: Sequence[Row], messages: Mapping[Where, bytes | None],
+    verdict: Verdict, bronze: Sequence[Row], messages: Mapping[Where, Message],
     first: Mapping[int, int], topic: str,
-) -> None:  # fmt: skip
-    """Note how bronze differs from the topic."""
+) -> dict[Where, Message]:  # fmt: skip
+    """Note how bronze differs from the topic; return what it holds."""
     verdict.rows["bronze"] = len(bronze)
-    stored: dict[Where, bytes | None] = {}
+    stored: dict[Where, Message] = {}
     for row in bronze:
         where = (row["partition"], row["offset"])
         if where in stored:
             verdict.doubled.append(where)
-        stored[where] = row["value"]
+        stored[where] = as_message(row)
         if where in messages:
-            if row["topic"] != topic or messages[where] != row["value"]:
+            if row["topic"] != topic or messages[where] != stored[where]:
                 verdict.altered.append(where)
         elif row["offset"] >= first.get(where[0], 0):  # else the topic has forgotten it
             verdict.made_up.append(where)
     verdict.lost += sorted(set(messages) - set(stored))
+    return stored
 
 
-def stored_fates(verdict: Verdict, lake: Path) -> tuple[dict[Where, str], dict[Where, Reading]]:
-    """Return what has become of each message, and the readings in silver."""
+def as_message(row: Row) -> Message:
+    """Return the message in a row of bronze or quarantine."""
+    since = row["kafka_timestamp"] - EPOCH
+    return Message(row["key"], row["value"], since // timedelta(milliseconds=1))
+
+
+def stored_fates(
+    verdict: Verdict, lake: Path, bronze: Mapping[Where, Message]
+) -> tuple[dict[Where, str], dict[Where, Reading], dict[Where, tuple[Any, ...]]]:
+    """Return what has become of each message, the readings in silver, what duplicates keeps."""
     fates: dict[Where, str] = {}
     readings: dict[Where, Reading] = {}
-    for name, extra in (("silver", FIELDS), ("quarantine", ("reason",)), ("duplicates", ())):
-        rows = table(lake, name, ["partition", "offset", *extra])
+    repeated: dict[Where, tuple[Any, ...]] = {}
+    for name, columns in (
+        ("silver", ["partition", "offset", *FIELDS]),
+        ("quarantine", [*COORDINATES, "reason"]),
+        ("duplicates", ["partition", "offset", *REPEATED]),
+    ):
+        rows = table(lake, name, columns)
         verdict.rows[name] = len(rows)
         for row in rows:
             where = (row["partition"], row["offset"])
@@ -396,9 +436,13 @@ def stored_fates(verdict: Verdict, lake: Path) -> tuple[dict[Where, str], dict[W
             elif name == "quarantine":
                 fates[where] = row["reason"].partition(":")[0]
                 verdict.reasons[fates[where]] += 1
+                is_same = where not in bronze or bronze[where] == as_message(row)
+                if not is_same and where not in verdict.altered:
+                    verdict.altered.append(where)
             else:
                 fates[where] = "duplicate"
-    return fates, readings
+                repeated[where] = tuple(row[field] for field in REPEATED)
+    return fates, readings, repeated
 
 
 def stored_gold(verdict: Verdict, lake: Path, window: timedelta) -> dict[Any, tuple[float, ...]]:
@@ -455,7 +499,7 @@ def unlike(
 
 
 def compare_ledger(
-    verdict: Verdict, ledger: Path, messages: Mapping[Where, bytes | None],
+    verdict: Verdict, ledger: Path, messages: Mapping[Where, Message],
     fates: Mapping[Where, str], readings: Mapping[Where, Reading], anomalies: set[Any],
 ) -> None:  # fmt: skip
     """Note how the topic and the tables differ from what the producer noted."""
@@ -469,7 +513,7 @@ def compare_ledger(
             except (KeyError, TypeError) as exc:
                 raise ValueError(f"{ledger} is not a ledger of kafka_producer.py") from exc
             verdict.ledger += 1
-            is_there = where in messages and zlib.crc32(messages[where] or b"") == checksum
+            is_there = where in messages and zlib.crc32(messages[where].value or b"") == checksum
             allowed = VALID_FATES if label in VALID_LABELS else {label}
             if not is_there or fates.get(where) not in allowed:
                 verdict.unlike_ledger.append(where)
@@ -529,6 +573,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except (KafkaError, DeltaError, OSError, ValueError) as exc:
         sys.stderr.write(f"verify: cannot compare: {' '.join(str(exc).split())[:300]}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("verify: interrupted, nothing is said\n")
+        return 1
+    if not (messages or verdict.rows["bronze"]):
+        sys.stderr.write(f"verify: nothing to compare: {topic} and the tables are empty\n")
         return 1
     print_verdict(verdict, topic)
     return 0 if verdict.holds else 1

@@ -64,6 +64,7 @@ class Scripts:
     """Runs the scripts as a user would, on one topic and one lake."""
 
     def __init__(self, kafka: str, topic: str, lake: Path) -> None:
+        self.kafka = kafka
         self.topic = topic
         self.lake = lake
         self.ledger = lake.with_name("ledger.csv")

@@ -20,9 +20,11 @@ from contextlib import closing, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pytest
+from delta.exceptions import ConcurrentDeleteReadException
 from deltalake import DeltaTable, write_deltalake
 from kafka import KafkaAdminClient
 from pyspark.sql import SparkSession
@@ -121,7 +123,7 @@ def test_each_row_once_though_killed_between_any_two_writes(scene: Scripts) -> N
     """kill -9 right after each kind of commit: what comes after it in the batch is not done."""
     produce(scene, SENT_1, 1, "2025-12-15T10:00:00Z")
     open_at_kill: dict[str, set[str]] = {}
-    for table in ("bronze", "duplicates", "silver", "gold"):
+    for table in ("bronze", "quarantine", "duplicates", "silver", "gold", "anomalies"):
         log_folder = scene.lake / f"sensor_data_{table}" / "_delta_log"
         before = max(newest(log_folder), 0)  # version 0 is the empty table
         options = ("--interval", "0", "--batch", "1000")
@@ -142,7 +144,7 @@ def test_each_row_once_though_killed_between_any_two_writes(scene: Scripts) -> N
             produce(scene, SENT_2, 2, "2025-12-15T10:25:00Z")
     # The kills came in mid-batch, of each of the three streams.
     assert {"bronze", "silver", "gold"} <= set().union(*open_at_kill.values()), open_at_kill
-    assert "silver" in open_at_kill["duplicates"]
+    assert "silver" in open_at_kill["quarantine"] & open_at_kill["duplicates"]
 
     _, err = scene.run("spark_kafka_consumer.py", "--available-now")
     assert rows_of(err, "bronze") < SENT_1 + SENT_2  # it did not begin anew
@@ -179,6 +181,8 @@ def test_goes_on_where_it_stopped_and_waits_for_a_kafka_that_is_away(
             lambda: still_running(consumer) and bronze() == before + SENT_3,
             "the new messages in bronze",
         )
+        out, _ = scene.run("compact.py", "gold", "anomalies")  # beside it, as README says
+        assert [line.split()[0] for line in out.splitlines()] == ["table", "gold", "anomalies"]
         stack.stop("kafka", signal.SIGKILL)
         time.sleep(3)
         stack.up(["kafka"])
@@ -202,57 +206,88 @@ def test_goes_on_where_it_stopped_and_waits_for_a_kafka_that_is_away(
 
 def test_verify_finds_what_is_wrong(scene: Scripts, tmp_path: Path) -> None:
     """What verify.py must see when it is there: each on a copy of the lake."""
-    messages, first = verify.read_topic(scene.environ["KAFKA_BOOTSTRAP_SERVERS"], scene.topic)
+    messages, first = verify.read_topic(scene.kafka, scene.topic)
 
-    def lose(name: str) -> Callable[[Path], None]:
-        def change(folder: Path) -> None:
-            row = DeltaTable(str(folder)).to_pyarrow_table().slice(0, 1).to_pylist()[0]
-            keys = {"gold": ("floor", "mean"), "anomalies": ("value", "score")}
-            wanted = " and ".join(
-                f'"{k}" = {row[k]}' for k in keys.get(name, ("partition", "offset"))
-            )
-            assert DeltaTable(str(folder)).delete(wanted)["num_deleted_rows"] == 1
+    def first_row(folder: Path) -> str:
+        """Return the predicate of one row."""
+        keys = {
+            "sensor_data_gold": ("building", "floor", "type", "mean"),
+            "sensor_data_anomalies": ("device_id", "type", "value", "score"),
+        }.get(folder.name, ("partition", "offset"))
+        row = DeltaTable(str(folder)).to_pyarrow_table().slice(0, 1).to_pylist()[0]
+        quoted = {k: f"'{row[k]}'" if isinstance(row[k], str) else row[k] for k in keys}
+        return " and ".join(f'"{k}" = {value}' for k, value in quoted.items())
 
-        return change
+    def lose(folder: Path) -> None:
+        table = DeltaTable(str(folder))
+        assert table.delete(first_row(folder))["num_deleted_rows"] == 1
 
     def double(folder: Path) -> None:
         write_deltalake(
             str(folder), DeltaTable(str(folder)).to_pyarrow_table().slice(0, 1), mode="append"
         )
 
-    def warm(folder: Path) -> None:
-        table = DeltaTable(str(folder))
-        row = table.to_pyarrow_table().slice(0, 1).to_pylist()[0]
-        where = f'"partition" = {row["partition"]} and "offset" = {row["offset"]}'
-        table.update(updates={"value": "value + 1"}, predicate=where)
+    def change(column: str, value: str) -> Callable[[Path], None]:
+        def update(folder: Path) -> None:
+            table, row = DeltaTable(str(folder)), first_row(folder)
+            changed = table.update(updates={column: value}, predicate=row)
+            assert changed["num_updated_rows"] == 1
+
+        return update
+
+    def make_up(folder: Path) -> None:
+        row = DeltaTable(str(folder)).to_pyarrow_table().slice(0, 1)
+        nowhere = pa.array([10**9], pa.int64())
+        column = row.schema.get_field_index("offset")
+        write_deltalake(str(folder), row.set_column(column, "offset", nowhere), mode="append")
 
     faults = [
-        ("bronze", lose("bronze"), "lost"),
+        ("bronze", lose, "lost"),
         ("bronze", double, "doubled"),
-        ("silver", lose("silver"), "unsettled"),
+        ("bronze", change("value", "arrow_cast('{}', 'Binary')"), "altered"),
+        ("bronze", change("key", "arrow_cast('x', 'Binary')"), "altered"),
+        ("bronze", change("kafka_timestamp", "kafka_timestamp + interval '1 second'"), "altered"),
+        ("bronze", make_up, "made up"),
+        ("silver", lose, "unsettled"),
         ("silver", double, "doubled"),
-        ("silver", warm, "differing values"),
-        ("quarantine", lose("quarantine"), "unsettled"),
-        ("duplicates", lose("duplicates"), "unsettled"),
-        ("gold", lose("gold"), "gold rows unlike silver"),
+        ("silver", make_up, "made up"),
+        ("silver", change("value", "value + 1"), "differing values"),
+        ("quarantine", lose, "unsettled"),
+        ("quarantine", change("reason", "'bad_floor: 900'"), "misjudged"),
+        ("quarantine", change("value", "arrow_cast('x', 'Binary')"), "altered"),
+        ("duplicates", lose, "unsettled"),
+        ("duplicates", change("device_id", "'sensor_999'"), "differing values"),
+        ("gold", lose, "gold rows unlike silver"),
         ("gold", double, "gold rows unlike silver"),
-        ("anomalies", lose("anomalies"), "anomalies unlike silver"),
+        ("gold", change("mean", "mean + 0.1"), "gold rows unlike silver"),
+        ("anomalies", lose, "anomalies unlike silver"),
         ("anomalies", double, "anomalies unlike silver"),
+        ("anomalies", change("history", "history - 1"), "anomalies unlike silver"),
     ]
+    window, lateness = timedelta(minutes=5), timedelta(minutes=10)
     seen = []
-    for number, (table, change, name) in enumerate(faults):
+    for number, (name, spoil, fault) in enumerate(faults):
         spoilt = tmp_path / str(number)
         tables = shutil.ignore_patterns("checkpoints", "spark.log")
         shutil.copytree(scene.lake, spoilt, ignore=tables)
-        change(spoilt / f"sensor_data_{table}")
-        verdict = verify.verify(
-            messages, first, spoilt, scene.topic, timedelta(minutes=10), timedelta(minutes=5), None
-        )
+        spoil(spoilt / f"sensor_data_{name}")
+        verdict = verify.verify(messages, first, spoilt, scene.topic, lateness, window, None)
         assert not verdict.holds
-        seen.append(len(verdict.faults()[name]))
+        seen.append((name, fault, len(verdict.faults()[fault])))
+        if number:  # the first is looked at once more below
+            shutil.rmtree(spoilt)
     # One row each; a reading that is lost or altered is missed by gold too, which counts elsewhere.
-    assert seen == [1] * len(faults)
-    copy = Scripts(scene.environ["KAFKA_BOOTSTRAP_SERVERS"], scene.topic, tmp_path / "0")
+    assert seen == [(name, fault, 1) for name, _, fault in faults]
+    # The ledger notes other bytes than those that came.
+    header, line, *others = scene.ledger.read_text().splitlines()
+    partition, offset, _, label = line.split(",")
+    wrong = tmp_path / "wrong.csv"
+    wrong.write_text("\n".join([header, f"{partition},{offset},00000000,{label}", *others]))
+    verdict = verify.verify(messages, first, scene.lake, scene.topic, lateness, window, wrong)
+    assert verdict.unlike_ledger == [(int(partition), int(offset))]
+    named = {fault for _, _, fault in faults} | {"unlike the ledger"}
+    assert named == set(verdict.faults())  # each kind was planted
+    copy = Scripts(scene.kafka, scene.topic, tmp_path / "0")
     out, _ = copy.run("verify.py", code=1)
     assert shown(out, "lost") == 1
 
@@ -271,8 +306,8 @@ def test_read_delta_shows_the_tables_and_older_versions(
     out, _ = scene.run("read_delta.py", "bronze", "--version", "0", "--history", "1000")
     assert "version 0, 0 rows" in out
     versions = re.findall(r"^ *(-?\d+)  \d{4}-", out[out.index("history") :], re.MULTILINE)
-    newest = DeltaTable(str(scene.lake / "sensor_data_bronze")).version()
-    assert [int(version) for version in versions] == list(range(newest, -1, -1))
+    last = DeltaTable(str(scene.lake / "sensor_data_bronze")).version()
+    assert [int(version) for version in versions] == list(range(last, -1, -1))
     assert out.splitlines()[-1].split()[2:] == ["CREATE", "TABLE"]
     _, err = scene.run("read_delta.py", "bronze", "--version", "999", code=1)
     assert "there is no version 999, the newest is" in err
@@ -307,6 +342,18 @@ def test_compaction_makes_few_files_of_many_and_changes_nothing(
     check(scene)
 
 
+@pytest.mark.usefixtures("spark")  # its exceptions cannot be made without
+def test_compaction_tries_again_when_the_consumer_was_faster() -> None:
+    conflict = ConcurrentDeleteReadException("a file was deleted", stackTrace="")
+    stored = Mock()
+    stored.optimize().executeCompaction.side_effect = [conflict, conflict, None]
+    compact.optimize(stored, "gold")
+    assert stored.optimize().executeCompaction.call_count == 3
+    stored.optimize().executeCompaction.side_effect = conflict
+    with pytest.raises(ConcurrentDeleteReadException):
+        compact.optimize(stored, "gold")
+
+
 def test_cleaning_at_once_is_refused_while_something_is_unread(scene: Scripts) -> None:
     checkpoints = scene.lake / "checkpoints"
     compact.check_read(scene.lake, checkpoints)
@@ -332,12 +379,44 @@ def test_a_consumer_that_comes_before_any_producer_waits_for_messages(
     assert "sender's clock" not in err
 
 
+def test_verify_says_what_it_cannot_compare(scripts: Callable[[str], Scripts]) -> None:
+    nothing = scripts("nothing")
+    _, err = nothing.run("verify.py", code=1)
+    assert err.startswith("verify: cannot compare: there is no topic nothing")
+    with closing(KafkaAdminClient(bootstrap_servers=nothing.kafka.split(","))) as admin:
+        admin.create_topics(["nothing"])
+    for name, schema in lake.SCHEMAS.items():
+        columns = {column: pa.array([], pa.string()) for column in transforms.names(schema)}
+        write_deltalake(str(nothing.lake / f"sensor_data_{name}"), pa.table(columns))
+    _, err = nothing.run("verify.py", code=1)
+    assert err == "verify: nothing to compare: nothing and the tables are empty\n"
+
+
+def test_verify_is_interrupted_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verify, "read_topic", Mock(side_effect=KeyboardInterrupt))
+    assert verify.main([]) == 1
+    assert capsys.readouterr().err == "verify: interrupted, nothing is said\n"
+
+
+def test_a_full_disk_is_not_called_the_end_of_java() -> None:
+    assert lake.what_ended(OSError(28, "No space left")) == "[Errno 28] No space left"
+    assert lake.what_ended(ConnectionRefusedError("refused")) == "Java has ended: refused"
+
+
+def test_read_delta_says_that_there_is_no_table(tmp_path: Path) -> None:
+    nothing = Scripts("127.0.0.1:1", "none", tmp_path / "lake")
+    out, err = nothing.run("read_delta.py", code=1)
+    assert out == ""
+    assert err == f"read_delta: cannot read the tables in {nothing.lake}: there is no table\n"
+
+
 def test_times_that_are_the_senders_are_said(
     scripts: Callable[[str], Scripts], caplog: pytest.LogCaptureFixture
 ) -> None:
     theirs = scripts("theirs")
-    servers = theirs.environ["KAFKA_BOOTSTRAP_SERVERS"]
-    with closing(KafkaAdminClient(bootstrap_servers=servers.split(","))) as admin:
+    with closing(KafkaAdminClient(bootstrap_servers=theirs.kafka.split(","))) as admin:
         admin.create_topics({"theirs": {"configs": {"message.timestamp.type": "CreateTime"}}})
     config = spark_kafka_consumer.load_config([], theirs.environ)
     spark_kafka_consumer.warn_of_sender_times(config)
@@ -532,3 +611,11 @@ def test_a_wrong_option_exits_with_2(argv: list[str], capsys: pytest.CaptureFixt
         spark_kafka_consumer.load_config(argv, {})
     assert exit_info.value.code == 2
     assert argv[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hours", ["nan", "-1", "inf"])
+def test_hours_that_are_none_exit_with_2(hours: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        compact.load_options(["--retain-hours", hours], {})
+    assert exit_info.value.code == 2
+    assert "--retain-hours" in capsys.readouterr().err

@@ -50,6 +50,8 @@ WRONG: dict[str, list[bytes | None]] = {
         b"{}", json.dumps({"device_id": "sensor_001"}).encode(),
         *(json.dumps(message(**{name: None})).encode() for name in message()),
         *(json.dumps(without(name)).encode() for name in message()),
+        # Given twice, the first counts.
+        EXAMPLE.replace('"floor"', '"floor": null, "floor"').encode(),
     ],
     "unexpected_field": [
         json.dumps(message(colour="red")).encode(), EXAMPLE[:-1].encode() + b', "unit": "C"}',
