@@ -8,7 +8,9 @@ calls these on a micro-batch, the tests on a handful of rows.
     silver --aggregate--> gold                     silver --score--> anomalies
 
 What becomes of a message depends on the content of the topic alone, not on how Spark cuts it into
-batches or on how often it is killed: "first" and "before" mean the order of the offsets.
+batches or on how often it is killed: "first" and "before" mean the order of the offsets. That
+is, as long as a device stays in its partition, as its key makes it, and in its building, which is
+its file in bronze: between two of these it is the order of arrival, which batches may cut.
 """
 
 from typing import NamedTuple
@@ -127,7 +129,7 @@ def parse(bronze: DataFrame) -> DataFrame:
 def reason() -> Column:
     """Return what is wrong with a parsed message, null when nothing is."""
     given, reading = F.col("given"), F.col("reading")
-    names = F.map_keys(given)
+    fields = F.map_keys(given)
     known = F.array(*map(F.lit, FIELDS))
     missing = F.filter(known, lambda name: given[name].isNull())
     unit, low, high = (
@@ -141,7 +143,7 @@ def reason() -> Column:
     checks = (
         (given.isNull(), "bad_json", F.lit("not one flat JSON object in UTF-8")),
         (F.size(missing) > 0, "missing_field", F.concat_ws(", ", missing)),
-        (F.size(names) > len(FIELDS), "unexpected_field", F.concat_ws(", ", names)),
+        (F.size(fields) > len(FIELDS), "unexpected_field", F.concat_ws(", ", fields)),
         (is_number_missing, "wrong_type", F.lit("floor is a whole number, value a number")),
         (~is_time, "bad_timestamp", reading["timestamp"]),
         (is_future, "in_the_future", reading["timestamp"]),

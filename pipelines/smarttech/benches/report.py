@@ -97,12 +97,12 @@ def compaction(result: Result) -> str:
     lines = []
     for table, effect in found["tables"].items():
         files, (slow, fast), disk = effect["files"], effect["read_s"], effect["bytes_on_disk"]
-        megabytes = " → ".join(number(size / 1e6, 1) for size in disk)
+        kilobytes = " → ".join(number(size / 1e3) for size in disk)
         lines.append(
             [table, " → ".join(map(number, files)), f"{number(slow, 2)} → {number(fast, 2)}",
-             f"÷ {number(slow / fast, 1)}", megabytes]
+             f"÷ {number(slow / fast, 1)}", kilobytes]
         )  # fmt: skip
-    head = ["table", "fichiers", "lecture, s", "", "Mo sur le disque"]
+    head = ["table", "fichiers", "lecture, s", "", "ko sur le disque"]
     return (
         f"{rows(head, lines)}\n\n{number(found['rows'])} messages arrivés en direct, "
         f"par lots de {number(found['batch'])} au plus."

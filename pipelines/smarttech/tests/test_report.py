@@ -43,7 +43,7 @@ def test_the_tables_say_what_was_measured() -> None:
     lines = report.settings(RESULT).splitlines()
     assert "| nos réglages | 4,0 s | 8,0 s | 10,0 s |" in lines
     assert "| `spark.sql.shuffle.partitions=200` | × 1,0 | × 1,5 | × 3,0 |" in lines
-    row = "| bronze | 480 → 12 | 1,20 → 0,40 | ÷ 3,0 | 2,0 → 0,9 |"
+    row = "| bronze | 480 → 12 | 1,20 → 0,40 | ÷ 3,0 | 2\u202f000 → 900 |"
     assert row in report.compaction(RESULT).splitlines()
 
 
