@@ -148,6 +148,8 @@ def test_each_row_once_though_killed_between_any_two_writes(scene: Scripts) -> N
 
     _, err = scene.run("spark_kafka_consumer.py", "--available-now")
     assert rows_of(err, "bronze") < SENT_1 + SENT_2  # it did not begin anew
+    _, refused = scene.run("spark_kafka_consumer.py", "--window", "1 hour", code=2)
+    assert "was begun with --window '5 minutes'" in refused.splitlines()[-1]
     out = check(scene)
     assert shown(out, "messages in the ledger") == SENT_1 + SENT_2
     assert shown(out, "messages in scene") == shown(out, "rows in bronze") == SENT_1 + SENT_2
