@@ -15,7 +15,8 @@ The reading has six fixed fields, so blanks make a message longer: the consumer 
 them all and does not store them. A long sensor id makes the document longer too, and its id.
 
 The rate is counted from the moment when the first consumer has its partitions to the last document;
-so the time in which a group of several forms is in it. A run whose index does not hold exactly the
+so the time in which a group of several forms is in it; how many of them had a share is noted too
+(`sharing`), since one that comes late may find nothing left. A run whose index does not hold exactly the
 readings of the topic is an error. Each series' runs alternate.
 
 Exit codes: 0 measured, 1 a run failed or its result is wrong, 2 wrong usage.
@@ -69,11 +70,13 @@ class Run(Usage):
         docs_per_s: from the first assignment of partitions to the last document.
         mb_per_s: the same in millions of bytes of messages.
         seconds: from the start of the processes to the last document.
+        sharing: how many of the consumers had partitions before the last document.
     """
 
     docs_per_s: float
     mb_per_s: float
     seconds: float
+    sharing: int
 
 
 @dataclass(frozen=True)
@@ -148,26 +151,29 @@ def run(scene: Scene, case: Case) -> Run:
     finally:
         scene.delete_index(index)
     last_s = seen[-1][0]
-    took_s = last_s - first_assigned(scene, index)
+    assigned = first_assigned(scene, index)
+    took_s = last_s - assigned[0]
     return Run(
         docs_per_s=wanted / took_s,
         mb_per_s=case.topic.size_bytes / took_s / 1e6,
         seconds=last_s - began,
+        sharing=sum(at_s < last_s for at_s in assigned),
         **vars(usage),
     )
 
 
-def first_assigned(scene: Scene, index: str) -> float:
-    """Return when the first consumer got its partitions, as time.monotonic; by the logs.
+def first_assigned(scene: Scene, index: str) -> list[float]:
+    """Return when each consumer first got partitions, as time.monotonic, sorted; by the logs.
 
     Raises:
         BenchError: no log says it.
     """
     logs = [log.read_text(errors="replace") for log in scene.folder.glob(f"{index}-*.log")]
-    times = [datetime.fromisoformat(text) for log in logs for text in ASSIGNED.findall(log)]
-    if not times:
+    firsts = [found[1] for log in logs if (found := ASSIGNED.search(log))]
+    if not firsts:
         raise BenchError("no consumer says that it was assigned partitions")
-    return time.monotonic() - (time.time() - min(times).timestamp())
+    ago_s = [time.time() - datetime.fromisoformat(text).timestamp() for text in firsts]
+    return sorted(time.monotonic() - one_s for one_s in ago_s)
 
 
 def measure(scene: Scene, cases: Sequence[Case], turns: int) -> dict[str, dict[str, Any]]:
@@ -184,7 +190,8 @@ def measure(scene: Scene, cases: Sequence[Case], turns: int) -> dict[str, dict[s
                 one = run(scene, case)
                 runs[case.series, case.name].append(one)
                 say(f"run {turn + 1}: {case.series:<12}{case.name:<10}{one.docs_per_s:>9.0f} docs/s"
-                    f"{one.memory_mb or 0:>6.0f} MB")  # fmt: skip
+                    f"{one.memory_mb or 0:>6.0f} MB"
+                    f"{f'  {one.sharing} share' if case.consumers > 1 else ''}")  # fmt: skip
     found: dict[str, dict[str, Any]] = {}
     for case in cases:
         size = case.topic.size_bytes / len(case.topic.ids)
