@@ -16,8 +16,8 @@ them all and does not store them. A long sensor id makes the document longer too
 
 The rate is counted from the moment when the first consumer has its partitions to the last document;
 so the time in which a group of several forms is in it; how many of them had a share is noted too
-(`sharing`), since one that comes late may find nothing left. A run whose index does not hold exactly the
-readings of the topic is an error. Each series' runs alternate.
+(`sharing`), since one that comes late may find nothing left. A run whose index does not hold
+exactly the readings of the topic is an error. Each series' runs alternate.
 
 Exit codes: 0 measured, 1 a run failed or its result is wrong, 2 wrong usage.
 """
