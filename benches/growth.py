@@ -151,7 +151,7 @@ def run(scene: Scene, case: Case) -> Run:
     finally:
         scene.delete_index(index)
     last_s = seen[-1][0]
-    assigned = first_assigned(scene, index)
+    assigned = assignments(scene, index)
     took_s = last_s - assigned[0]
     return Run(
         docs_per_s=wanted / took_s,
@@ -162,7 +162,7 @@ def run(scene: Scene, case: Case) -> Run:
     )
 
 
-def first_assigned(scene: Scene, index: str) -> list[float]:
+def assignments(scene: Scene, index: str) -> list[float]:
     """Return when each consumer first got partitions, as time.monotonic, sorted; by the logs.
 
     Raises:

@@ -69,8 +69,8 @@ DEAD_LETTER_BYTES = 100_000_000  # as kafka_to_elasticsearch.py: what could be r
 HASH_ROUNDS = 10_000
 # What a service token starts with (x-pack security, authc/service/ServiceAccountToken).
 TOKEN_VERSION = b"\x00\x01\x00\x01"
-SECRET_LENGTH = 12  # at least: also what a placeholder seldom has
 TOKEN_NAME = "elastic/kibana/smart-city"  # noqa: S105  # service account and name of the token
+SECRET_LENGTH = 12  # at least: also what a placeholder seldom has
 
 KAFKA_USERS = ("generator", "consumer", "verifier", "replayer")
 # Elasticsearch's users -> their roles; Kibana asks it for its own.

@@ -9,8 +9,8 @@
     LAKE/simple/sensor_data/*.json -> LAKE/simple/sensor_data_bronze/
 
 A file holds one JSON object per line and must appear complete: write it elsewhere (or under a name
-that begins with a dot), then move it in. Each is taken once; a line that is more
-or less than the seven fields of a reading is kept as it came, in the column `malformed`.
+that begins with a dot), then move it in. Each is taken once; a line that is more or less than the
+seven fields of a reading is kept as it came, in the column `malformed`.
 
     2026-11-25T08:34:36.350Z INFO smarttech: batch=1 rows=149 seconds=12.8
 

@@ -237,6 +237,18 @@ def read_folder(store: Store, folder: str, columns: list[str]) -> list[dict[str,
     return rows
 
 
+def take_first(fits: list[Sent], unacknowledged: list[Sent], verdict: Verdict) -> Sent | None:
+    """Return the first unacknowledged record that a stored row fits, and count it as stored.
+
+    It leaves the list: another row may not be explained by it again.
+    """
+    if not fits:
+        return None
+    unacknowledged.remove(fits[0])
+    verdict.stored_unacknowledged += 1
+    return fits[0]
+
+
 def compare_written(
     rows: list[dict[str, Any]],
     sent: Mapping[Place, Sent],
@@ -252,12 +264,10 @@ def compare_written(
         if record is None:
             number = row["transaction_id"]
             fits = [r for r in unacknowledged if r.is_right and r.transaction_id == number]
-            if not fits:
+            record = take_first(fits, unacknowledged, verdict)
+            if record is None:
                 verdict.unexpected.append(where)
                 continue
-            record = fits[0]
-            unacknowledged.remove(record)
-            verdict.stored_unacknowledged += 1
             verdict.add_due(record, published)
         if not record.is_right:
             verdict.misjudged.append(where)
@@ -277,12 +287,10 @@ def compare_rejected(
         record = sent.get(where)
         if record is None:
             fits = [r for r in unacknowledged if not r.is_right and r.value == row["value"]]
-            if not fits:
+            record = take_first(fits, unacknowledged, verdict)
+            if record is None:
                 verdict.unexpected.append(where)
                 continue
-            record = fits[0]
-            unacknowledged.remove(record)
-            verdict.stored_unacknowledged += 1
         if row["reason"] != record.label:
             verdict.misjudged.append(where)
         elif row["value"] != record.value:

@@ -1,4 +1,7 @@
-"""Options that the programs of this folder share: flag > environment > default, checked at once."""
+"""Options that the programs of this folder share: flag > environment > default, checked at once.
+
+Nothing but Python's own library in here: Spark's image has this folder and no Kafka client.
+"""
 
 import argparse
 import math

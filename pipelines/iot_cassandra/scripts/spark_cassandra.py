@@ -27,8 +27,8 @@ Environment (or .env in the project's folder; a flag wins over both):
     CASSANDRA_KEYSPACE        default iot_keyspace
 
 Exit codes: 0 done, 1 a server unreachable or a table missing, 2 wrong usage; when stopped by a
-signal, those of spark-submit's Java: 130 for Ctrl-C, 143 for SIGTERM,
-if that one ends before Python, else 0.
+signal, those of spark-submit's Java (130 for Ctrl-C, 143 for SIGTERM) if it ends before Python,
+else 0.
 """
 
 import argparse
