@@ -13,7 +13,8 @@ batch    loads sensor_data, aggregates each sensor's hours and writes them to se
 stream   reads the topic from its beginning, or from where the checkpoint left it, and writes what
          kafka_to_cassandra.py would: the same rows, with the same write times, into both tables;
          what is no reading goes to the same dead-letter topic. With --once it ends at the topic's
-         end, else it runs until Ctrl-C. After a crash some messages come again: the rows stay the
+         end, else it runs until Ctrl-C, which gives up the batch under way (Spark then reports an
+         error). That batch comes again at the next start, as after a crash: the rows stay the
          same, a dead letter may be there twice. It does not wait for a server: when one goes away
          it ends, and goes on when it is started again.
 
