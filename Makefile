@@ -97,17 +97,18 @@ bench: setup ## measure the consumer beside the limit and its peers (15 minutes)
 	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
 	@$(BIN)/python benches/throughput.py $(BENCH_OPTIONS)
 
-bench-latency bench-growth bench-generator bench-outage: bench-%: setup
+bench-tuning bench-latency bench-growth bench-generator bench-outage: bench-%: setup
 	@$(PYTHON) -m stack.prerequisites java maven
 	@$(BIN)/python benches/$*.py $(BENCH_OPTIONS)
 
+bench-tuning: ## measure what each of the consumer's choices is worth (12 minutes)
 bench-latency: ## measure the time from a reading's send until a search finds it (3 minutes)
-bench-growth: ## measure the rate by backlog, partitions, consumers, message size (15 minutes)
+bench-growth: ## measure the rate by backlog, partitions, consumers, message size (20 minutes)
 bench-generator: ## measure the generator: rates held, fastest, beside other producers (10 minutes)
 
 bench-outage: ## measure the lag under faults and rebalances, and the catching up (5 minutes)
 
-bench-all: bench bench-latency bench-growth bench-generator bench-outage ## all, one by one
+bench-all: bench bench-tuning bench-latency bench-growth bench-generator bench-outage ## all, one by one
 
 .venv/docs.done: docs/requirements.txt .venv/done
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $<

@@ -2,7 +2,7 @@
 """Measure how the consumer's rate moves with the size of its task.
 
     make bench-growth                       # 10 000, 100 000 and 1 million readings, and the rest
-    python benches/growth.py --full         # 10 million too: half an hour more, 4 GB of memory
+    python benches/growth.py --full         # 10 million too: 40 minutes, 4 GB of memory and of disk
 
 Four series, one thing changed in each:
 
@@ -14,9 +14,10 @@ Four series, one thing changed in each:
 The reading has six fixed fields, so blanks make a message longer: the consumer reads and checks
 them all and does not store them. A long sensor id makes the document longer too, and its id.
 
-The rate is counted from the moment when the first consumer has its partitions to the last document;
-so the time in which a group of several forms is in it; how many of them had a share is noted too
-(`sharing`), since one that comes late may find nothing left. A run whose index does not hold
+The rate is counted from the first to the last document, as in throughput.py. Elasticsearch itself
+is slower at the beginning of an index, so the limit (see there) is measured too for each backlog:
+what a rate says is its share of that. How many of a group's consumers had a share of the work is
+noted (`sharing`), since one that comes late may find nothing left. A run whose index does not hold
 exactly the readings of the topic is an error. Each series' runs alternate.
 
 Exit codes: 0 measured, 1 a run failed or its result is wrong, 2 wrong usage.
@@ -37,7 +38,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benches.scene import (
     CONSUMER,
-    BenchError,
     Scene,
     Topic,
     Usage,
@@ -46,11 +46,13 @@ from benches.scene import (
     exit_code,
     own_servers,
     positive,
+    rate,
     say,
     spread,
     watched,
     write_result,
 )
+from benches.throughput import limit, write_bodies
 
 BACKLOGS = (10_000, 100_000, 1_000_000)
 FULL_BACKLOG = 10_000_000
@@ -67,10 +69,10 @@ class Run(Usage):
     """What one run gave.
 
     Attributes:
-        docs_per_s: from the first assignment of partitions to the last document.
+        docs_per_s: from the first to the last document.
         mb_per_s: the same in millions of bytes of messages.
         seconds: from the start of the processes to the last document.
-        sharing: how many of the consumers had partitions before the last document.
+        sharing: how many of the consumers had partitions before the last document; 0: the limit.
     """
 
     docs_per_s: float
@@ -79,7 +81,7 @@ class Run(Usage):
     sharing: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A point of a series."""
 
@@ -88,6 +90,7 @@ class Case:
     topic: Topic
     consumers: int = 1
     runs: int | None = None  # when fewer than asked for
+    with_limit: bool = False  # whether the limit is measured beside it; its bodies lie ready
 
 
 def longer(value: bytes, times: int) -> bytes:
@@ -118,9 +121,11 @@ def make_cases(
     say(f"filling topics: {sum(backlogs) + 7 * readings + group_readings} readings ...")
     cases = [
         Case("backlog", str(n), scene.filled_topic(n, sensors=SENSORS),
-             runs=1 if n == FULL_BACKLOG else None)
+             runs=1 if n == FULL_BACKLOG else None, with_limit=True)
         for n in backlogs
     ]  # fmt: skip
+    for case in cases:
+        write_bodies(scene, case.topic)
     cases += [
         Case("partitions", str(n), scene.filled_topic(readings, n, SENSORS)) for n in PARTITIONS
     ]
@@ -134,8 +139,8 @@ def make_cases(
     return cases
 
 
-def run(scene: Scene, case: Case) -> Run:
-    """Let the consumers index a topic into a fresh index.
+def run(scene: Scene, case: Case, by_limit: bool = False) -> Run:
+    """Let the consumers, or the limit, index a topic into a fresh index.
 
     Raises:
         BenchError: they failed, stood still, or indexed something else than the topic.
@@ -143,37 +148,31 @@ def run(scene: Scene, case: Case) -> Run:
     wanted = len(case.topic.ids)
     index = scene.new_index(f"growth-{case.series}")
     environ = scene.environ(case.topic.name, index)
+    commands = [limit(scene, environ)] if by_limit else [CONSUMER] * case.consumers
     try:
         seen, began, usage = watched(
-            scene, [CONSUMER] * case.consumers, environ, lambda: scene.indexed(index), wanted, True
+            scene, commands, environ, lambda: scene.indexed(index), wanted, stays=not by_limit
         )
         check(scene, index, case.topic.ids)
     finally:
         scene.delete_index(index)
     last_s = seen[-1][0]
-    assigned = assignments(scene, index)
-    took_s = last_s - assigned[0]
+    docs_per_s = rate(seen)
     return Run(
-        docs_per_s=wanted / took_s,
-        mb_per_s=case.topic.size_bytes / took_s / 1e6,
+        docs_per_s=docs_per_s,
+        mb_per_s=docs_per_s * case.topic.size_bytes / wanted / 1e6,
         seconds=last_s - began,
-        sharing=sum(at_s < last_s for at_s in assigned),
+        sharing=sum(at_s < last_s for at_s in assignments(scene, index)),
         **vars(usage),
     )
 
 
 def assignments(scene: Scene, index: str) -> list[float]:
-    """Return when each consumer first got partitions, as time.monotonic, sorted; by the logs.
-
-    Raises:
-        BenchError: no log says it.
-    """
+    """Return when each consumer first got partitions, as time.monotonic; by the logs."""
     logs = [log.read_text(errors="replace") for log in scene.folder.glob(f"{index}-*.log")]
     firsts = [found[1] for log in logs if (found := ASSIGNED.search(log))]
-    if not firsts:
-        raise BenchError("no consumer says that it was assigned partitions")
     ago_s = [time.time() - datetime.fromisoformat(text).timestamp() for text in firsts]
-    return sorted(time.monotonic() - one_s for one_s in ago_s)
+    return [time.monotonic() - one_s for one_s in ago_s]
 
 
 def measure(scene: Scene, cases: Sequence[Case], turns: int) -> dict[str, dict[str, Any]]:
@@ -182,23 +181,31 @@ def measure(scene: Scene, cases: Sequence[Case], turns: int) -> dict[str, dict[s
     Raises:
         BenchError: see run.
     """
-    runs: dict[tuple[str, str], list[Run]] = {(case.series, case.name): [] for case in cases}
+    runs: dict[Case, list[Run]] = {case: [] for case in cases}
+    limits: dict[Case, list[Run]] = {case: [] for case in cases if case.with_limit}
     run(scene, cases[-1])  # not counted: Elasticsearch is slow until its code is compiled
     for turn in range(turns):
         for case in cases:
-            if turn < (case.runs or turns):
-                one = run(scene, case)
-                runs[case.series, case.name].append(one)
-                say(f"run {turn + 1}: {case.series:<12}{case.name:<10}{one.docs_per_s:>9.0f} docs/s"
-                    f"{one.memory_mb or 0:>6.0f} MB"
-                    f"{f'  {one.sharing} share' if case.consumers > 1 else ''}")  # fmt: skip
+            if turn >= (case.runs or turns):
+                continue
+            one, more = run(scene, case), ""
+            runs[case].append(one)
+            if case.consumers > 1:
+                more = f"  {one.sharing} share"
+            if case.with_limit:
+                limits[case].append(run(scene, case, by_limit=True))
+                more = f"  limit {limits[case][-1].docs_per_s:.0f}"
+            say(f"run {turn + 1}: {case.series:<12}{case.name:<10}{one.docs_per_s:>9.0f} docs/s"
+                f"{one.memory_mb or 0:>6.0f} MB{more}")  # fmt: skip
     found: dict[str, dict[str, Any]] = {}
     for case in cases:
         size = case.topic.size_bytes / len(case.topic.ids)
+        theirs = spread(limits[case])["docs_per_s"] if case.with_limit else None
         found.setdefault(case.series, {})[case.name] = {
             "readings": len(case.topic.ids),
             "message_bytes": round(size),
-            **spread(runs[case.series, case.name]),
+            **spread(runs[case]),
+            "limit_docs_per_s": theirs,
         }
     return found
 

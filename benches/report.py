@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ TEXTS = ("benches/README.md", "README.md", "RAPPORT.md")
 BLOCK = re.compile(r"(<!-- bench ([a-z]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 # Okabe and Ito: told apart also by the colour-blind; hatched too, for a print without colours.
 ORANGE, BLUE, GREY = "#D55E00", "#0072B2", "#999999"
-LOOKS = {"limit": (GREY, "//"), "ours": (ORANGE, ""), "generator": (ORANGE, "")}
+OURS = dict.fromkeys(("ours", "generator", "as it is"), (ORANGE, ""))
+LOOKS = {"limit": (GREY, "//"), **OURS}
 OTHER_LOOK = (BLUE, "..")
 LABELS = {
     "limit": "la limite (bulks tout prêts, curl)",
@@ -44,6 +46,18 @@ LABELS = {
     "generator": "sensor_generator.py",
     "kafka-producer-perf-test": "kafka-producer-perf-test",
     "confluent-kafka": "confluent-kafka",
+    "as it is": "tel quel : lots de 5 000, 3 en vol",
+    "4000 x 2": "lots de 4 000, 2 en vol",
+    "5000 x 2": "lots de 5 000, 2 en vol",
+    "5000 x 4": "lots de 5 000, 4 en vol",
+    "8000 x 3": "lots de 8 000, 3 en vol",
+    "polls of 2500": "2 500 messages par lecture, non 1 000",
+    "waits at the end": "le dernier lot attend une demi-seconde",
+    "garbage collection": "le ramasse-miettes de Python à son rythme",
+    "no garbage collection": "entrées hors du ramasse-miettes (gc=False)",
+    "each answer": "chaque réponse d'un lot examinée",
+    "ids not remembered": "sensor_id contrôlé à chaque mesure",
+    "threads switch": "d'un fil à l'autre toutes les 1 ms, non 5",
 }
 SERIES = {
     "backlog": "mesures en attente",
@@ -144,6 +158,26 @@ def throughput_table(result: Result) -> str:
     return with_notes(rows(head, lines), result, *notes)
 
 
+def tuning_table(result: Result) -> str:
+    """Return the rates of the consumer's variants, each beside what it is."""
+    found = result["found"]
+    own = found["as it is"]["docs_per_s"][1]
+    lines = [
+        [f"**{LABELS[name]}**" if name == "as it is" else LABELS[name],
+         *spread(row["docs_per_s"]), number(row["docs_per_s"][1] / own, 2),
+         number(1e6 * row["client_cpu_s"][1] / row["readings"], 1),
+         number(median(row["memory_mb"]))]
+        for name, row in found.items()
+    ]  # fmt: skip
+    head = ["", "documents/s", "min – max", "rapport", "client µs/doc", "mémoire Mo"]
+    parameters = result["parameters"]
+    note = (
+        f"{number(parameters['readings'])} mesures, 1 partition, une seule chose changée à chaque "
+        f"ligne ; passages en alternance : {parameters['runs']}."
+    )
+    return with_notes(rows(head, lines), result, note)
+
+
 def latency_table(result: Result) -> str:
     """Return the percentiles with each refresh interval, and what lies between."""
     phases = {name: row for name, row in result["found"].items() if name != "consumer"}
@@ -174,11 +208,18 @@ def growth_table(result: Result) -> str:
         for name, row in points.items():
             lines.append(
                 [f"{changed} : {point_label(series, name)}", *spread(row["docs_per_s"]),
-                 number(median(row["mb_per_s"]), 1), number(row["message_bytes"]),
-                 number(row["readings"]), str(row["runs"]), number(median(row["memory_mb"]))]
+                 number(share_of_limit(row), 2), number(median(row["mb_per_s"]), 1),
+                 number(row["message_bytes"]), number(row["readings"]), str(row["runs"]),
+                 number(median(row["memory_mb"]))]
             )  # fmt: skip
-    head = ["", "documents/s", "min – max", "Mo/s", "octets/message", "mesures", "passages"]
-    return with_notes(rows([*head, "mémoire Mo"], lines), result)
+    head = ["", "documents/s", "min – max", "part de la limite", "Mo/s", "octets/message"]
+    return with_notes(rows([*head, "mesures", "passages", "mémoire Mo"], lines), result)
+
+
+def share_of_limit(row: Mapping[str, Any]) -> float | None:
+    """Return a point's rate as a share of the limit, None where that was not measured."""
+    limit = median(row["limit_docs_per_s"])
+    return row["docs_per_s"][1] / limit if limit else None
 
 
 def generator_table(result: Result) -> str:
@@ -241,6 +282,7 @@ def outage_table(result: Result) -> str:
 
 TABLES: dict[str, Callable[[Result], str]] = {
     "throughput": throughput_table,
+    "tuning": tuning_table,
     "latency": latency_table,
     "growth": growth_table,
     "generator": generator_table,
@@ -266,15 +308,13 @@ def bars(axes: Axes, found: Mapping[str, Any], figure: str, unit: str) -> None:
     axes.margins(x=0.14)
 
 
-def throughput_chart(result: Result) -> None:
-    """Draw the contestants side by side."""
+def side_by_side(result: Result, title: str) -> None:
+    """Draw the rates of contestants, or of variants, side by side."""
     found = result["found"]
     _, axes = pyplot.subplots(figsize=(10, 1.4 + 0.5 * len(found)), layout="constrained")
     bars(axes, found, "docs_per_s", "documents par seconde")
-    pyplot.suptitle(
-        f"De Kafka à Elasticsearch : {number(result['parameters']['readings'])} mesures, "
-        f"{result['machine']['cores']} cœurs partagés avec les serveurs"
-    )
+    readings, cores = number(result["parameters"]["readings"]), result["machine"]["cores"]
+    pyplot.suptitle(f"{title} : {readings} mesures, {cores} cœurs partagés avec les serveurs")
 
 
 def latency_chart(result: Result) -> None:
@@ -346,7 +386,8 @@ def outage_chart(result: Result) -> None:
 
 
 CHARTS: dict[str, Callable[[Result], None]] = {
-    "throughput": throughput_chart,
+    "throughput": partial(side_by_side, title="De Kafka à Elasticsearch"),
+    "tuning": partial(side_by_side, title="Une chose changée à la fois"),
     "latency": latency_chart,
     "growth": growth_chart,
     "generator": generator_chart,

@@ -172,7 +172,7 @@ class Scene:
 
     def new_index(self, name: str) -> str:
         """Create an index with the project's mapping; return its name."""
-        index = f"bench-{name.replace('_', '-')}-{uuid4().hex[:6]}"
+        index = f"bench-{re.sub('[^a-z0-9]+', '-', name)}-{uuid4().hex[:6]}"
         template = json.loads((PROJECT / "mappings/sensors_data.json").read_text())
         self.client.indices.create(index=index, **template)
         return index

@@ -219,13 +219,12 @@ CONTESTANTS = {
 }
 
 
-def run(scene: Scene, name: str, topic: Topic) -> Run:
-    """Run one contestant into a fresh index.
+def run(scene: Scene, name: str, contestant: Contestant, topic: Topic) -> Run:
+    """Run a contestant into a fresh index.
 
     Raises:
         BenchError: it failed, stood still, or indexed something else than the topic.
     """
-    contestant = CONTESTANTS[name]
     wanted = topic.ids[: contestant.readings]
     index = scene.new_index(name)
     environ = scene.environ(topic.name, index, len(wanted))
@@ -241,20 +240,21 @@ def run(scene: Scene, name: str, topic: Topic) -> Run:
 
 
 def measure(
-    scene: Scene, chosen: Sequence[str], readings: int, turns: int
+    scene: Scene, chosen: Mapping[str, Contestant], readings: int, turns: int
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
     """Let each contestant run once a turn.
 
     Returns:
         What was found of each; why others could not run here; how others failed.
     """
-    left_out = {name: why for name in chosen if (why := CONTESTANTS[name].missing(scene))}
+    left_out = {name: why for name, one in chosen.items() if (why := one.missing(scene))}
     for name, why in left_out.items():
         say(f"{name}: not measured: {why}")
     topic = scene.filled_topic(readings)
     shorter = scene.filled_topic(min(readings, CONNECT_SAFE_READINGS))  # Connect reads to the end
     write_bodies(scene, topic)
-    run(scene, "limit", topic)  # not counted: Elasticsearch is slow until its code is compiled
+    # Not counted: Elasticsearch is slow until its code is compiled.
+    run(scene, "limit", CONTESTANTS["limit"], topic)
     runs: dict[str, list[Run]] = {name: [] for name in chosen if name not in left_out}
     failed: dict[str, str] = {}
     for turn in range(turns):
@@ -262,7 +262,7 @@ def measure(
             if name in failed:
                 continue
             try:
-                one = run(scene, name, shorter if name == "connect_safe" else topic)
+                one = run(scene, name, chosen[name], shorter if name == "connect_safe" else topic)
             except BenchError as exc:
                 failed[name] = str(exc)
                 say(f"run {turn + 1}: {name:<16}failed: {exc}")
@@ -270,7 +270,7 @@ def measure(
                 runs[name].append(one)
                 say(f"run {turn + 1}: {name:<16}{one.docs_per_s:>9.0f} docs/s")
     found = {
-        name: {"readings": len(topic.ids[: CONTESTANTS[name].readings]), **spread(theirs)}
+        name: {"readings": len(topic.ids[: chosen[name].readings]), **spread(theirs)}
         for name, theirs in runs.items()
         if name not in failed  # not even by its good runs
     }
@@ -295,9 +295,10 @@ def bench(argv: Sequence[str] | None) -> int:
     parser.add_argument("--only", default=",".join(CONTESTANTS), metavar="NAMES",
                         help="(default: %(default)s)")  # fmt: skip
     options = parser.parse_args(argv)
-    chosen = options.only.split(",")
-    if unknown := set(chosen) - set(CONTESTANTS):
+    names = options.only.split(",")
+    if unknown := set(names) - set(CONTESTANTS):
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}")
+    chosen = {name: CONTESTANTS[name] for name in names}
     if not shutil.which("curl"):
         parser.error("curl is not installed (sudo apt-get install curl)")
     parameters = {"readings": options.readings, "runs": options.runs, "partitions": 1}

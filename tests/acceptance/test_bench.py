@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benches import generator, growth, latency, outage, report, scene, throughput
+from benches import generator, growth, latency, outage, report, scene, throughput, tuning
 from benches.scene import BenchError, Scene
 from stack.__main__ import Stack
 
@@ -47,8 +47,7 @@ def test_a_contestant_indexes_the_whole_topic(
     fewer = {"naive": 300, "connect_safe": 300}.get(name)  # at some hundred a second
     monkeypatch.setattr(throughput, "CONNECT_SAFE_READINGS", 300)
     contestant = replace(throughput.CONTESTANTS[name], readings=fewer)
-    monkeypatch.setitem(throughput.CONTESTANTS, name, contestant)
-    found, left_out, failed = throughput.measure(bench, [name], readings=6000, turns=1)
+    found, left_out, failed = throughput.measure(bench, {name: contestant}, 6000, turns=1)
     assert not left_out
     assert not failed
     row = found[name]
@@ -58,6 +57,19 @@ def test_a_contestant_indexes_the_whole_topic(
     assert row["elasticsearch_cpu_s"][0] > 0
     parameters = {"readings": 6000, "runs": 1, "partitions": 1}
     assert report.LABELS[name] in written(bench, "throughput", parameters, found)
+
+
+def test_each_variant_of_the_consumer_indexes_the_whole_topic(bench: Scene) -> None:
+    chosen = {name: tuning.variant(code) for name, code in tuning.VARIANTS.items()}
+    wrong = {"misspelt": tuning.variant("BULK_READNGS = 1"), "wrong": tuning.variant("gone.x = 1")}
+    found, left_out, failed = throughput.measure(bench, chosen | wrong, readings=6000, turns=1)
+    assert not left_out
+    assert failed.keys() == wrong.keys()
+    assert "the consumer has no BULK_READNGS" in failed["misspelt"]
+    assert "name 'gone' is not defined" in failed["wrong"]
+    parameters = {"readings": 6000, "runs": 1, "variants": tuning.VARIANTS}
+    text = written(bench, "tuning", parameters, found)
+    assert all(report.LABELS[name] in text for name in tuning.VARIANTS)
 
 
 def test_the_wait_for_a_search_is_measured(bench: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +103,8 @@ def test_growth_is_measured_along_each_series(
     assert size["x3"] == pytest.approx(3 * size["x1"], abs=2)
     assert size["long ids"] == size["x1"] + growth.LONGEST_ID - len("sensor_001")
     assert all(row["docs_per_s"][0] > 0 for points in found.values() for row in points.values())
+    assert all(row["limit_docs_per_s"][0] > 0 for row in found["backlog"].values())
+    assert found["size"]["x1"]["limit_docs_per_s"] is None
     parameters = {"readings": 500, "runs": 1}
     assert "longueur des messages : id long" in written(bench, "growth", parameters, found)
 
@@ -140,9 +154,8 @@ def test_a_wrong_result_is_no_result(
 ) -> None:
     command = [sys.executable, "-c", program]
     wrong = throughput.Contestant(lambda _, __: command, by_id=by_id)
-    monkeypatch.setitem(throughput.CONTESTANTS, "wrong", wrong)
     monkeypatch.setitem(report.LABELS, "wrong", "wrong")
-    found, _, failed = throughput.measure(bench, ["wrong"], readings=500, turns=1)
+    found, _, failed = throughput.measure(bench, {"wrong": wrong}, readings=500, turns=1)
     assert not found
     with pytest.raises(AssertionError, match=words.format(unknown=500 if by_id else 1)):
         raise AssertionError(failed["wrong"])
@@ -161,10 +174,9 @@ def test_a_reading_that_is_twice_in_the_topic_is_refused(bench: Scene) -> None:
         bench.copied_topic(topic, lambda _: twice)
 
 
-def test_who_is_not_installed_is_named(bench: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_not_installed_is_named(bench: Scene) -> None:
     absent = throughput.Contestant(lambda _, __: [], missing=lambda _: "no package")
-    monkeypatch.setitem(throughput.CONTESTANTS, "rsyslog", absent)
-    found, left_out, failed = throughput.measure(bench, ["rsyslog"], readings=10, turns=1)
+    found, left_out, failed = throughput.measure(bench, {"rsyslog": absent}, 10, turns=1)
     assert (found, failed) == ({}, {})
     parameters = {"readings": 10, "runs": 1, "partitions": 1}
     text = written(bench, "throughput", parameters, found, left_out=left_out)
@@ -176,6 +188,7 @@ def test_wrong_usage_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
         (throughput, ["--only", "ours,theirs"]),
         (latency, ["--rate", "0"]),
         (growth, ["--runs", "none"]),
+        (tuning, ["--readings", "0"]),
         (generator, ["--rates", "fast"]),
     ):
         with pytest.raises(SystemExit) as ended:
