@@ -55,8 +55,8 @@ LABELS = {
     "waits at the end": "le dernier lot attend une demi-seconde",
     "garbage collection": "le ramasse-miettes de Python à son rythme",
     "no garbage collection": "entrées hors du ramasse-miettes (gc=False)",
-    "each answer": "chaque réponse d'un lot examinée",
-    "ids not remembered": "sensor_id contrôlé à chaque mesure",
+    "times rewritten": "chaque heure réécrite, même déjà en UTC",
+    "ids remembered": "sensor_id déjà contrôlés retenus",
     "threads switch": "d'un fil à l'autre toutes les 1 ms, non 5",
 }
 SERIES = {

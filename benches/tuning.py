@@ -33,10 +33,13 @@ VARIANTS = {
         "self.batch.is_due and len(self.in_flight) < BULKS_IN_FLIGHT"
     ),
     "garbage collection": "gc.set_threshold = lambda _: None",
-    "each answer": "CREATED = None",
-    "ids not remembered": "is_sensor_id = is_sensor_id.__wrapped__",
+    "times rewritten": "NORMAL_TIMESTAMP = re.compile('(?!)')",
     # With what it does not.
     "no garbage collection": "Entry = msgspec.defstruct('Entry', [], bases=(Entry,), gc=False)",
+    "ids remembered": (
+        "SENSOR_ID = __import__('types').SimpleNamespace("
+        "fullmatch=__import__('functools').lru_cache(10_000)(SENSOR_ID.fullmatch))"
+    ),
     "threads switch": "__import__('sys').setswitchinterval(0.001)",
 }
 # A misspelt name would change nothing, and be measured as if it did.
