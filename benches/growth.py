@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benches.scene import (
     CONSUMER,
+    WARM_UP_RUNS,
     Scene,
     Topic,
     Usage,
@@ -183,7 +184,8 @@ def measure(scene: Scene, cases: Sequence[Case], turns: int) -> dict[str, dict[s
     """
     runs: dict[Case, list[Run]] = {case: [] for case in cases}
     limits: dict[Case, list[Run]] = {case: [] for case in cases if case.with_limit}
-    run(scene, cases[-1])  # not counted: Elasticsearch is slow until its code is compiled
+    for _ in range(WARM_UP_RUNS):
+        run(scene, cases[-1])
     for turn in range(turns):
         for case in cases:
             if turn >= (case.runs or turns):

@@ -44,6 +44,7 @@ CONSUMER = [sys.executable, str(PROJECT / "kafka_to_elasticsearch.py")]
 GENERATOR = [sys.executable, str(PROJECT / "sensor_generator.py")]
 # Seeded, and so many simulated days that a topic of any size fits: ids never repeat.
 SEEDED = ["--seed", "1", "--start", "2026-01-01", "--backfill", "3650d", "--rate", "100"]
+WARM_UP_RUNS = 3  # not counted: Elasticsearch is slow until its code is compiled
 POLL_S = 0.02
 STAND_STILL_S = 120.0  # nothing new for so long: it will not come
 STOP_S = 30.0  # for a process to end after the last reading

@@ -7,8 +7,8 @@
 One topic of one partition, filled once from a seed. In each round every contestant runs once,
 alone, into a fresh index with the project's mapping. The rate is counted from the first to the last
 document, as Elasticsearch's own counter of index operations shows them; a run whose index does not
-hold exactly the readings of the topic is an error, not a result. The limit's first run warms
-Elasticsearch up and is not counted.
+hold exactly the readings of the topic is an error, not a result. A few runs of the limit that are
+not counted warm Elasticsearch up before each round: after the slow contestants it is slow again.
 
     limit           the same documents as ready bulk bodies of 5000, by curl on 2 connections
     ours            kafka_to_elasticsearch.py, with everything on
@@ -31,7 +31,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benches.scene import (
     CONSUMER,
     PROJECT,
+    WARM_UP_RUNS,
     BenchError,
     Scene,
     Topic,
@@ -254,13 +254,12 @@ def measure(
     topic = scene.filled_topic(readings)
     shorter = scene.filled_topic(min(readings, CONNECT_SAFE_READINGS))  # Connect reads to the end
     write_bodies(scene, topic)
-    # Not counted: Elasticsearch is slow until its code is compiled.
-    run(scene, "limit", CONTESTANTS["limit"], topic)
     runs: dict[str, list[Run]] = {name: [] for name in chosen if name not in left_out}
     failed: dict[str, str] = {}
-    order = deque(runs)
     for turn in range(turns):
-        for name in order:
+        for _ in range(WARM_UP_RUNS):
+            run(scene, "limit", CONTESTANTS["limit"], topic)
+        for name in runs:
             if name in failed:
                 continue
             try:
@@ -271,7 +270,6 @@ def measure(
             else:
                 runs[name].append(one)
                 say(f"run {turn + 1}: {name:<24}{one.docs_per_s:>9.0f} docs/s")
-        order.rotate(-1)  # Elasticsearch gets faster over many runs: another one begins
     found = {
         name: {"readings": len(topic.ids[: chosen[name].readings]), **spread(theirs)}
         for name, theirs in runs.items()

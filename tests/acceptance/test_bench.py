@@ -38,7 +38,16 @@ def written(bench: Scene, name: str, parameters: dict[str, Any], found: Any, **m
     return renewed
 
 
-@pytest.mark.parametrize("name", throughput.CONTESTANTS)
+def slow(*names: str) -> Any:
+    return pytest.param(*names, marks=pytest.mark.slow)
+
+
+LIKE_OTHERS = {"connect_safe", "bulk", "streaming_bulk"}
+
+
+@pytest.mark.parametrize(
+    "name", [slow(name) if name in LIKE_OTHERS else name for name in throughput.CONTESTANTS]
+)
 def test_a_contestant_indexes_the_whole_topic(
     bench: Scene, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -59,8 +68,9 @@ def test_a_contestant_indexes_the_whole_topic(
     assert report.LABELS[name] in written(bench, "throughput", parameters, found)
 
 
-def test_each_variant_of_the_consumer_indexes_the_whole_topic(bench: Scene) -> None:
-    chosen = {name: tuning.variant(code) for name, code in tuning.VARIANTS.items()}
+@pytest.mark.parametrize("names", ["as it is,threads switch", slow(",".join(tuning.VARIANTS))])
+def test_each_variant_of_the_consumer_indexes_the_whole_topic(bench: Scene, names: str) -> None:
+    chosen = {name: tuning.variant(tuning.VARIANTS[name]) for name in names.split(",")}
     wrong = {"misspelt": tuning.variant("BULK_READNGS = 1"), "wrong": tuning.variant("gone.x = 1")}
     found, left_out, failed = throughput.measure(bench, chosen | wrong, readings=6000, turns=1)
     assert not left_out
@@ -69,7 +79,7 @@ def test_each_variant_of_the_consumer_indexes_the_whole_topic(bench: Scene) -> N
     assert "name 'gone' is not defined" in failed["wrong"]
     parameters = {"readings": 6000, "runs": 1, "variants": tuning.VARIANTS}
     text = written(bench, "tuning", parameters, found)
-    assert all(report.LABELS[name] in text for name in tuning.VARIANTS)
+    assert all(report.LABELS[name] in text for name in chosen)
 
 
 def test_the_wait_for_a_search_is_measured(bench: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
