@@ -206,7 +206,8 @@ SENSOR_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 QUOTES = 16
 # RFC 3339: what is left to Python's own parser after this is whether the date exists.
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:[0-5]\d)", re.ASCII)
-# As nearly all are: nothing to rewrite. (Newer Pythons read 24:00, as the next day.)
+# As nearly all are: left as they are, which saves 1.3 µs each (benches/tuning.py). (Newer Pythons
+# read 24:00, as the next day.)
 NORMAL_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT([01]\d|2[0-3]):\d\d:\d\d\.\d{3}Z", re.ASCII)
 
 

@@ -129,20 +129,24 @@ class Scene:
         return spark_consumer.work_once(config, self.spark, threading.Event(), lambda _: None)
 
     def start_consumer(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start the consumer as a user would, with its Java, in a process group of its own."""
+        """Start the consumer as a user would, with its Java."""
+        return self.start("spark/spark_consumer.py", *arguments)
+
+    def start(self, script: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a script in a process group of its own."""
         with self.log_file(len(self.started)).open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, str(HERE / "spark/spark_consumer.py"), *arguments],
+                [sys.executable, str(HERE / script), *arguments],
                 env={**os.environ, **self.environ}, stderr=log, start_new_session=True,
             )  # fmt: skip
         self.started.append(process)
         return process
 
     def log_file(self, number: int) -> Path:
-        return self.folder / f"consumer-{number}.log"
+        return self.folder / f"{number}.log"
 
     def log(self, process: subprocess.Popen[bytes]) -> str:
-        """Return what a consumer has said."""
+        """Return what a script has said."""
         return self.log_file(self.started.index(process)).read_text()
 
     def stop_consumer(self, process: subprocess.Popen[bytes], signum: signal.Signals) -> None:

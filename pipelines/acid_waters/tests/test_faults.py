@@ -43,6 +43,7 @@ def java_of(process: subprocess.Popen[bytes]) -> int:
 
 PUBLISH = "LOCK TABLE versions IN ROW EXCLUSIVE MODE"  # nobody can begin to
 COPY = "LOCK TABLE fact_sample IN SHARE MODE"  # nor end: versions and fact_measure are written
+CHANGE = "LOCK TABLE membership IN SHARE MODE"  # nor change what a version holds: it is written
 
 
 @contextmanager
@@ -175,6 +176,20 @@ def test_killed_within_the_transaction_nothing_of_it_is_there(scene: Scene, stac
     assert scene.current() == 9
     assert scene.snapshot(9) == before
     assert scene.verify(data=SAMPLE).rows == 760
+    # The commands that make versions.
+    for command in (["restore", "3"], ["isolate", "LTM_Data_sample-000002", "--reason", "bottle"]):
+        last = scene.current()
+        with held_up(scene, before=CHANGE) as waiting:
+            process = scene.start("postgresql/versions.py", *command)
+            wait_until(waiting, "the command waits to change the lots")
+            kill_9(process)
+        wait_until(lambda: not scene.others(), "PostgreSQL has seen that it is gone")
+        assert scene.current() == last
+        assert scene.snapshot(last) == before
+        assert scene.run("postgresql/versions.py", *command).returncode == 0
+        assert scene.run("postgresql/versions.py", "restore", "9").returncode == 0
+        assert scene.snapshot(scene.current()) == before
+        assert scene.verify(data=SAMPLE).rows == 760
 
 
 @pytest.mark.soak
