@@ -96,6 +96,7 @@ CITY_RADIUS_KM = 5.0
 PATCH_KM, PATCH_GRID_KM, PATCH_MEMORY_H = 2.0, (-4, 0, 4), 6
 PROGRESS_S = 5.0
 FLUSH_S = 10.0  # for what is not acknowledged at the end
+MAX_PENDING = 20_000  # messages that are not acknowledged yet
 # What a working sensor can read; a faulty one stays within, or it is malformed.
 LIMITS: dict[str, tuple[float, float]] = {
     "temperature": (-40, 60),
@@ -872,6 +873,8 @@ class Sender:
 
     def send(self, message: Message) -> None:
         """Hand a message to the producer, as soon as it takes one."""
+        if len(self.pending) >= MAX_PENDING:
+            self.wait_for_room()
         self.sent += 1
         serial = self.sent
         self.pending[serial] = message
@@ -881,7 +884,7 @@ class Sender:
         while True:
             try:
                 future = self.producer.send(self.topic, key=key, value=message.value)
-            except KafkaTimeoutError as exc:  # its buffer is full: Kafka is away or slow
+            except KafkaTimeoutError as exc:  # it does not know the topic's partitions any more
                 log.warning("Kafka does not take messages: %s", exc)
                 if self.stop.is_set():
                     self.settle(serial, None, exc)
@@ -891,6 +894,15 @@ class Sender:
                 future.add_callback(lambda stored: self.settle(serial, stored))
                 future.add_errback(lambda error: self.settle(serial, None, error))
                 return
+
+    def wait_for_room(self) -> None:
+        """Wait until half of what is on its way has arrived, or is given up by the producer.
+
+        kafka-python itself takes any number, and its own thread, which sends them, gets little of
+        Python's time while this one makes more: they would fill the memory, and expire.
+        """
+        while len(self.pending) > MAX_PENDING // 2 and not self.stop.wait(0.01):
+            pass
 
     def settle(
         self, serial: int, stored: RecordMetadata | None, error: BaseException | None = None
