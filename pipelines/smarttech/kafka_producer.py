@@ -74,6 +74,7 @@ BUILDINGS, FLOORS = "ABC", 4
 LATEST_S = 900.0  # of a late reading
 FILE_READINGS = 100  # in one file of --folder
 FLUSH_S = 15.0
+MAX_PENDING = 20_000  # messages that are not acknowledged yet
 PROGRESS_S = 5.0
 
 
@@ -313,10 +314,13 @@ class Ledger:
 class Sender:
     """Sends messages, keyed by device, and counts what becomes of them."""
 
-    def __init__(self, producer: KafkaProducer, topic: str, ledger: Ledger) -> None:
+    def __init__(
+        self, producer: KafkaProducer, topic: str, ledger: Ledger, stop: threading.Event
+    ) -> None:
         self.producer = producer
         self.topic = topic
         self.ledger = ledger
+        self.stop = stop
         self.lock = threading.Lock()  # outcomes come in the producer's own thread
         self.pending: dict[int, Message] = {}
         self.sent = self.acknowledged = self.failed = 0
@@ -340,17 +344,28 @@ class Sender:
 
     def send(self, message: Message) -> None:
         """Hand a message to the producer."""
+        if len(self.pending) >= MAX_PENDING:
+            self.wait_for_room()
         self.sent += 1
         serial = self.sent
         self.pending[serial] = message
         key = message.device_id.encode()
         try:
             future = self.producer.send(self.topic, key=key, value=message.value)
-        except KafkaError as exc:  # its buffer is full: Kafka is away
+        except KafkaError as exc:
             self.settle(serial, None, exc)
             return
         future.add_callback(lambda stored: self.settle(serial, stored))
         future.add_errback(lambda error: self.settle(serial, None, error))
+
+    def wait_for_room(self) -> None:
+        """Wait until half of what is on its way has an outcome: kafka-python takes any number.
+
+        Its thread, which sends them, gets little of Python's time while this one makes more: they
+        would fill the memory, and expire.
+        """
+        while len(self.pending) > MAX_PENDING // 2 and not self.stop.wait(0.01):
+            pass
 
     def settle(
         self, serial: int, stored: RecordMetadata | None, error: BaseException | None = None
@@ -534,7 +549,7 @@ def send_to_kafka(
     if producer is None:
         return 0
     log.info("sending to topic=%s at %s", config.topic, config.bootstrap_servers)
-    sender = Sender(producer, config.topic, ledger)
+    sender = Sender(producer, config.topic, ledger, stop)
     sender.send_all(messages)
     log.info(
         "stopped sent=%d acknowledged=%d failed=%d", sender.sent, sender.acknowledged, sender.failed

@@ -72,6 +72,7 @@ log = logging.getLogger("capteur")
 PARIS = ZoneInfo("Europe/Paris")
 DEFAULT_START = "2026-10-24T00:00:00Z"
 PROGRESS_S = 5.0
+MAX_PENDING = 20_000  # records whose outcome is not known yet
 MAX_DURATION_S = 100 * 366 * 86_400.0
 DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 # Amounts are drawn in euros and brought to the currency's size; that is no conversion.
@@ -335,10 +336,13 @@ class Ledger:
 class Sender:
     """Sends records, and counts and notes what becomes of each."""
 
-    def __init__(self, producer: KafkaProducer, topic: str, ledger: Ledger) -> None:
+    def __init__(
+        self, producer: KafkaProducer, topic: str, ledger: Ledger, stop: threading.Event
+    ) -> None:
         self.producer = producer
         self.topic = topic
         self.ledger = ledger
+        self.stop = stop
         self.pending: deque[tuple[Record, Any]] = deque()  # with the future of its outcome
         self.sent = self.acknowledged = self.failed = 0
         self.last_error = ""
@@ -351,8 +355,9 @@ class Sender:
         next_progress = time.monotonic() + PROGRESS_S
         for record in records:
             self.send(record)
-            while self.pending and self.pending[0][1].is_done:
-                self.settle()
+            self.settle_known()
+            if len(self.pending) >= MAX_PENDING:
+                self.wait_for_room()
             if time.monotonic() >= next_progress:
                 log.info("progress %s", self)
                 next_progress = time.monotonic() + PROGRESS_S
@@ -371,6 +376,20 @@ class Sender:
             self.count(record, exc)
         else:
             self.pending.append((record, future))
+
+    def wait_for_room(self) -> None:
+        """Wait until half of what is on its way has an outcome: kafka-python takes any number.
+
+        Its thread, which sends them, gets little of Python's time while this one makes more: they
+        would fill the memory, and expire.
+        """
+        while len(self.pending) > MAX_PENDING // 2 and not self.stop.wait(0.01):
+            self.settle_known()
+
+    def settle_known(self) -> None:
+        """Count and note the outcomes that are known, in order."""
+        while self.pending and self.pending[0][1].is_done:
+            self.settle()
 
     def settle(self) -> None:
         """Count and note the outcome of the oldest record that waits for one."""
@@ -514,7 +533,7 @@ def send_to_kafka(records: Iterator[Record], config: Config, stop: threading.Eve
         log.error("--ledger %s: %s", config.ledger, exc.strerror)
         return 2
     log.info("sending to topic=%s at %s", config.topic, config.bootstrap_servers)
-    sender = Sender(producer, config.topic, ledger)
+    sender = Sender(producer, config.topic, ledger, stop)
     sender.send_all(records)
     ledger.close()
     log.info("stopped %s", sender)

@@ -71,6 +71,16 @@ def test_messages_are_keyed_by_sensor_and_in_order(pipeline: Pipeline) -> None:
         assert times == sorted(times)
 
 
+@pytest.mark.slow
+def test_a_long_backfill_waits_for_kafka(pipeline: Pipeline) -> None:
+    """Else what is on its way expires, when there are some millions of it."""
+    err = pipeline.generate("--count", "400000", "--backfill", "24h", "--rate", "100")
+    assert "sent=400000 acknowledged=400000 failed=0" in err
+    found = re.findall(r"progress sent=(\d+) acknowledged=(\d+) failed=0", err)
+    assert found
+    assert all(int(sent) - int(known) <= sensor_generator.MAX_PENDING for sent, known in found)
+
+
 def test_a_second_consumer_run_finds_nothing_new(pipeline: Pipeline) -> None:
     pipeline.generate("--count", "100", "--backfill", "1h")
     pipeline.consume()

@@ -65,6 +65,7 @@ PROGRESS_S = 5.0
 FIRST, LAST = datetime(1900, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 YEAR_S = 366 * 86_400
 FLUSH_S = 10.0  # for what is not acknowledged at the end
+MAX_PENDING = 20_000  # messages whose outcome is not known yet
 
 
 @dataclass(frozen=True)
@@ -195,15 +196,24 @@ def publish(producer: KafkaProducer, config: Config, stop: threading.Event) -> C
     counts: Counter[str] = Counter()
     next_progress = time.monotonic() + PROGRESS_S
 
-    def acknowledged(_: object) -> None:
-        counts["acknowledged"] += 1  # only by the producer's own thread
+    def note(outcome: str) -> None:  # called by the producer's own thread
+        counts[outcome] += 1
+
+    def pending() -> int:
+        return counts["sent"] - counts["acknowledged"] - counts["failed"]
 
     for sensor_id, value in paced(config, stop):
+        if pending() >= MAX_PENDING:
+            # kafka-python takes any number, but its thread, which sends them, gets little of
+            # Python's time while this one makes more: they would fill the memory, and expire.
+            while pending() > MAX_PENDING // 2 and not stop.wait(0.01):
+                pass
         counts["sent"] += 1
         try:
             future = producer.send(config.topic, key=str(sensor_id).encode(), value=value)
-            future.add_callback(acknowledged)
-        except KafkaError as exc:  # its buffer is full: Kafka is away or slow
+            future.add_callback(lambda _: note("acknowledged"))
+            future.add_errback(lambda _: note("failed"))
+        except KafkaError as exc:
             log.error("Kafka does not take messages: %s", exc)
             break
         if time.monotonic() >= next_progress:
