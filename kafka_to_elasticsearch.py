@@ -808,8 +808,12 @@ class Pipeline:
         return self.consume(min(POLL_MESSAGES, room))
 
     def consume(self, count: int) -> list[Message]:
-        """Return up to so many messages and events within 0.1 s; callbacks are called meanwhile."""
-        polled: list[Message] = self.consumer.consume(count, timeout=0.1)
+        """Return so many messages and events, or what came while we waited; calls the callbacks.
+
+        The end of a backlog is waited out: shortly, for those that are in the batch already.
+        """
+        wait_s = 0.02 if len(self.batch) else 0.1
+        polled: list[Message] = self.consumer.consume(count, timeout=wait_s)
         self.is_caught_up = len(polled) < count
         return polled
 

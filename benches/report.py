@@ -53,6 +53,7 @@ LABELS = {
     "8000 x 3": "lots de 8 000, 3 en vol",
     "polls of 2500": "2 500 messages par lecture, non 1 000",
     "waits at the end": "le dernier lot attend une demi-seconde",
+    "waits for more": "la fin d'un retard est attendue 0,1 s, non 0,02",
     "garbage collection": "le ramasse-miettes de Python à son rythme",
     "no garbage collection": "entrées hors du ramasse-miettes (gc=False)",
     "times rewritten": "chaque heure réécrite, même déjà en UTC",
