@@ -101,9 +101,9 @@ bench-tuning bench-latency bench-growth bench-generator bench-outage: bench-%: s
 	@$(PYTHON) -m stack.prerequisites java maven
 	@$(BIN)/python benches/$*.py $(BENCH_OPTIONS)
 
-bench-tuning: ## measure what each of the consumer's choices is worth (12 minutes)
+bench-tuning: ## measure what each of the consumer's choices is worth (8 minutes)
 bench-latency: ## measure the time from a reading's send until a search finds it (3 minutes)
-bench-growth: ## measure the rate by backlog, partitions, consumers, message size (20 minutes)
+bench-growth: ## measure the rate by backlog, partitions, consumers, message size (10 minutes)
 bench-generator: ## measure the generator: rates held, fastest, beside other producers (10 minutes)
 
 bench-outage: ## measure the lag under faults and rebalances, and the catching up (5 minutes)
