@@ -2,7 +2,7 @@
 """Measure how the consumer's rate moves with the size of its task.
 
     make bench-growth                       # 10 000, 100 000 and 1 million readings, and the rest
-    python benches/growth.py --full         # 10 million too: 15 minutes more, 4 GB of memory and disk
+    python benches/growth.py --full         # 10 million too: 15 minutes and 4 GB more
 
 Four series, one thing changed in each:
 
