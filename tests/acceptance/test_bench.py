@@ -116,7 +116,7 @@ def test_growth_is_measured_along_each_series(
     assert all(row["limit_docs_per_s"][0] > 0 for row in found["backlog"].values())
     assert found["size"]["x1"]["limit_docs_per_s"] is None
     parameters = {"readings": 500, "runs": 1}
-    assert "longueur des messages : id long" in written(bench, "growth", parameters, found)
+    assert "longueur : id long" in written(bench, "growth", parameters, found)
 
 
 def test_the_generator_is_measured_beside_other_producers(bench: Scene) -> None:
