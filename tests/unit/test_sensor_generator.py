@@ -10,16 +10,14 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from itertools import combinations, islice, pairwise
-from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
 import pytest
-from kafka.errors import KafkaTimeoutError
-from kafka.future import Future
 
 import kafka_to_elasticsearch as indexer
 import sensor_generator as generator
+from tests.unanswered import LIMIT, Unanswered, check_bound
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 
@@ -459,29 +457,8 @@ def test_console_prints_one_object_a_line(capsys: pytest.CaptureFixture[str]) ->
     assert [json.loads(line)["sensor_id"][:7] for line in lines] == ["sensor_"] * 3
 
 
-class Unanswered:
-    """A producer whose messages are acknowledged when the test says so."""
-
-    def __init__(self) -> None:
-        self.futures: list[Any] = []
-
-    def send(self, *_: object, **__: object) -> Any:
-        self.futures.append(Future())
-        return self.futures[-1]
-
-    def close(self, **_: object) -> None:
-        for future in self.futures:
-            if not future.is_done:
-                future.failure(KafkaTimeoutError("closed"))
-
-    def acknowledge(self, count: int) -> None:
-        unanswered = [future for future in self.futures if not future.is_done]
-        for offset, future in enumerate(unanswered[:count]):
-            future.success(SimpleNamespace(partition=0, offset=offset))
-
-
 def test_what_is_on_its_way_is_bounded_whatever_kafka_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generator, "MAX_PENDING", 100)
+    monkeypatch.setattr(generator, "MAX_PENDING", LIMIT)
     producer, stop = Unanswered(), threading.Event()
     sender = generator.Sender(cast("Any", producer), "topic", generator.Ledger(None), stop)
     run = config("--backfill", "24h", "--count", "1000")
@@ -490,25 +467,6 @@ def test_what_is_on_its_way_is_bounded_whatever_kafka_does(monkeypatch: pytest.M
     def send() -> None:
         sender.send_all(generator.paced(generator.all_messages(run), run, stop), bar)
 
-    sending = threading.Thread(target=send)
-    sending.start()
-
-    def sent(count: int) -> bool:
-        """Whether so many are sent, and then no more."""
-        deadline = time.monotonic() + 30
-        while len(producer.futures) < count and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.2)
-        return len(producer.futures) == count
-
-    try:
-        assert sent(100)
-        producer.acknowledge(30)
-        assert sent(100)  # it waits until half of them are, so as not to be woken for each
-        producer.acknowledge(20)
-        assert sent(150)
-    finally:
-        stop.set()
-        sending.join()
+    check_bound(producer, stop, send)
     assert (sender.acknowledged, sender.pending) == (50, {})
     assert sender.sent == sender.acknowledged + sender.failed < 200  # it was told to stop

@@ -2,19 +2,16 @@
 
 import json
 import threading
-import time
 from collections import Counter
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from kafka.errors import KafkaTimeoutError
-from kafka.future import Future
 
 from pipelines.iot_cassandra.scripts import iot_simulator as simulator
 from pipelines.iot_cassandra.scripts.kafka_to_cassandra import InvalidReadingError, parse_reading
 from pipelines.iot_cassandra.verify import read
+from tests.unanswered import LIMIT, Unanswered, check_bound
 
 WINTER = ("--start", "2026-01-15T00:00:00Z", "--rate", "0.01", "--seed", "1", "--console")
 
@@ -105,29 +102,8 @@ def test_a_flag_wins_over_the_environment() -> None:
     assert simulator.load_config([], environ, datetime.now(UTC)).topic == "theirs"
 
 
-class Unanswered:
-    """A producer whose messages are acknowledged when the test says so."""
-
-    def __init__(self) -> None:
-        self.futures: list[Any] = []
-
-    def send(self, *_: object, **__: object) -> Any:
-        self.futures.append(Future())
-        return self.futures[-1]
-
-    def close(self, **_: object) -> None:
-        for future in self.futures:
-            if not future.is_done:
-                future.failure(KafkaTimeoutError("closed"))
-
-    def acknowledge(self, count: int) -> None:
-        unanswered = [future for future in self.futures if not future.is_done]
-        for offset, future in enumerate(unanswered[:count]):
-            future.success(SimpleNamespace(partition=0, offset=offset))
-
-
 def test_what_is_on_its_way_is_bounded_whatever_kafka_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulator, "MAX_PENDING", 100)
+    monkeypatch.setattr(simulator, "MAX_PENDING", LIMIT)
     producer, stop = Unanswered(), threading.Event()
     config = simulator.load_config(["--at-once", "--count", "1000"], {}, datetime.now(UTC))
     counts: Counter[str] = Counter()
@@ -135,25 +111,6 @@ def test_what_is_on_its_way_is_bounded_whatever_kafka_does(monkeypatch: pytest.M
     def send() -> None:
         counts.update(simulator.publish(cast("Any", producer), config, stop))
 
-    sending = threading.Thread(target=send)
-    sending.start()
-
-    def sent(count: int) -> bool:
-        """Whether so many are sent, and then no more."""
-        deadline = time.monotonic() + 30
-        while len(producer.futures) < count and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.2)
-        return len(producer.futures) == count
-
-    try:
-        assert sent(100)
-        producer.acknowledge(30)
-        assert sent(100)  # it waits until half of them are, so as not to be woken for each
-        producer.acknowledge(20)
-        assert sent(150)
-    finally:
-        stop.set()
-        sending.join()
+    check_bound(producer, stop, send)
     assert counts["acknowledged"] == 50
     assert counts["sent"] == counts["acknowledged"] + counts["failed"] < 200  # it was told to stop

@@ -4,18 +4,15 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from kafka.errors import KafkaTimeoutError
-from kafka.future import Future
 
 from pipelines.smarttech import kafka_producer, transforms, verify
+from tests.unanswered import LIMIT, Unanswered, check_bound
 
 NOW = datetime(2025, 12, 15, 10, tzinfo=UTC)
 ALL = ("--bad", "0.2", "--duplicate", "0.1", "--late", "0.1", "--spike", "0.1")
@@ -111,29 +108,8 @@ def test_a_reader_that_has_had_enough_is_no_fault() -> None:
     assert len(err.splitlines()) == 1  # what it simulates
 
 
-class Unanswered:
-    """A producer whose messages are acknowledged when the test says so."""
-
-    def __init__(self) -> None:
-        self.futures: list[Any] = []
-
-    def send(self, *_: object, **__: object) -> Any:
-        self.futures.append(Future())
-        return self.futures[-1]
-
-    def close(self, **_: object) -> None:
-        for future in self.futures:
-            if not future.is_done:
-                future.failure(KafkaTimeoutError("closed"))
-
-    def acknowledge(self, count: int) -> None:
-        unanswered = [future for future in self.futures if not future.is_done]
-        for offset, future in enumerate(unanswered[:count]):
-            future.success(SimpleNamespace(partition=0, offset=offset))
-
-
 def test_what_is_on_its_way_is_bounded_whatever_kafka_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka_producer, "MAX_PENDING", 100)
+    monkeypatch.setattr(kafka_producer, "MAX_PENDING", LIMIT)
     producer, stop = Unanswered(), threading.Event()
     ledger = kafka_producer.Ledger(None)
     sender = kafka_producer.Sender(cast("Any", producer), "topic", ledger, stop)
@@ -143,25 +119,6 @@ def test_what_is_on_its_way_is_bounded_whatever_kafka_does(monkeypatch: pytest.M
     def send() -> None:
         sender.send_all(kafka_producer.paced(made, config, stop))
 
-    sending = threading.Thread(target=send)
-    sending.start()
-
-    def sent(count: int) -> bool:
-        """Whether so many are sent, and then no more."""
-        deadline = time.monotonic() + 30
-        while len(producer.futures) < count and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.2)
-        return len(producer.futures) == count
-
-    try:
-        assert sent(100)
-        producer.acknowledge(30)
-        assert sent(100)  # it waits until half of them are, so as not to be woken for each
-        producer.acknowledge(20)
-        assert sent(150)
-    finally:
-        stop.set()
-        sending.join()
+    check_bound(producer, stop, send)
     assert (sender.acknowledged, sender.pending) == (50, {})
     assert sender.sent == sender.acknowledged + sender.failed < 200  # it was told to stop

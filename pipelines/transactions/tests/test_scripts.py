@@ -7,21 +7,17 @@ import math
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from kafka.errors import KafkaTimeoutError
-from kafka.future import Future
 from pyarrow import fs
 
 from pipelines.transactions import (
@@ -34,6 +30,7 @@ from pipelines.transactions import (
     verify,
 )
 from pipelines.transactions.store import Store, StoreError
+from tests.unanswered import LIMIT, Unanswered, check_bound
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -457,36 +454,8 @@ def test_a_ledger_that_says_nothing_is_one_line(
     assert message in line
 
 
-class Answer(Future):  # type: ignore[misc]  # kafka-python has no types
-    def get(self, timeout: float) -> Any:
-        if self.exception:
-            raise self.exception
-        return self.value
-
-
-class Unanswered:
-    """A producer whose messages are acknowledged when the test says so."""
-
-    def __init__(self) -> None:
-        self.futures: list[Any] = []
-
-    def send(self, *_: object, **__: object) -> Any:
-        self.futures.append(Answer())
-        return self.futures[-1]
-
-    def close(self, **_: object) -> None:
-        for future in self.futures:
-            if not future.is_done:
-                future.failure(KafkaTimeoutError("closed"))
-
-    def acknowledge(self, count: int) -> None:
-        unanswered = [future for future in self.futures if not future.is_done]
-        for offset, future in enumerate(unanswered[:count]):
-            future.success(SimpleNamespace(partition=0, offset=offset))
-
-
 def test_what_is_on_its_way_is_bounded_whatever_kafka_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capteur, "MAX_PENDING", 100)
+    monkeypatch.setattr(capteur, "MAX_PENDING", LIMIT)
     producer, stop = Unanswered(), threading.Event()
     sender = capteur.Sender(cast("Any", producer), "topic", capteur.Ledger(None), stop)
     config = capteur.load_config(["--backfill", "24h", "--count", "1000"], {})
@@ -494,25 +463,6 @@ def test_what_is_on_its_way_is_bounded_whatever_kafka_does(monkeypatch: pytest.M
     def send() -> None:
         sender.send_all(capteur.paced(capteur.all_records(config), config, stop))
 
-    sending = threading.Thread(target=send)
-    sending.start()
-
-    def sent(count: int) -> bool:
-        """Whether so many are sent, and then no more."""
-        deadline = time.monotonic() + 30
-        while len(producer.futures) < count and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.2)
-        return len(producer.futures) == count
-
-    try:
-        assert sent(100)
-        producer.acknowledge(30)
-        assert sent(100)  # it waits until half of them are, so as not to be woken for each
-        producer.acknowledge(20)
-        assert sent(150)
-    finally:
-        stop.set()
-        sending.join()
+    check_bound(producer, stop, send)
     assert (sender.acknowledged, len(sender.pending)) == (50, 0)
     assert sender.sent == sender.acknowledged + sender.failed < 200  # it was told to stop
