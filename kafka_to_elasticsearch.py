@@ -109,6 +109,7 @@ BULKS_IN_FLIGHT = 3  # Elasticsearch indexes them while the next is read and val
 POLL_MESSAGES = 1000  # what one poll may add to a bulk; fewer when messages are large
 FETCH_BYTES = 250_000  # of a partition, as compressed: also what bounds a sudden run of large ones
 READ_AHEAD_KB = 4_000  # of all partitions, as uncompressed
+POLL_WAIT_S, MORE_WAIT_S = 0.1, 0.02  # for messages; for more of them when the batch has some
 PAUSE_AFTER_S = 1.0  # of back-pressure: then the partitions are paused
 MESSAGE_SHOWN_BYTES = 500  # of a dead letter, in its index; the topic has all of them
 RETRY_BASE_S, RETRY_CAP_S = 0.2, 10.0
@@ -808,11 +809,8 @@ class Pipeline:
         return self.consume(min(POLL_MESSAGES, room))
 
     def consume(self, count: int) -> list[Message]:
-        """Return so many messages and events, or what came while we waited; calls the callbacks.
-
-        The end of a backlog is waited out: shortly, for those that are in the batch already.
-        """
-        wait_s = 0.02 if len(self.batch) else 0.1
+        """Return up to so many messages and events, waiting for them; callbacks are called then."""
+        wait_s = MORE_WAIT_S if len(self.batch) else POLL_WAIT_S
         polled: list[Message] = self.consumer.consume(count, timeout=wait_s)
         self.is_caught_up = len(polled) < count
         return polled

@@ -32,14 +32,7 @@ VARIANTS = {
         "Pipeline.must_submit = lambda self: "
         "self.batch.is_due and len(self.in_flight) < BULKS_IN_FLIGHT"
     ),
-    "waits for more": """
-def consume(self, count):
-    polled = self.consumer.consume(count, timeout=0.1)
-    self.is_caught_up = len(polled) < count
-    return polled
-Pipeline.consume = consume
-del consume
-""",
+    "waits for more": "MORE_WAIT_S = POLL_WAIT_S",
     "garbage collection": "gc.set_threshold = lambda _: None",
     "times rewritten": "NORMAL_TIMESTAMP = re.compile('(?!)')",
     # With what it does not.
