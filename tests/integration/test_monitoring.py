@@ -79,7 +79,8 @@ def test_prometheus_sees_servers_scripts_and_what_goes_wrong(
     wait_until(
         lambda: value(messages % '=~"indexed|duplicates|dead_lettered"') == sent, "all settled"
     )
-    assert value(f'sum(kafka_topic_messagesin_total{{topic="{pipeline.topic}"}})') == sent
+    in_topic = f'sum(kafka_topic_messagesin_total{{topic="{pipeline.topic}"}})'
+    wait_until(lambda: value(in_topic) == sent, "Kafka's own count, scraped by then")
     interrupt(consumer)
     wait_until(lambda: state("ConsumerDown") == "pending", "an alert to come: no consumer")
     assert value(CONSUMER_STATE) == 0
