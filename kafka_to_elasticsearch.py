@@ -1220,20 +1220,31 @@ def connect_to_elasticsearch(config: Config) -> Elasticsearch:
     except ValueError as exc:
         why = f"ELASTICSEARCH_URL: {shown_url(config)} is no URL (try http://localhost:9200)"
         raise SetupError(why) from exc
+    if config.elasticsearch_security or urlsplit(config.elasticsearch_url).password:
+        refuse_plain(config.elasticsearch_url)  # before a password goes there in clear
     try:
         client.options(request_timeout=5).cluster.health(wait_for_status="yellow", timeout="2s")
     except (AuthenticationException, AuthorizationException) as exc:
         raise SetupError(f"Elasticsearch refuses us: {one_line(exc)}") from exc
     except TransportError as exc:
-        url, where = urlsplit(first_url(config)), f"Elasticsearch at {shown_url(config)}"
         if "CERTIFICATE_VERIFY_FAILED" in repr(exc):
-            why = f"{where}: ELASTICSEARCH_CA_FILE must name who signed its certificate"
-            raise SetupError(why) from exc
-        if url.scheme == "http" and speaks_tls(f"{url.hostname}:{url.port}"):
-            why = f"{where} speaks TLS: let ELASTICSEARCH_URL begin with https"
-            raise SetupError(why) from exc
+            why = "ELASTICSEARCH_CA_FILE must name who signed its certificate"
+            raise SetupError(f"Elasticsearch at {shown_url(config)}: {why}") from exc
+        refuse_plain(config.elasticsearch_url)
         raise
     return client
+
+
+def refuse_plain(urls: str) -> None:
+    """Look whether the first of Elasticsearch's URLs says http where it speaks TLS.
+
+    Raises:
+        SetupError: so it is.
+    """
+    url = urlsplit(urls.split(",")[0])
+    if url.scheme == "http" and speaks_tls(where := f"{url.hostname}:{url.port}"):
+        why = "let ELASTICSEARCH_URL begin with https"
+        raise SetupError(f"Elasticsearch at http://{where} speaks TLS: {why}")
 
 
 def ensure_indices(client: Elasticsearch, config: Config) -> None:

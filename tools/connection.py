@@ -5,10 +5,11 @@ Environment: as the scripts; the names of users and passwords have the role befo
 
 import logging
 import os
+from urllib.parse import urlsplit
 
 from elasticsearch import Elasticsearch
 
-from kafka_to_elasticsearch import elasticsearch_security
+from kafka_to_elasticsearch import SetupError, elasticsearch_security, refuse_plain
 from sensor_generator import kafka_security
 
 
@@ -26,11 +27,17 @@ def elasticsearch_client(role: str) -> Elasticsearch:
     """Return a client of Elasticsearch, which has not been asked anything yet.
 
     Raises:
-        ValueError: a variable is missing or wrong.
+        ValueError: a variable is missing or wrong, or a password would go there in clear.
     """
     url = os.environ.get("ELASTICSEARCH_URL") or "http://localhost:9200"
     security = elasticsearch_security(os.environ, role, url)
     try:
-        return Elasticsearch(url.split(","), request_timeout=60, **security)
+        client = Elasticsearch(url.split(","), request_timeout=60, **security)
     except ValueError:  # whose text shows the URL, and a password in it
         raise ValueError("ELASTICSEARCH_URL is no URL (try http://localhost:9200)") from None
+    if security or urlsplit(url).password:
+        try:
+            refuse_plain(url)
+        except SetupError as exc:
+            raise ValueError(str(exc)) from exc
+    return client

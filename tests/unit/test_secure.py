@@ -1,12 +1,16 @@
 """Who logs in as whom, what tools/secure.py writes, and that no secret is shown."""
 
 import json
+import socket
+import ssl
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import certifi
@@ -14,7 +18,7 @@ import pytest
 
 import kafka_to_elasticsearch as indexer
 import sensor_generator as generator
-from tools import secure
+from tools import connection, secure
 
 CA = certifi.where()  # any authority
 USER = {"USER": "me", "PASSWORD": "mine"}
@@ -129,6 +133,52 @@ def test_the_api_key_is_shown_to_elasticsearch(asked: tuple[str, list[str | None
     )
     indexer.connect_to_elasticsearch(config).close()
     assert shown == ["ApiKey abc"]
+
+
+@pytest.fixture
+def tls_server(tmp_path: Path) -> Iterator[tuple[int, list[bytes]]]:
+    """A server that speaks TLS and hangs up: its port, and what each connection sent first."""
+    file = tmp_path / "server.pem"
+    file.write_bytes(b"".join(secure.Authority().issue("localhost")))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(file)
+    first: list[bytes] = []
+
+    class Handler(BaseRequestHandler):
+        def handle(self) -> None:
+            first.append(self.request.recv(1000, socket.MSG_PEEK))
+            with suppress(OSError), context.wrap_socket(self.request, server_side=True):
+                pass
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1], first
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"CONSUMER_ELASTICSEARCH_API_KEY": "c2VjcmV0"},
+        role("CONSUMER_ELASTICSEARCH", USER),
+        {"ELASTICSEARCH_URL": "http://me:mine@127.0.0.1:PORT"},
+    ],
+)
+def test_no_secret_goes_in_clear_where_tls_is_spoken(
+    tls_server: tuple[int, list[bytes]], environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, first = tls_server
+    url = environ.get("ELASTICSEARCH_URL", "http://127.0.0.1:PORT").replace("PORT", str(port))
+    environ = {**environ, "ELASTICSEARCH_URL": url}
+    told = f"^Elasticsearch at http://127.0.0.1:{port} speaks TLS: let ELASTICSEARCH_URL begin with"
+    with pytest.raises(indexer.SetupError, match=told):
+        indexer.connect_to_elasticsearch(indexer.load_config([], environ))
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=told):
+        connection.elasticsearch_client("CONSUMER")
+    assert len(first) == 2
+    assert all(sent.startswith(b"\x16\x03") for sent in first)  # handshakes, no request
 
 
 # tools/secure.py
