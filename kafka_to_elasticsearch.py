@@ -126,6 +126,7 @@ DEAD_LETTER_BYTES = 100_000_000  # with its headers it is larger than what could
 REQUEST_TIMEOUT_S = 30.0  # Elasticsearch may work for so long on one bulk
 STUCK_S = 30.0  # waiting for longer than that is trouble
 STOP_GRACE_S = 10.0  # for what is in flight when told to stop
+REVOKE_GRACE_S = 3.0  # for what is in flight when a rebalance takes its partition
 KAFKA_TIMEOUT_S = 5.0
 DELIVERY_TIMEOUT_MS = 10_000  # of a dead letter that is not acknowledged: then it is sent again
 PROGRESS_S = 5.0
@@ -753,8 +754,8 @@ class Pipeline:
         self.in_flight: deque[tuple[Batch, Future[None]]] = deque()
         self.partitions: dict[int, Progress] = {}
         self.revoked: set[int] = set()
-        self.committing: dict[int, int] = {}  # offsets on their way to Kafka
-        self.is_rewinding = self.is_paused = self.commit_refused = self.is_caught_up = False
+        self.is_committing = self.commit_refused = False
+        self.is_rewinding = self.is_paused = self.is_caught_up = False
         self.topic_id: str | None = None
         self.totals: Counter[str] = Counter()
         self.accounts: dict[str, int] = {}
@@ -771,7 +772,9 @@ class Pipeline:
         """Move messages until told to stop or idle for --exit-when-idle seconds."""
         with suppress(KafkaException):  # then as soon as it answers
             self.note_topic()
-        self.consumer.subscribe([self.config.topic], on_revoke=self.note_revoked)
+        self.consumer.subscribe(
+            [self.config.topic], on_revoke=self.hand_over, on_lost=self.note_lost
+        )
         while not stop.is_set() and not self.is_idle():
             self.collect()
             self.commit()
@@ -815,9 +818,24 @@ class Pipeline:
         self.is_caught_up = len(polled) < count
         return polled
 
-    def note_revoked(self, _: Consumer, revoked: list[TopicPartition]) -> None:
-        """Note which partitions a rebalance takes from us, or has taken: called during poll."""
-        self.revoked.update(partition.partition for partition in revoked)
+    def hand_over(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
+        """Settle and commit what is in flight of the partitions that a rebalance takes from us.
+
+        Their next owner would read it again. Called during poll; in bounded time, as it waits.
+        """
+        numbers = {partition.partition for partition in revoked}
+        if not self.settler.abandon.is_set():  # else all that could be done is done
+            if numbers & self.batch.offsets.keys():
+                self.submit()
+            theirs = [f for batch, f in self.in_flight if numbers & batch.offsets.keys()]
+            wait(theirs, timeout=REVOKE_GRACE_S)
+            self.collect()
+            self.commit(at_once=True)  # Kafka has it before it hears that we let go
+        self.note_lost(consumer, revoked)
+
+    def note_lost(self, _: Consumer, lost: list[TopicPartition]) -> None:
+        """Note which partitions are no longer ours, or soon not: called during poll."""
+        self.revoked.update(partition.partition for partition in lost)
 
     def note_assignment(self) -> None:
         """After each rebalance, say which partitions are ours and note where we go on in them."""
@@ -973,18 +991,21 @@ class Pipeline:
                 self.partitions[number].settled = offset
             self.last_settled = time.monotonic()
 
-    def commit(self) -> None:
+    def commit(self, at_once: bool = False) -> None:
         """Commit the offsets of what is settled, in the partitions that are ours.
 
-        One commit at a time, answered in note_commit: a later one never overtakes it.
+        One commit at a time, answered in note_commit, except at_once.
         """
-        if self.committing:
+        if self.is_committing and not at_once:
             return
-        self.committing = {number: done.settled or 0 for number, done in self.uncommitted.items()}
-        offsets = [TopicPartition(self.config.topic, *item) for item in self.committing.items()]
+        offsets = [
+            TopicPartition(self.config.topic, number, done.settled or 0)
+            for number, done in self.uncommitted.items()
+        ]
         if not offsets:
             self.last_commit = time.monotonic()
             return
+        self.is_committing = True
         try:
             self.consumer.commit(offsets=offsets)
         except KafkaException as exc:  # it was not even sent
@@ -995,16 +1016,16 @@ class Pipeline:
 
         Refused in a rebalance, or while Kafka is away: the offsets go with the next commit.
         """
-        committing, self.committing = self.committing, {}
+        self.is_committing = False
         if error := error or next((p.error for p in partitions if p.error), None):
             if not self.commit_refused:  # said once: it is tried ten times a second
                 log.warning("offsets not committed yet (%s): with the next commit", error.str())
             self.commit_refused = True
             return
         self.last_commit, self.commit_refused = time.monotonic(), False
-        for number, offset in committing.items():
-            if progress := self.partitions.get(number):  # else taken from us meanwhile
-                progress.committed = offset
+        for partition in partitions:
+            if progress := self.partitions.get(partition.partition):  # else taken from us meanwhile
+                progress.committed = partition.offset
 
     @property
     def uncommitted(self) -> dict[int, Progress]:

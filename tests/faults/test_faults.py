@@ -394,6 +394,25 @@ def test_three_consumers_come_and_go_and_partitions_are_added(scene: Scene, chan
 
 
 @pytest.mark.slow
+def test_a_partition_goes_over_without_being_read_twice(scene: Scene) -> None:
+    """What is in flight when a rebalance takes it is settled and committed first."""
+    scene.changes = "indexer.BULK_READINGS = 500"
+    scene.bulks.fault = delay(0.5)  # so that something is in flight at any time
+    scene.backlog(60_000)
+    scene.start_consumer()
+    scene.wait_for_progress()
+    scene.start_consumer()
+    verdict = scene.drain()
+    assert verdict.holds, verdict
+    for consumer in tuple(scene.consumers):
+        scene.terminate(consumer)
+    closing = re.findall(r"stopped consumed=(\d+) indexed=(\d+) duplicates=(\d+)", scene.logs())
+    accounts = [[int(number) for number in numbers] for numbers in closing]
+    assert [sum(numbers) for numbers in zip(*accounts, strict=True)] == [60_000, 60_000, 0]
+    assert all(consumed > 0 for consumed, *_ in accounts)
+
+
+@pytest.mark.slow
 def test_rebalance_on_a_slow_connection(scene: Scene) -> None:
     """Some clients forget a join that takes longer than a poll, and commit no more."""
     scene.backlog(300)

@@ -316,7 +316,7 @@ def test_a_partition_taken_away_is_not_committed_even_when_it_comes_back(
     take(pipeline, 6, partition=OTHER)
     old = submit(pipeline)
     take(pipeline, 6)
-    pipeline.note_revoked(Mock(), [TopicPartition("t", PARTITION)])
+    pipeline.note_lost(Mock(), [TopicPartition("t", PARTITION)])
     consumer.stored = {PARTITION: 900}
     pipeline.note_assignment()
     settle(pipeline, old)
@@ -325,6 +325,40 @@ def test_a_partition_taken_away_is_not_committed_even_when_it_comes_back(
     take(pipeline, 900)
     settle(pipeline, submit(pipeline))
     assert consumer.commits[1:] == [{PARTITION: 901}]
+
+
+def test_what_is_in_flight_is_settled_and_committed_before_a_partition_goes(
+    pipeline: indexer.Pipeline, consumer: FakeKafka
+) -> None:
+    settled: Any = pipeline.settler
+    settled.abandon.is_set.return_value = False
+    settled.settle.side_effect = lambda batch: batch.outcome.update(indexed=len(batch))
+    take(pipeline, 4)
+    submit(pipeline).set_result(None)
+    take(pipeline, 5)  # still in the open batch
+    pipeline.is_committing = True  # what was settled earlier: its answer is not there yet
+    pipeline.hand_over(Mock(), [TopicPartition("t", PARTITION)])
+    assert consumer.commits == [{PARTITION: 6}]
+    consumer.owned = {OTHER}
+    pipeline.note_assignment()
+    assert list(pipeline.partitions) == [OTHER]
+    assert pipeline.unsettled == 0
+
+
+def test_what_takes_too_long_is_left_to_the_next_owner(
+    pipeline: indexer.Pipeline, consumer: FakeKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer, "REVOKE_GRACE_S", 0)
+    pipeline.settler.abandon.is_set.return_value = False  # type: ignore[attr-defined]
+    take(pipeline, 4)
+    late = submit(pipeline)
+    take(pipeline, 6, partition=OTHER)
+    pipeline.hand_over(Mock(), [TopicPartition("t", PARTITION)])
+    consumer.owned = {OTHER}
+    pipeline.note_assignment()
+    settle(pipeline, late)
+    settle(pipeline, submit(pipeline))
+    assert consumer.commits == [{OTHER: 7}]
 
 
 def test_messages_of_a_partition_that_is_no_longer_ours_are_left_to_its_owner(
