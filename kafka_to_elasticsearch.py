@@ -107,7 +107,7 @@ BULK_WAIT_S = 0.5  # ... or was opened so long ago, or nothing else is there to 
 INDEX_DATES = {"day": 10, "month": 7}  # so many characters of a reading's time name its index
 BULKS_IN_FLIGHT = 3  # Elasticsearch indexes them while the next is read and validated
 POLL_MESSAGES = 1000  # what one poll may add to a bulk; fewer when messages are large
-FETCH_BYTES = 250_000  # of a partition, as compressed: also what bounds a sudden run of large ones
+FETCH_BYTES = 250_000  # of one answer, as compressed: also what bounds a sudden run of large ones
 READ_AHEAD_KB = 4_000  # of all partitions, as uncompressed
 POLL_WAIT_S, MORE_WAIT_S = 0.1, 0.02  # for messages; for more of them when the batch has some
 PAUSE_AFTER_S = 1.0  # of back-pressure: then the partitions are paused
@@ -669,6 +669,8 @@ class Kafka:
                 "session.timeout.ms": SESSION_TIMEOUT_MS,
                 "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
                 "max.partition.fetch.bytes": FETCH_BYTES,
+                "fetch.max.bytes": FETCH_BYTES,
+                "message.max.bytes": FETCH_BYTES,  # else the library raises the one before
                 "queued.max.messages.kbytes": READ_AHEAD_KB,
                 "fetch.queue.backoff.ms": 20,  # when that is read ahead, look again so soon
                 "topic.metadata.refresh.interval.ms": 10_000,  # added partitions: read by then
