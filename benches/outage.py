@@ -19,9 +19,9 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ PARTITIONS = 3  # as Kafka creates topics in docker-compose.yml
 LOOK_S = 0.5
 AWAY_S = 15.0  # how long Elasticsearch stays stopped
 CAUGHT_UP_S = 3.0
-PATIENCE_S = 180.0  # for one event
+PATIENCE_S = 180.0  # to get partitions; to catch up, once the event is over
 
 
 @dataclass
@@ -82,12 +82,18 @@ class Run:
             self.consumers.append(subprocess.Popen(CONSUMER, env=environ, stderr=log))
 
     def wait_for_partitions(self, count: int) -> None:
-        """Wait until the consumer that was started last says that it has at least so many."""
-        while True:
+        """Wait until the consumer that was started last says that it has at least so many.
+
+        Raises:
+            BenchError: it does not.
+        """
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
             said = re.findall(r"assigned partitions=([\d,]+)", self.logs[-1].read_text())
             if said and len(said[-1].split(",")) >= count:
                 return
             time.sleep(0.1)
+        raise BenchError(f"a consumer got no {count} partitions in {PATIENCE_S:.0f} s")
 
     def look(self, asker: KafkaConsumer) -> None:
         """Ask for the lag once, and wait for the next time."""
@@ -163,15 +169,20 @@ def suffer(run: Run, asker: KafkaConsumer, act: Callable[[Run], None]) -> dict[s
 
     Raises:
         BenchError: it was not.
+        StackError: a server did not come back.
     """
     at_s = time.monotonic() - run.began
     first = len(run.seen)
-    thread = threading.Thread(target=act, args=(run,))
-    thread.start()
-    while thread.is_alive() or len(run.seen) < first + 4 or not run.is_caught_up():
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        acting = pool.submit(act, run)
+        while not acting.done():
+            run.look(asker)
+    acting.result()  # raises what stopped the act: a server that does not come back
+    over_s = time.monotonic() - run.began
+    while len(run.seen) < first + 4 or not run.is_caught_up():
         run.look(asker)
-        if run.seen[-1][0] > at_s + PATIENCE_S:
-            raise BenchError(f"not caught up after {PATIENCE_S:.0f} s")
+        if run.seen[-1][0] > over_s + PATIENCE_S:
+            raise BenchError(f"not caught up {PATIENCE_S:.0f} s after the event was over")
     peak = max(lag for _, lag in run.seen[first:] if lag is not None)
     behind = [seen_s for seen_s, lag in run.seen[first:] if lag is None or lag >= run.rate]
     caught_up_s = behind[-1] - at_s if behind else 0.0

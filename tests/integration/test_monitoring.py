@@ -67,9 +67,14 @@ def test_prometheus_sees_servers_scripts_and_what_goes_wrong(
     wait_until(lambda: up() == jobs, "every target up")
     wait_until(lambda: not empty(), "figures in every panel")
     wait_until(lambda: state("ConsumerDeadLettering") == "firing", "an alert: dead letters")
-    assert value(CONSUMER_STATE) == 1
+    # A scrape that takes over a second, on a busy machine, leaves an alert pending until the next.
+    others = ("ConsumerDown", "ConsumerStuck", "ServerDown")
+    wait_until(
+        lambda: value(CONSUMER_STATE) == 1 and not any(map(state, others)), "all is well otherwise"
+    )
+    fired = 'last_over_time(ALERTS{alertstate="firing",alertname!="ConsumerDeadLettering"}[10m])'
+    assert not get("query", query=fired)["result"]
     assert value('sum(smart_city_generator_faults_total{kind="malformed"})') > 0
-    assert state("ConsumerDown") == state("ConsumerStuck") == state("ServerDown") == ""
     found = re.search(r"stopped sent=(\d+) acknowledged=(\d+) failed=0", interrupt(generator))
     assert found
     assert found[1] == found[2]
