@@ -121,6 +121,7 @@ GARBLED = (LookupError, TypeError, AttributeError, ValueError)  # what a wrong a
 ASSIGNOR = "cooperative-sticky"
 INCURABLE = {KafkaError.INCONSISTENT_GROUP_PROTOCOL}  # the group has members of another kind
 SESSION_TIMEOUT_MS = 20_000  # a killed member's partitions are free after that
+HEARTBEAT_MS = 1000  # how soon the group hears of a new member: it works after 3 s, not 7
 MAX_POLL_INTERVAL_MS = 300_000  # one that does not poll for so long is taken for dead
 DEAD_LETTER_BYTES = 100_000_000  # with its headers it is larger than what could be read
 REQUEST_TIMEOUT_S = 30.0  # Elasticsearch may work for so long on one bulk
@@ -648,7 +649,7 @@ class Kafka:
                 **self.common,
                 **quiet,
                 "acks": "all",
-                "compression.type": "gzip",
+                "compression.type": "lz4",
                 "message.max.bytes": DEAD_LETTER_BYTES,
                 "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
             }
@@ -667,6 +668,7 @@ class Kafka:
                 "enable.partition.eof": True,  # tells of offsets without messages at the end
                 "partition.assignment.strategy": ASSIGNOR,
                 "session.timeout.ms": SESSION_TIMEOUT_MS,
+                "heartbeat.interval.ms": HEARTBEAT_MS,
                 "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
                 "max.partition.fetch.bytes": FETCH_BYTES,
                 "fetch.max.bytes": FETCH_BYTES,

@@ -9,7 +9,7 @@ message to the last; the slowest and the fastest whole second say how even it is
 
 At once: a back-fill of --readings readings, beside two producers that simulate nothing and only
 send ready lines: Kafka's kafka-producer-perf-test, and confluent-kafka (peers/confluent.py).
-All with the same settings: acks=all, idempotent, gzip, batches of 128 KB and 20 ms, 1 partition.
+All with the same settings: acks=all, idempotent, lz4, batches of 128 KB and 20 ms, 1 partition.
 The rate is counted from the first to the last message that the broker has, as it says itself.
 
 What the topic holds is compared with what was to be sent; a difference is an error.
@@ -53,7 +53,7 @@ LINES = 10_000  # different readings that the other producers send in turn
 PEER = Path(__file__).parent / "peers/confluent.py"
 PERF_TEST_SETTINGS = (
     "acks=all", "enable.idempotence=true", "linger.ms=20", "batch.size=131072",
-    "compression.type=gzip",
+    "compression.type=lz4",
 )  # fmt: skip
 
 

@@ -9,7 +9,8 @@ Four series, one thing changed in each:
     backlog       10 000 to 10 million readings that wait in the topic
     partitions    1, 3, 6
     consumers     1, 2, 3 in one group, on 6 partitions
-    size          messages 1, 2, 5, 10 times as long, and sensor ids of 128 characters
+    size          messages 1, 2, 5, 10 times as long, and sensor ids of 128 characters; the
+                  shortest and the longest compressed by gzip too, not lz4 as by the generator
 
 The reading has six fixed fields, so blanks make a message longer: the consumer reads and checks
 them all and does not store them. A long sensor id makes the document longer too, and its id.
@@ -119,7 +120,7 @@ def make_cases(
     scene: Scene, backlogs: Sequence[int], readings: int, group_readings: int
 ) -> list[Case]:
     """Fill the topics; return all points to measure."""
-    say(f"filling topics: {sum(backlogs) + 7 * readings + group_readings} readings ...")
+    say(f"filling topics: {sum(backlogs) + 9 * readings + group_readings} readings ...")
     cases = [
         Case("backlog", str(n), scene.filled_topic(n, sensors=SENSORS),
              runs=1 if n == FULL_BACKLOG else None, with_limit=True)
@@ -134,8 +135,12 @@ def make_cases(
     cases += [Case("consumers", str(n), shared, consumers=n) for n in CONSUMERS]
     short = next(case.topic for case in cases if case.series == "partitions")
     for times in TIMES_LONGER:
-        topic = scene.copied_topic(short, partial(longer, times=times)) if times > 1 else short
+        change = partial(longer, times=times)
+        topic = scene.copied_topic(short, change) if times > 1 else short
         cases.append(Case("size", f"x{times}", topic))
+        if times in (min(TIMES_LONGER), max(TIMES_LONGER)):
+            topic = scene.copied_topic(short, change, "gzip")
+            cases.append(Case("size", f"x{times} gzip", topic))
     cases.append(Case("size", "long ids", scene.copied_topic(short, with_long_id)))
     return cases
 

@@ -65,7 +65,7 @@ SERIES = {
     "backlog": ("en attente", "mesures en attente"),
     "partitions": ("partitions", "partitions"),
     "consumers": ("consommateurs", "consommateurs (6 partitions)"),
-    "size": ("longueur", "longueur des messages ; sensor_id de 128 caractères"),
+    "size": ("longueur", "longueur des messages (lz4, ou gzip) ; sensor_id de 128 caractères"),
 }
 POINTS = {"long ids": "id long"}
 

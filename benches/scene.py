@@ -133,12 +133,14 @@ class Scene:
             raise BenchError(f"the generator failed: {ended.stderr.strip().splitlines()[-1]}")
         return self.read_topic(name, readings)
 
-    def copied_topic(self, source: Topic, change: Callable[[bytes], bytes]) -> Topic:
+    def copied_topic(
+        self, source: Topic, change: Callable[[bytes], bytes], codec: str = "lz4"
+    ) -> Topic:
         """Create a topic of one partition with another's messages, each changed."""
         name = self.new_topic()
         with KafkaProducer(
             bootstrap_servers=self.kafka, linger_ms=20, batch_size=128 * 1024,
-            compression_type="gzip",
+            compression_type=codec,
         ) as producer:  # fmt: skip
             for message in self.messages(source.name):
                 producer.send(name, key=message.key, value=change(message.value))

@@ -315,7 +315,7 @@ def replay(letters: DeadLetters, brokers: list[str], security: dict[str, str]) -
         bootstrap_servers=brokers,
         transactional_id=letters.group,
         transaction_timeout_ms=TIMEOUT_MS,
-        compression_type="gzip",
+        compression_type="lz4",
         max_request_size=64 * 1024 * 1024,  # whatever could be read can be written
         max_block_ms=TIMEOUT_MS,
         bootstrap_timeout_ms=10_000,

@@ -21,7 +21,7 @@ SETTINGS = {
     "enable.idempotence": True,
     "linger.ms": 20,
     "batch.size": 128 * 1024,
-    "compression.type": "gzip",
+    "compression.type": "lz4",
 }
 
 

@@ -107,10 +107,10 @@ def test_growth_is_measured_along_each_series(
         "backlog": ["500", "1000"],
         "partitions": ["1", "3"],
         "consumers": ["1", "3"],
-        "size": ["x1", "x3", "long ids"],
+        "size": ["x1", "x1 gzip", "x3", "x3 gzip", "long ids"],
     }
     size = {name: row["message_bytes"] for name, row in found["size"].items()}
-    assert size["x3"] == pytest.approx(3 * size["x1"], abs=2)
+    assert size["x3"] == size["x3 gzip"] == pytest.approx(3 * size["x1"], abs=2)
     assert size["long ids"] == size["x1"] + growth.LONGEST_ID - len("sensor_001")
     assert all(row["docs_per_s"][0] > 0 for points in found.values() for row in points.values())
     assert all(row["limit_docs_per_s"][0] > 0 for row in found["backlog"].values())
