@@ -96,7 +96,14 @@ class Run:
         raise BenchError(f"a consumer got no {count} partitions in {PATIENCE_S:.0f} s")
 
     def look(self, asker: KafkaConsumer) -> None:
-        """Ask for the lag once, and wait for the next time."""
+        """Ask for the lag once, and wait for the next time.
+
+        Raises:
+            BenchError: a consumer has ended by itself.
+        """
+        if any(consumer.poll() is not None for consumer in self.consumers):
+            said = [log.read_text().strip().rpartition("\n")[2] for log in self.logs]
+            raise BenchError(f"a consumer ended; their last words: {' / '.join(said)}")
         partitions = [TopicPartition(self.topic, number) for number in range(PARTITIONS)]
         lag: int | None = None
         at_s = time.monotonic() - self.began
@@ -138,7 +145,7 @@ def kill_server(name: str) -> Callable[[Run], None]:
 
 def kill_consumer(run: Run) -> None:
     """Kill it and start another: it waits until Kafka takes the first one for dead."""
-    kill(run.consumers[-1])
+    kill(run.consumers.pop())
     run.start_consumer()
 
 
@@ -203,6 +210,7 @@ def measure(scene: Scene, rate: int, calm_s: int, names: Sequence[str]) -> dict[
     events = {}
     try:
         run.start_consumer()
+        run.wait_for_partitions(PARTITIONS)  # else what goes now is absent at its start
         while run.seen == [] or not run.is_caught_up() or run.seen[-1][0] < calm_s:
             run.look(asker)
         for name in names:
