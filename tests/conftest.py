@@ -31,7 +31,7 @@ for name in list(os.environ):
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
     """Return the condition's first true value; fail, saying what was waited for, after a while."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

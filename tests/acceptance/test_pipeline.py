@@ -285,7 +285,9 @@ def test_the_generator_stops_cleanly(pipeline: Pipeline, signum: signal.Signals)
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_the_consumer_stops_cleanly(pipeline: Pipeline, signum: signal.Signals) -> None:
     consumer = pipeline.start("kafka_to_elasticsearch.py")
-    wait_until(lambda: pipeline.client.indices.exists(index=pipeline.index), "it has started")
+    assert consumer.stderr
+    while "assigned partitions" not in consumer.stderr.readline():
+        assert consumer.poll() is None
     assert accounts(interrupt(consumer, signum))["in_flight"] == 0
 
 

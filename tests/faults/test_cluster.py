@@ -80,6 +80,7 @@ def in_sync(pipeline: Pipeline) -> set[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # six servers start, on a machine that may be busy
 def test_a_broker_and_a_node_die_under_load_and_come_back(cluster: Stack, tmp_path: Path) -> None:
     """The consumers' coordinator and the node with the primary shard, at once, by SIGKILL."""
     name = "sensors-cluster"

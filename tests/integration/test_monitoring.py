@@ -72,8 +72,6 @@ def test_prometheus_sees_servers_scripts_and_what_goes_wrong(
     wait_until(
         lambda: value(CONSUMER_STATE) == 1 and not any(map(state, others)), "all is well otherwise"
     )
-    fired = 'last_over_time(ALERTS{alertstate="firing",alertname!="ConsumerDeadLettering"}[10m])'
-    assert not get("query", query=fired)["result"]
     assert value('sum(smart_city_generator_faults_total{kind="malformed"})') > 0
     found = re.search(r"stopped sent=(\d+) acknowledged=(\d+) failed=0", interrupt(generator))
     assert found

@@ -7,7 +7,6 @@ import random
 import statistics
 import sys
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from itertools import combinations, islice, pairwise
 from typing import Any, cast
@@ -140,21 +139,54 @@ def test_backfill_from_start_covers_the_period_that_begins_there() -> None:
     assert max(found) < datetime(2020, 2, 29, 0, 1, tzinfo=UTC)
 
 
-def test_paced_stops_after_the_duration() -> None:
+class Clock(threading.Event):
+    """A clock that moves when it is waited for, and is told to stop by nobody."""
+
+    now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout
+        self.now_s += timeout
+        return False
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock that the generator looks at."""
+    found = Clock()
+    monkeypatch.setattr(generator, "time", found)
+    return found
+
+
+def test_paced_stops_after_the_duration(clock: Clock) -> None:
     chosen = config("--rate", "100", "--duration", "0.5", "--seed", "1")
-    yielded = list(generator.paced(generator.all_messages(chosen), chosen, threading.Event()))
+    yielded = list(generator.paced(generator.all_messages(chosen), chosen, clock))
     assert len(yielded) == 50
+    assert clock.now_s == 0.5
 
 
-def test_paced_catches_up_after_a_delay() -> None:
+def test_paced_catches_up_after_a_delay(clock: Clock) -> None:
     """A slow receiver does not lower the rate: late readings follow without waiting."""
     chosen = config("--rate", "100", "--duration", "1", "--seed", "1")
     count = 0
-    for _ in generator.paced(generator.all_messages(chosen), chosen, threading.Event()):
+    for _ in generator.paced(generator.all_messages(chosen), chosen, clock):
         count += 1
         if count == 10:
-            time.sleep(0.4)
+            clock.now_s += 0.4
     assert count == 100
+    assert clock.now_s == 1
+
+
+def test_paced_ends_at_the_duration_though_readings_are_late(clock: Clock) -> None:
+    chosen = config("--rate", "100", "--duration", "1", "--seed", "1")
+    count = 0
+    for _ in generator.paced(generator.all_messages(chosen), chosen, clock):
+        count += 1
+        clock.now_s += 0.25  # far too slow
+    assert count == 4
 
 
 def month() -> list[tuple[datetime, generator.City]]:
