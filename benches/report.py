@@ -65,7 +65,7 @@ SERIES = {
     "backlog": ("en attente", "mesures en attente"),
     "partitions": ("partitions", "partitions"),
     "consumers": ("consommateurs", "consommateurs (6 partitions)"),
-    "size": ("longueur", "longueur des messages (lz4, ou gzip) ; sensor_id de 128 caractères"),
+    "size": ("longueur", "longueur des messages ; sensor_id de 128 caractères"),
 }
 POINTS = {"long ids": "id long"}
 
@@ -347,13 +347,15 @@ def growth_chart(result: Result) -> None:
     found = result["found"]
     _, panels = pyplot.subplots(2, 2, figsize=(10, 7), sharey=True, layout="constrained")
     for axes, (series, points) in zip(panels.flat, found.items(), strict=True):
-        labels = [point_label(series, name) for name in points]
+        labels = [point_label(series, name).replace(" gzip", "\ngzip") for name in points]
+        turned = 90 if len(points) > 4 else 0  # narrow bars
         low, middle, high = zip(*(row["docs_per_s"] for row in points.values()), strict=True)
         below = [m - value for m, value in zip(middle, low, strict=True)]
         above = [value - m for m, value in zip(middle, high, strict=True)]
         axes.bar(labels, middle, yerr=[below, above], color=ORANGE, ecolor="#333333", capsize=4)
         for place, value in enumerate(middle):
-            axes.text(place, value / 2, number(value), ha="center", color="white", weight="bold")
+            axes.text(place, value / 2, number(value), ha="center", va="center", color="white",
+                      weight="bold", rotation=turned)  # fmt: skip
         axes.set_xlabel(SERIES[series][1])
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     for axes in panels[:, 0]:
