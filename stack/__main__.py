@@ -54,6 +54,7 @@ class Stack:
         default_cache = "/var/cache/smart-city" if root else "~/.cache/smart-city"
         self.state = Path(environ.get("STACK_STATE") or PROJECT / ".stack").absolute()
         self.cache = Path(environ.get("STACK_CACHE") or default_cache).expanduser().absolute()
+        self._is_new = not self.state.exists()
         self.services = load_services(files, environ)
         self.site = Site(self.services, self.state, self.cache, environ)
         self.servers = {
@@ -76,6 +77,9 @@ class Stack:
         Raises:
             StackError: a port is taken, a server ended early or did not answer in time.
         """
+        if self._is_new:  # data of a clone that was here and is deleted: only root's lies elsewhere
+            shutil.rmtree(unprivileged_folder(self.state), ignore_errors=True)
+            self._is_new = False
         here = [name for name in self.default if name in self.servers]
         waiting = {name: self.servers[name] for name in self.with_needs(names or here)}
         started_at: dict[str, float] = {}

@@ -182,6 +182,26 @@ def test_a_busy_port_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
     )
 
 
+def test_data_of_a_clone_that_is_deleted_are_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, state = tmp_path / "left", tmp_path / "state"
+    monkeypatch.setattr("stack.__main__.unprivileged_folder", lambda _: left)
+
+    def start_nothing() -> None:
+        servers = Stack([COMPOSE], {**os.environ, "STACK_STATE": str(state)})
+        servers.default = []
+        servers.up()
+
+    (left / "elasticsearch").mkdir(parents=True)
+    start_nothing()
+    assert not left.exists()
+    (left / "elasticsearch").mkdir(parents=True)
+    state.mkdir(exist_ok=True)
+    start_nothing()
+    assert left.exists()
+
+
 def test_an_unknown_service_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
