@@ -168,25 +168,18 @@ def test_paced_stops_after_the_duration(clock: Clock) -> None:
     assert clock.now_s == 0.5
 
 
-def test_paced_catches_up_after_a_delay(clock: Clock) -> None:
-    """A slow receiver does not lower the rate: late readings follow without waiting."""
+@pytest.mark.parametrize(
+    ("delays_s", "sent"),
+    [({10: 0.4}, 100), (dict.fromkeys(range(1, 101), 0.25), 4)],
+    ids=["once: late readings follow without waiting", "always: it ends at the duration"],
+)
+def test_paced_with_a_slow_receiver(clock: Clock, delays_s: dict[int, float], sent: int) -> None:
     chosen = config("--rate", "100", "--duration", "1", "--seed", "1")
     count = 0
-    for _ in generator.paced(generator.all_messages(chosen), chosen, clock):
-        count += 1
-        if count == 10:
-            clock.now_s += 0.4
-    assert count == 100
+    for count, _ in enumerate(generator.paced(generator.all_messages(chosen), chosen, clock), 1):
+        clock.now_s += delays_s.get(count, 0)
+    assert count == sent
     assert clock.now_s == 1
-
-
-def test_paced_ends_at_the_duration_though_readings_are_late(clock: Clock) -> None:
-    chosen = config("--rate", "100", "--duration", "1", "--seed", "1")
-    count = 0
-    for _ in generator.paced(generator.all_messages(chosen), chosen, clock):
-        count += 1
-        clock.now_s += 0.25  # far too slow
-    assert count == 4
 
 
 def month() -> list[tuple[datetime, generator.City]]:
