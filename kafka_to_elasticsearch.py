@@ -686,10 +686,7 @@ class Kafka:
         Raises:
             KafkaException: Kafka does not answer yet, or there is no topic and it makes none.
         """
-        found = self.admin.list_topics(self.topic, timeout=2)  # may create it
-        error = found.topics[self.topic].error
-        if error and error.code() != KafkaError.LEADER_NOT_AVAILABLE:  # so it is just made
-            raise KafkaException(error)
+        find_topic(self.admin, self.topic)
         if dead_letter_topic in self.admin.list_topics(timeout=KAFKA_TIMEOUT_S).topics:
             return
         new = NewTopic(dead_letter_topic, config={"max.message.bytes": str(DEAD_LETTER_BYTES)})
@@ -723,6 +720,21 @@ class Kafka:
         )
         found = futures[self.topic].result()
         return str(found.topic_id), [partition.id for partition in found.partitions]
+
+
+def find_topic(client: AdminClient, topic: str) -> None:
+    """Ask for a topic, which makes it where the broker allows that.
+
+    Raises:
+        KafkaException: no answer, no such topic, or no right to it.
+    """
+    deadline = time.monotonic() + 1
+    while error := client.list_topics(topic, timeout=2).topics[topic].error:
+        if error.code() == KafkaError.LEADER_NOT_AVAILABLE:  # so it is just made
+            return
+        if error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART or time.monotonic() > deadline:
+            raise KafkaException(error)
+        time.sleep(0.1)  # perhaps it is being made
 
 
 # The loop: poll, fill batches, hand them to the workers, commit what is settled.

@@ -68,20 +68,18 @@ import sys
 import threading
 import time
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import Message as Delivered
 from dotenv import load_dotenv
-from kafka import KafkaProducer
-from kafka.errors import KafkaError, KafkaTimeoutError
-from kafka.net.transport import KafkaSSLTransport
-from kafka.producer.future import RecordMetadata
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -97,6 +95,7 @@ PATCH_KM, PATCH_GRID_KM, PATCH_MEMORY_H = 2.0, (-4, 0, 4), 6
 PROGRESS_S = 5.0
 FLUSH_S = 10.0  # for what is not acknowledged at the end
 MAX_PENDING = 20_000  # messages that are not acknowledged yet
+DELIVERY_TIMEOUT_MS = 120_000  # of a message that is not acknowledged: then it has failed
 # What a working sensor can read; a faulty one stays within, or it is malformed.
 LIMITS: dict[str, tuple[float, float]] = {
     "temperature": (-40, 60),
@@ -111,11 +110,11 @@ FAULTS = (
 )  # fmt: skip
 EPISODE_S = (60, 600)  # how long a fault lasts, when it does
 DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-# Why Kafka does not let us in, in kafka-python's words -> what to mend.
+# Why Kafka does not let us in, in librdkafka's words -> what to mend.
 REMEDIES = {
-    "SaslAuthenticationFailed": "correct {role}_KAFKA_USER and {role}_KAFKA_PASSWORD",
-    "CERTIFICATE_VERIFY_FAILED": "KAFKA_CA_FILE must name who signed its certificate",
-    "AuthorizationFailed": "{role}_KAFKA_USER has not the right to do this",
+    "SASL authentication error": "correct GENERATOR_KAFKA_USER and GENERATOR_KAFKA_PASSWORD",
+    "certificate verify failed": "KAFKA_CA_FILE must name who signed its certificate",
+    "authorization failed": "GENERATOR_KAFKA_USER has not the right to do this",
 }
 
 
@@ -171,7 +170,7 @@ class Config:
     list_sensors: bool
     metrics_port: int | None
     wait_s: float
-    # For kafka-python; a secret is in it.
+    # The client's options; a secret is in them.
     kafka_security: Mapping[str, str] = field(repr=False)
 
 
@@ -695,10 +694,10 @@ class Ledger:
         if self.rows:
             self.rows.writerow(["id", "partition", "offset", "crc32", "label"])
 
-    def note(self, message: Message, stored: RecordMetadata | None) -> None:
+    def note(self, message: Message, delivered: Delivered | None) -> None:
         """Note a message, and where Kafka has stored it, or that it has not."""
         if self.rows:
-            where = (stored.partition, stored.offset) if stored else ("", "")
+            where = (delivered.partition(), delivered.offset()) if delivered else ("", "")
             checksum = f"{zlib.crc32(message.value):08x}"
             self.rows.writerow([message.reading_id, *where, checksum, message.label])
 
@@ -733,49 +732,84 @@ class ProgressBar:
             sys.stderr.write("\r" + " " * 70 + "\r")
 
 
-def received(transport: KafkaSSLTransport, receive: Any = KafkaSSLTransport._sock_recv) -> Any:
-    """Return what has come before the end of a connection too, which kafka-python 3.0.12 drops.
-
-    By these words Kafka refuses a password.
-    """
-    content, end = receive(transport)
-    return content, None if content else end  # which is met again at the next reading
-
-
-@contextmanager
-def explained(brokers: str, role: str, security: Mapping[str, str]) -> Iterator[None]:
-    """Raise why kafka-python cannot connect: it logs that, and raises "unable to bootstrap".
+def connect(config: Config, stop: threading.Event) -> Producer | None:
+    """Return a producer whose topic is known, or None when told to stop.
 
     Raises:
-        RefusedError: waiting would not help; what to mend, in one line.
-        KafkaError: any other reason.
+        RefusedError: Kafka does not let us in.
+        KafkaException: no broker answered within --wait seconds, or the topic does not exist there.
     """
-    reasons: list[str] = []
+    deadline = time.monotonic() + config.wait_s
+    library = logging.getLogger("kafka")
+    library.setLevel(logging.CRITICAL)  # here the waiting is said below
+    errors: deque[KafkaError] = deque(maxlen=10)  # why it cannot be reached
+    producer = Producer(
+        {
+            "bootstrap.servers": config.bootstrap_servers,
+            "acks": "all",  # acknowledged by every replica in sync
+            "enable.idempotence": True,  # a send that is retried is stored once
+            "linger.ms": 20,  # a batch waits this long to fill ...
+            "batch.size": 128 * 1024,  # ... up to this many bytes: fewer, fuller requests
+            "compression.type": "lz4",  # gzip would cost who reads it more: benches/growth.py
+            "partitioner": "murmur2_random",  # a sensor's partition is the one of Kafka's own tools
+            "queue.buffering.max.messages": MAX_PENDING,
+            "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
+            "reconnect.backoff.max.ms": 5000,
+            "error_cb": errors.append,
+            **config.kafka_security,
+        },
+        logger=library,
+    )
+    while not stop.is_set():
+        errors.clear()
+        try:
+            find_topic(producer, config.topic)
+            producer.poll(0)  # what the library had to say until now is no news
+            library.setLevel(logging.ERROR)
+            return producer
+        except KafkaException as exc:
+            producer.poll(0)  # brings the errors
+            reasons = [*errors, exc.args[0]]
+            refuse(reasons, config)
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise KafkaException(reasons[0]) from exc
+            log.warning(
+                "waiting for Kafka at %s (%s), %.0f s left",
+                config.bootstrap_servers, reasons[0].str(), left_s,
+            )  # fmt: skip
+            stop.wait(min(2.0, left_s))
+    return None
 
-    def hear(record: logging.LogRecord) -> bool:
-        reasons.extend(re.findall(r" failed: (?:\w+: )?(.*?)(?: \(backoff|$)", record.getMessage()))
-        return False  # it is not logged
 
-    library = logging.getLogger("kafka.net.manager")
-    library.setLevel(logging.WARNING)
-    library.addFilter(hear)
-    KafkaSSLTransport._sock_recv = received
-    try:
-        yield
-    except KafkaError as exc:
-        for sign, remedy in REMEDIES.items():
-            if any(sign in reason for reason in [*reasons, str(exc)]):
-                why = f"Kafka at {brokers}: {sign}: {remedy.format(role=role)}"
-                raise RefusedError(why) from exc
-        if not security and speaks_tls(brokers):
-            why = f"Kafka at {brokers} speaks TLS: set KAFKA_CA_FILE, {role}_KAFKA_USER and "
-            raise RefusedError(f"{why}{role}_KAFKA_PASSWORD") from exc
-        if reasons:
-            raise KafkaError(f"no connection to {brokers}: {reasons[0]}") from exc
-        raise
-    finally:
-        library.removeFilter(hear)
-        library.setLevel(logging.NOTSET)
+def find_topic(client: Producer, topic: str) -> None:
+    """Ask for a topic, which makes it where the broker allows that.
+
+    Raises:
+        KafkaException: no answer, no such topic, or no right to it.
+    """
+    deadline = time.monotonic() + 1
+    while error := client.list_topics(topic, timeout=2).topics[topic].error:
+        if error.code() == KafkaError.LEADER_NOT_AVAILABLE:  # so it is just made
+            return
+        if error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART or time.monotonic() > deadline:
+            raise KafkaException(error)
+        time.sleep(0.1)  # perhaps it is being made
+
+
+def refuse(reasons: Sequence[KafkaError], config: Config) -> None:
+    """Look whether waiting can help, given why Kafka cannot be reached.
+
+    Raises:
+        RefusedError: it cannot; what to mend, in one line.
+    """
+    where, told = f"Kafka at {config.bootstrap_servers}", " ".join(e.str() for e in reasons)
+    for sign, remedy in REMEDIES.items():
+        if sign in told:
+            raise RefusedError(f"{where}: {sign}: {remedy}")
+    if not config.kafka_security and speaks_tls(config.bootstrap_servers):
+        remedy = "set KAFKA_CA_FILE, GENERATOR_KAFKA_USER and GENERATOR_KAFKA_PASSWORD"
+        raise RefusedError(f"{where} speaks TLS: {remedy}")
 
 
 def speaks_tls(brokers: str) -> bool:
@@ -786,65 +820,25 @@ def speaks_tls(brokers: str) -> bool:
     return False
 
 
-def connect(config: Config, stop: threading.Event) -> KafkaProducer | None:
-    """Return a producer whose topic is known, or None when told to stop.
-
-    Raises:
-        RefusedError: Kafka does not let us in.
-        KafkaError: no broker answered within --wait seconds, or the topic does not exist there.
-    """
-    deadline = time.monotonic() + config.wait_s
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # here the waiting is said below
-    while not stop.is_set():
-        try:
-            with explained(config.bootstrap_servers, "GENERATOR", config.kafka_security):
-                producer = KafkaProducer(
-                    bootstrap_servers=config.bootstrap_servers.split(","),
-                    bootstrap_timeout_ms=2000,
-                    acks="all",  # acknowledged by every replica in sync
-                    enable_idempotence=True,  # a send that is retried is stored once
-                    linger_ms=20,  # a batch waits this long to fill ...
-                    batch_size=128 * 1024,  # ... up to this many bytes: fewer, fuller requests
-                    compression_type="lz4",  # gzip would cost who reads it more: benches/growth.py
-                    max_block_ms=5000,
-                    reconnect_backoff_max_ms=5000,
-                    **config.kafka_security,
-                )
-                producer.partitions_for(config.topic)  # creates it, where the broker allows that
-            logging.getLogger("kafka").setLevel(logging.ERROR)
-            return producer
-        except KafkaError as exc:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise
-            log.warning(
-                "waiting for Kafka at %s (%s), %.0f s left", config.bootstrap_servers, exc, left_s
-            )
-            stop.wait(min(2.0, left_s))
-    return None
-
-
 class Sender:
     """Sends messages to the topic, keyed by sensor, and counts what becomes of them.
 
     Attributes:
-        pending: serial number -> message whose outcome is not known yet.
         failed: refused, or not acknowledged in time.
         faults: kind of fault -> messages sent that had it.
     """
 
     def __init__(
-        self, producer: KafkaProducer, topic: str, ledger: Ledger, stop: threading.Event
+        self, producer: Producer, topic: str, ledger: Ledger, stop: threading.Event
     ) -> None:
         self.producer = producer
         self.topic = topic
         self.ledger = ledger
         self.stop = stop
-        self.pending: dict[int, Message] = {}
         self.sent = self.acknowledged = self.failed = 0
         self.faults = Counter(dict.fromkeys(FAULTS, 0))
         self.last_error = ""
-        self.began = time.monotonic()
+        self.began = self.last_progress = time.monotonic()
 
     def __str__(self) -> str:
         seconds = time.monotonic() - self.began
@@ -854,68 +848,57 @@ class Sender:
         )
 
     def send_all(self, messages: Iterator[Message], bar: ProgressBar) -> None:
-        """Send messages, wait until the outcome of each is known, and close the producer."""
-        next_progress = self.began + PROGRESS_S
+        """Send messages, and wait until the outcome of each is known."""
         for message in messages:
             self.send(message)
             bar.show(message.due_ms, self.sent)
-            if not bar.is_shown and time.monotonic() >= next_progress:
-                log.info("progress %s", self)
-                next_progress = time.monotonic() + PROGRESS_S
+            if not bar.is_shown:
+                self.report()
         bar.clear()
-        error = KafkaError("its outcome is not known")
-        try:
-            self.producer.close(timeout=FLUSH_S)
-        except KafkaError as exc:  # Kafka is away
-            error = exc
-        for serial in list(self.pending):
-            self.settle(serial, None, error)
+        if self.producer.flush(FLUSH_S):  # Kafka is away
+            self.producer.purge()  # now each has failed
+            self.producer.flush(FLUSH_S)
+            self.last_error = "Kafka does not answer"
 
     def send(self, message: Message) -> None:
         """Hand a message to the producer, as soon as it takes one."""
-        if len(self.pending) >= MAX_PENDING:
-            self.wait_for_room()
         self.sent += 1
-        serial = self.sent
-        self.pending[serial] = message
         if message.label:
             self.faults.update(label.partition(":")[0] for label in message.label.split("+"))
-        key = message.sensor_id.encode()
+        settle = partial(self.settle, message)
         while True:
             try:
-                future = self.producer.send(self.topic, key=key, value=message.value)
-            except KafkaTimeoutError as exc:  # it does not know the topic's partitions any more
-                log.warning("Kafka does not take messages: %s", exc)
+                self.producer.produce(
+                    self.topic, message.value, message.sensor_id, on_delivery=settle
+                )
+                self.producer.poll(0)  # calls settle for those whose outcome is known by now
+                return
+            except BufferError:  # MAX_PENDING are on their way: back-pressure
                 if self.stop.is_set():
-                    self.settle(serial, None, exc)
+                    settle(KafkaError(KafkaError._QUEUE_FULL), None)
                     return
-            else:
-                # Both are called by the producer's own thread.
-                future.add_callback(lambda stored: self.settle(serial, stored))
-                future.add_errback(lambda error: self.settle(serial, None, error))
+                self.producer.poll(0.1)
+                self.report()
+            except KafkaException as exc:  # too large, for example
+                settle(exc.args[0], None)
                 return
 
-    def wait_for_room(self) -> None:
-        """Wait until half of what is on its way has arrived, or is given up by the producer.
-
-        kafka-python itself takes any number, and its own thread, which sends them, gets little of
-        Python's time while this one makes more: they would fill the memory, and expire.
-        """
-        while len(self.pending) > MAX_PENDING // 2 and not self.stop.wait(0.01):
-            pass
-
     def settle(
-        self, serial: int, stored: RecordMetadata | None, error: BaseException | None = None
+        self, message: Message, error: KafkaError | None, delivered: Delivered | None
     ) -> None:
-        """Count and note what became of a message; only its first outcome counts."""
-        if (message := self.pending.pop(serial, None)) is None:
-            return
-        if stored:
-            self.acknowledged += 1
-        else:
+        """Count and note what became of a message."""
+        if error:
             self.failed += 1
-            self.last_error = str(error)
-        self.ledger.note(message, stored)
+            self.last_error = error.str()
+        else:
+            self.acknowledged += 1
+        self.ledger.note(message, None if error else delivered)
+
+    def report(self) -> None:
+        """Log the counts every few seconds."""
+        if time.monotonic() - self.last_progress >= PROGRESS_S:
+            log.info("progress %s", self)
+            self.last_progress = time.monotonic()
 
 
 class Metrics(Collector):
@@ -1047,13 +1030,13 @@ def login(environ: Mapping[str, str], role: str, server: str) -> tuple[str, str,
     return user, password, file
 
 
-def kafka_security(environ: Mapping[str, str], role: str) -> dict[str, str]:
-    """Return kafka-python's options for TLS and a password, as far as they are wanted."""
-    user, password, file = login(environ, role, "KAFKA")
-    options = {"security_protocol": "SSL", "ssl_cafile": file} if file else {}
+def kafka_security(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return librdkafka's options for TLS and a password, as far as they are wanted."""
+    user, password, file = login(environ, "GENERATOR", "KAFKA")
+    options = {"security.protocol": "SSL", "ssl.ca.location": file} if file else {}
     if user:
-        options |= {"security_protocol": "SASL_SSL", "sasl_mechanism": "SCRAM-SHA-512"}
-        options |= {"sasl_plain_username": user, "sasl_plain_password": password}
+        options |= {"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512"}
+        options |= {"sasl.username": user, "sasl.password": password}
     return options
 
 
@@ -1116,7 +1099,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
     if options.until and not (options.start and options.start < options.until):
         parser.error("--until needs a --start before it")
     try:
-        security = kafka_security(environ, "GENERATOR")
+        security = kafka_security(environ)
     except ValueError as exc:
         parser.error(str(exc))
     start = options.start or (now - options.backfill if options.backfill else now)
@@ -1193,12 +1176,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.info("stopped printed=%d", printed)
         return 0
     try:
-        ledger = Ledger(config.ledger)
+        with closing(Ledger(config.ledger)) as ledger:
+            return send_to_kafka(messages, config, ledger, stop)
     except OSError as exc:
         log.error("--ledger %s: %s", config.ledger, exc.strerror)
         return 2
-    with closing(ledger):
-        return send_to_kafka(messages, config, ledger, stop)
 
 
 def send_to_kafka(
@@ -1210,10 +1192,10 @@ def send_to_kafka(
     except RefusedError as exc:
         log.error("%s", exc)
         return 2
-    except KafkaError as exc:
+    except KafkaException as exc:
         log.error(
             "Kafka does not answer at %s (%s): is it started? (docker compose up -d --wait)",
-            config.bootstrap_servers, exc,
+            config.bootstrap_servers, exc.args[0].str(),
         )  # fmt: skip
         return 1
     if producer is None:

@@ -5,12 +5,34 @@ Environment: as the scripts; the names of users and passwords have the role befo
 
 import logging
 import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 from elasticsearch import Elasticsearch
+from kafka.errors import KafkaError
+from kafka.net.transport import KafkaSSLTransport
 
-from kafka_to_elasticsearch import SetupError, elasticsearch_security, refuse_plain
-from sensor_generator import kafka_security
+from kafka_to_elasticsearch import (
+    SetupError,
+    elasticsearch_security,
+    login,
+    refuse_plain,
+    speaks_tls,
+)
+
+# Why Kafka does not let us in, in kafka-python's words -> what to mend.
+REMEDIES = {
+    "SaslAuthenticationFailed": "correct {role}_KAFKA_USER and {role}_KAFKA_PASSWORD",
+    "CERTIFICATE_VERIFY_FAILED": "KAFKA_CA_FILE must name who signed its certificate",
+    "AuthorizationFailed": "{role}_KAFKA_USER has not the right to do this",
+}
+
+
+class RefusedError(Exception):
+    """Kafka does not let us in, in one line with what to mend."""
 
 
 def kafka_options(role: str) -> dict[str, str]:
@@ -20,7 +42,57 @@ def kafka_options(role: str) -> dict[str, str]:
         ValueError: a variable is missing or wrong.
     """
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    return kafka_security(os.environ, role)
+    user, password, file = login(os.environ, role, "KAFKA")
+    options = {"security_protocol": "SSL", "ssl_cafile": file} if file else {}
+    if user:
+        options |= {"security_protocol": "SASL_SSL", "sasl_mechanism": "SCRAM-SHA-512"}
+        options |= {"sasl_plain_username": user, "sasl_plain_password": password}
+    return options
+
+
+def received(transport: KafkaSSLTransport, receive: Any = KafkaSSLTransport._sock_recv) -> Any:
+    """Return what has come before the end of a connection too, which kafka-python 3.0.12 drops.
+
+    By these words Kafka refuses a password.
+    """
+    content, end = receive(transport)
+    return content, None if content else end  # which is met again at the next reading
+
+
+@contextmanager
+def explained(brokers: str, role: str, security: Mapping[str, str]) -> Iterator[None]:
+    """Raise why kafka-python cannot connect: it logs that, and raises "unable to bootstrap".
+
+    Raises:
+        RefusedError: waiting would not help; what to mend, in one line.
+        KafkaError: any other reason.
+    """
+    reasons: list[str] = []
+
+    def hear(record: logging.LogRecord) -> bool:
+        reasons.extend(re.findall(r" failed: (?:\w+: )?(.*?)(?: \(backoff|$)", record.getMessage()))
+        return False  # it is not logged
+
+    library = logging.getLogger("kafka.net.manager")
+    library.setLevel(logging.WARNING)
+    library.addFilter(hear)
+    KafkaSSLTransport._sock_recv = received
+    try:
+        yield
+    except KafkaError as exc:
+        for sign, remedy in REMEDIES.items():
+            if any(sign in reason for reason in [*reasons, str(exc)]):
+                why = f"Kafka at {brokers}: {sign}: {remedy.format(role=role)}"
+                raise RefusedError(why) from exc
+        if not security and speaks_tls(brokers):
+            why = f"Kafka at {brokers} speaks TLS: set KAFKA_CA_FILE, {role}_KAFKA_USER and "
+            raise RefusedError(f"{why}{role}_KAFKA_PASSWORD") from exc
+        if reasons:
+            raise KafkaError(f"no connection to {brokers}: {reasons[0]}") from exc
+        raise
+    finally:
+        library.removeFilter(hear)
+        library.setLevel(logging.NOTSET)
 
 
 def elasticsearch_client(role: str) -> Elasticsearch:

@@ -55,8 +55,7 @@ from kafka_to_elasticsearch import (  # noqa: E402  # works from any folder
     servers,
     topic_name,
 )
-from sensor_generator import RefusedError, explained  # noqa: E402
-from tools.connection import kafka_options  # noqa: E402
+from tools.connection import RefusedError, explained, kafka_options  # noqa: E402
 
 BATCH = 500  # letters in one transaction
 TIMEOUT_MS = 30_000  # for an answer of Kafka, and until it gives up a killed replay's transaction

@@ -24,8 +24,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from kibana.server import KibanaError, kibana_at  # noqa: E402  # works from any folder
-from sensor_generator import RefusedError, explained  # noqa: E402
-from tools.connection import elasticsearch_client, kafka_options  # noqa: E402
+from tools.connection import (  # noqa: E402  # works from any folder
+    RefusedError,
+    elasticsearch_client,
+    explained,
+    kafka_options,
+)
 from tools.verify import Verdict, print_verdict, verify  # noqa: E402  # works from any folder
 
 LIVE_S = 30

@@ -40,8 +40,12 @@ from kafka.structs import TopicPartition
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from sensor_generator import RefusedError, explained  # noqa: E402  # works from any folder
-from tools.connection import elasticsearch_client, kafka_options  # noqa: E402
+from tools.connection import (  # noqa: E402  # works from any folder
+    RefusedError,
+    elasticsearch_client,
+    explained,
+    kafka_options,
+)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Key = tuple[str, int]  # sensor_id, epoch ms: what makes a reading

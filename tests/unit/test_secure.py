@@ -29,23 +29,35 @@ def role(name: str, values: dict[str, str]) -> dict[str, str]:
 
 
 def test_kafka_s_user_and_authority() -> None:
-    theirs, ours = generator.kafka_security, indexer.kafka_security
-    assert theirs({}, "ROLE") == ours({}) == theirs(role("OTHER_KAFKA", USER), "ROLE") == {}
     tls = {"KAFKA_CA_FILE": CA}
-    assert theirs(tls, "ROLE") == {"security_protocol": "SSL", "ssl_cafile": CA}
-    assert ours(tls) == {"security.protocol": "SSL", "ssl.ca.location": CA}
-    assert theirs(role("ROLE_KAFKA", USER), "ROLE") == {
+    for name, security in (
+        ("GENERATOR", generator.kafka_security), ("CONSUMER", indexer.kafka_security),
+    ):  # fmt: skip
+        assert security({}) == security(role("OTHER_KAFKA", USER)) == {}
+        assert security(tls) == {"security.protocol": "SSL", "ssl.ca.location": CA}
+        assert security({**role(f"{name}_KAFKA", USER), **tls}) == {
+            "security.protocol": "SASL_SSL",
+            "sasl.mechanism": "SCRAM-SHA-512",
+            "sasl.username": "me",
+            "sasl.password": "mine",
+            "ssl.ca.location": CA,
+        }
+
+
+def test_kafka_s_user_and_authority_for_a_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in role("OTHER_KAFKA", USER).items():
+        monkeypatch.setenv(name, value)
+    assert connection.kafka_options("ROLE") == {}
+    monkeypatch.setenv("KAFKA_CA_FILE", CA)
+    assert connection.kafka_options("ROLE") == {"security_protocol": "SSL", "ssl_cafile": CA}
+    for name, value in role("ROLE_KAFKA", USER).items():
+        monkeypatch.setenv(name, value)
+    assert connection.kafka_options("ROLE") == {
         "security_protocol": "SASL_SSL",
         "sasl_mechanism": "SCRAM-SHA-512",
         "sasl_plain_username": "me",
         "sasl_plain_password": "mine",
-    }
-    assert ours({**role("CONSUMER_KAFKA", USER), **tls}) == {
-        "security.protocol": "SASL_SSL",
-        "sasl.mechanism": "SCRAM-SHA-512",
-        "sasl.username": "me",
-        "sasl.password": "mine",
-        "ssl.ca.location": CA,
+        "ssl_cafile": CA,
     }
 
 

@@ -2,21 +2,25 @@
 
 import io
 import json
+import logging
 import math
 import random
 import statistics
 import sys
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from itertools import combinations, islice, pairwise
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from confluent_kafka import Producer
 
 import kafka_to_elasticsearch as indexer
 import sensor_generator as generator
-from tests.unanswered import LIMIT, Unanswered, check_bound
+from tests.conftest import wait_until
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 
@@ -482,16 +486,35 @@ def test_console_prints_one_object_a_line(capsys: pytest.CaptureFixture[str]) ->
     assert [json.loads(line)["sensor_id"][:7] for line in lines] == ["sensor_"] * 3
 
 
-def test_what_is_on_its_way_is_bounded_whatever_kafka_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generator, "MAX_PENDING", LIMIT)
-    producer, stop = Unanswered(), threading.Event()
-    sender = generator.Sender(cast("Any", producer), "topic", generator.Ledger(None), stop)
-    run = config("--backfill", "24h", "--count", "1000")
-    bar = generator.ProgressBar(run)
+def test_what_is_on_its_way_is_bounded_when_kafka_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generator, "FLUSH_S", 0.1)
+    nowhere = {"bootstrap.servers": "127.0.0.1:1", "queue.buffering.max.messages": 100}
+    producer, stop = Producer(nowhere, logger=logging.getLogger("kafka")), threading.Event()
+    run = config("--backfill", "24h", "--count", "1000", "--ledger", str(tmp_path / "ledger"))
+    ledger = generator.Ledger(run.ledger)
+    sender = generator.Sender(producer, "topic", ledger, stop)
+    messages = generator.paced(generator.all_messages(run), run, stop)
+    sending = threading.Thread(target=sender.send_all, args=(messages, generator.ProgressBar(run)))
+    sending.start()
+    wait_until(lambda: sender.sent > 100, "the producer is full")
+    time.sleep(0.3)
+    assert (sender.sent, len(producer)) == (101, 100)
+    stop.set()
+    sending.join()
+    ledger.close()
+    assert (sender.sent, sender.failed, sender.acknowledged, len(producer)) == (101, 101, 0, 0)
+    rows = (tmp_path / "ledger").read_text().splitlines()[1:]
+    assert [row.split(",")[1:3] for row in rows] == [["", ""]] * 101
 
-    def send() -> None:
-        sender.send_all(generator.paced(generator.all_messages(run), run, stop), bar)
 
-    check_bound(producer, stop, send)
-    assert (sender.acknowledged, sender.pending) == (50, {})
-    assert sender.sent == sender.acknowledged + sender.failed < 200  # it was told to stop
+def test_a_message_that_is_too_large_has_failed_and_the_next_is_sent() -> None:
+    producer = Producer({"bootstrap.servers": "127.0.0.1:1", "message.max.bytes": 1000})
+    sender = generator.Sender(producer, "topic", generator.Ledger(None), threading.Event())
+    message = messages(count=1)[0]
+    sender.send(message._replace(value=bytes(2000)))
+    sender.send(message)
+    assert (sender.sent, sender.failed, len(producer)) == (2, 1, 1)
+    assert "Message size too large" in sender.last_error
+    producer.purge()
