@@ -697,7 +697,9 @@ class Ledger:
     def note(self, message: Message, delivered: Delivered | None) -> None:
         """Note a message, and where Kafka has stored it, or that it has not."""
         if self.rows:
-            where = (delivered.partition(), delivered.offset()) if delivered else ("", "")
+            where = ("", "")
+            if delivered is not None:  # an empty one is false by itself
+                where = (delivered.partition(), delivered.offset())
             checksum = f"{zlib.crc32(message.value):08x}"
             self.rows.writerow([message.reading_id, *where, checksum, message.label])
 
