@@ -43,23 +43,19 @@ verify: setup ## compare the topic with the index and the dead letters
 
 test: setup ## the tests, on real servers of their own (under 10 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED_OUT)
 
-# They mostly wait, for servers that start and clients that time out: two at a time, it is a third
-# less.
+# Tests mostly wait, for servers that start and clients that time out: shared out to workers, each
+# with servers of its own, they take half as long. WORKERS=1 where memory is short (2 GB each).
+WORKERS ?= 3
+SHARED_OUT = --numprocesses $(WORKERS) --dist loadgroup
 TWO_AT_A_TIME = @$(MAKE) --no-print-directory -j2 --output-sync=target
 
 test-all: setup .venv/docs.done ## the same, the long ones and the pipelines' (under 45 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
-	$(TWO_AT_A_TIME) test-faults test-others
+	$(BIN)/python -m pytest -m "not soak" $(SHARED_OUT)
 	@$(MAKE) --no-print-directory test-pipelines
-
-test-faults: setup
-	$(BIN)/python -m pytest -m "not soak" tests/faults
-
-test-others: setup
-	$(BIN)/python -m pytest -m "not soak" --ignore tests/faults
 
 # The pipelines beside the main one: pipelines/NAME/, each with its own needs and servers.
 
@@ -122,6 +118,6 @@ lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-.PHONY: help setup up secure down wipe demo verify test test-all test-faults test-others soak lint \
+.PHONY: help setup up secure down wipe demo verify test test-all soak lint \
 	report bench bench-latency bench-growth bench-generator bench-outage bench-all \
 	test-pipelines $(PIPELINES:%=demo-%) $(PIPELINES:%=test-%) soak-acid_waters

@@ -55,7 +55,7 @@ def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     """Real ZooKeeper, Kafka and Elasticsearch, for the whole session; Prometheus can be added."""
-    overlays = ("tests/faults/proxied.yml", "docker-compose.monitoring.yml")
+    overlays = ("tests/servers.yml", "docker-compose.monitoring.yml")
     servers = new_stack(tmp_path_factory.mktemp("stack"), *overlays)
     servers.default = ["kafka", "elasticsearch"]
     try:

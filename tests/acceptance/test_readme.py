@@ -17,6 +17,8 @@ from stack.__main__ import Stack, command_line
 from stack.servers import free_port
 from tests.conftest import PROJECT, Pipeline
 
+pytestmark = pytest.mark.xdist_group("readme")  # one worker: they share servers, in order
+
 README = (PROJECT / "README.md").read_text()
 # That section's commands are for other servers: tests/integration/test_secure.py.
 PLAIN = re.sub(

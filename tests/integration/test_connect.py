@@ -20,9 +20,9 @@ from stack.__main__ import Stack
 from stack.servers import free_port
 from tests.conftest import PROJECT, Pipeline, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("connect")]
 
-OVERLAYS = ("tests/faults/proxied.yml", "docker-compose.connect.yml")
+OVERLAYS = ("tests/servers.yml", "docker-compose.connect.yml")
 CAMEL = json.loads((PROJECT / "connect/camel.json").read_text())
 READING = {
     "sensor_id": "sensor_001",

@@ -23,7 +23,7 @@ from stack.servers import free_port, unprivileged_folder
 from tests.conftest import PROJECT, wait_until
 from tools import secure
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("secure")]
 
 TOPIC, GROUP, INDEX = "smart-city-sensors", "smart-city-indexer", "sensors_data"
 NOT_COPIED = shutil.ignore_patterns(

@@ -486,12 +486,17 @@ def test_console_prints_one_object_a_line(capsys: pytest.CaptureFixture[str]) ->
     assert [json.loads(line)["sensor_id"][:7] for line in lines] == ["sensor_"] * 3
 
 
+def producer_to_nowhere(options: dict[str, int]) -> Producer:
+    return Producer(
+        {"bootstrap.servers": "127.0.0.1:1", **options}, logger=logging.getLogger("kafka")
+    )
+
+
 def test_what_is_on_its_way_is_bounded_when_kafka_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generator, "FLUSH_S", 0.1)
-    nowhere = {"bootstrap.servers": "127.0.0.1:1", "queue.buffering.max.messages": 100}
-    producer, stop = Producer(nowhere, logger=logging.getLogger("kafka")), threading.Event()
+    producer, stop = producer_to_nowhere({"queue.buffering.max.messages": 100}), threading.Event()
     run = config("--backfill", "24h", "--count", "1000", "--ledger", str(tmp_path / "ledger"))
     ledger = generator.Ledger(run.ledger)
     sender = generator.Sender(producer, "topic", ledger, stop)
@@ -510,7 +515,7 @@ def test_what_is_on_its_way_is_bounded_when_kafka_is_away(
 
 
 def test_a_message_that_is_too_large_has_failed_and_the_next_is_sent() -> None:
-    producer = Producer({"bootstrap.servers": "127.0.0.1:1", "message.max.bytes": 1000})
+    producer = producer_to_nowhere({"message.max.bytes": 1000})
     sender = generator.Sender(producer, "topic", generator.Ledger(None), threading.Event())
     message = messages(count=1)[0]
     sender.send(message._replace(value=bytes(2000)))

@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 from pipelines.smarttech.lake import spark_session
 from stack.__main__ import Stack
 from stack.servers import free_port
+from tests.spark_classes import quick_spark  # noqa: F401  # a fixture of every test
 
 FOLDER = Path(__file__).resolve().parents[1]
 PROJECT = FOLDER.parents[1]
@@ -23,8 +24,6 @@ for name in list(os.environ):
     if name.startswith(("KAFKA_", "SMARTTECH_", "STACK_")) and name != "STACK_CACHE":
         del os.environ[name]
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
-# Each Java of Spark lives for seconds: its slow, thorough compiler would only be in the way.
-os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1"
 # ZooKeeper forgets a killed broker after 4 s instead of 18: until then no new one may start.
 FORGET_SOON = "services: {kafka: {environment: {KAFKA_ZOOKEEPER_SESSION_TIMEOUT_MS: 4000}}}\n"
 

@@ -22,6 +22,7 @@ from pipelines.transactions.store import Store
 from stack.__main__ import Stack
 from stack.images.s3 import MINIO_VERSION
 from stack.servers import free_port
+from tests.spark_classes import quick_spark  # noqa: F401  # a fixture of every test
 
 HERE = Path(__file__).resolve().parents[1]
 PROJECT = HERE.parents[1]
@@ -35,8 +36,6 @@ for name in list(os.environ):
     if name.startswith(prefixes) and name != "STACK_CACHE":
         del os.environ[name]
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
-# Each Java of Spark lives for seconds: its slow, thorough compiler would only be in the way.
-os.environ["SPARK_SUBMIT_OPTS"] = "-XX:TieredStopAtLevel=1"
 # ZooKeeper forgets a killed broker after 4 s instead of 18: until then no new one may start.
 FORGET_SOON = "services: {kafka: {environment: {KAFKA_ZOOKEEPER_SESSION_TIMEOUT_MS: 4000}}}\n"
 SERVERS = ("kafka", "minio", "prometheus")
