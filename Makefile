@@ -45,9 +45,9 @@ test: setup ## the tests, on real servers of their own (under 10 minutes)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	$(BIN)/python -m pytest $(SHARED_OUT)
 
-# Tests mostly wait, for servers that start and clients that time out: shared out to workers, each
-# with servers of its own, they take half as long. WORKERS=1 where memory is short (2 GB each).
-WORKERS ?= 3
+# Tests wait, for servers that start and clients that time out: shared out to workers, each with
+# servers of its own, they take a third less. WORKERS=1 where memory is short (2 GB each).
+WORKERS ?= 2
 SHARED_OUT = --numprocesses $(WORKERS) --dist loadgroup
 TWO_AT_A_TIME = @$(MAKE) --no-print-directory -j2 --output-sync=target
 

@@ -29,6 +29,8 @@ for name in list(os.environ):
     if name.startswith((*OURS, *ROLES)) and name not in ("STACK_CACHE", "COMPOSE_GO"):
         del os.environ[name]
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
+# It lives for minutes: without Java's slow, thorough compiler it takes half the processor to start.
+os.environ["ELASTICSEARCH_HEAP"] = "512m -XX:TieredStopAtLevel=1"
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
@@ -55,7 +57,7 @@ def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     """Real ZooKeeper, Kafka and Elasticsearch, for the whole session; Prometheus can be added."""
-    overlays = ("tests/servers.yml", "docker-compose.monitoring.yml")
+    overlays = ("tests/faults/proxied.yml", "docker-compose.monitoring.yml")
     servers = new_stack(tmp_path_factory.mktemp("stack"), *overlays)
     servers.default = ["kafka", "elasticsearch"]
     try:

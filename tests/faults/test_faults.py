@@ -37,6 +37,8 @@ from tests.faults.proxy import (
 )
 from tests.faults.scene import Scene
 
+pytestmark = pytest.mark.timeout(600)  # servers restart, on a machine that may be busy
+
 
 class Fault(NamedTuple):
     """What is done to a running scene, and what a consumer must then have said."""

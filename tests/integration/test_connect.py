@@ -22,7 +22,7 @@ from tests.conftest import PROJECT, Pipeline, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("connect")]
 
-OVERLAYS = ("tests/servers.yml", "docker-compose.connect.yml")
+OVERLAYS = ("tests/faults/proxied.yml", "docker-compose.connect.yml")
 CAMEL = json.loads((PROJECT / "connect/camel.json").read_text())
 READING = {
     "sensor_id": "sensor_001",

@@ -20,9 +20,9 @@ from kafka.structs import TopicPartition
 from pipelines.iot_cassandra.scripts.apply_schema import apply
 from pipelines.iot_cassandra.scripts.options import addresses
 from pipelines.iot_cassandra.verify import Verdict, read_topic, verify
+from pipelines.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
 from stack.__main__ import Stack
 from stack.servers import free_port
-from tests.spark_classes import quick_spark  # noqa: F401  # a fixture of every test
 
 PROJECT = Path(__file__).resolve().parents[3]
 HERE = PROJECT / "pipelines/iot_cassandra"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
+from pipelines.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
 from pipelines.smarttech.lake import spark_session
 from stack.__main__ import Stack
 from stack.servers import free_port
-from tests.spark_classes import quick_spark  # noqa: F401  # a fixture of every test
 
 FOLDER = Path(__file__).resolve().parents[1]
 PROJECT = FOLDER.parents[1]

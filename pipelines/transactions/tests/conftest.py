@@ -18,11 +18,11 @@ import pytest
 from pyarrow import fs
 from pyspark.sql import SparkSession
 
+from pipelines.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
 from pipelines.transactions.store import Store
 from stack.__main__ import Stack
 from stack.images.s3 import MINIO_VERSION
 from stack.servers import free_port
-from tests.spark_classes import quick_spark  # noqa: F401  # a fixture of every test
 
 HERE = Path(__file__).resolve().parents[1]
 PROJECT = HERE.parents[1]
