@@ -74,7 +74,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(command: str, folder: Path, environ: dict[str, str]) -> str:
     """Run one line of README in the copy; return all it printed."""
     if RUNS_UNTIL_STOPPED.match(command):
-        command = f"timeout --preserve-status --signal=INT 12 {command}"
+        # In the foreground: else the signal comes twice, and may find Python at its end.
+        command = f"timeout --foreground --preserve-status --signal=INT 12 {command}"
     ended = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,

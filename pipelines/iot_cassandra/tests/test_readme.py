@@ -92,7 +92,8 @@ def test_every_command_works_and_prints_what_readme_shows(stack: Stack, tmp_path
                 continue
             stops = command == "stack down"
             if command.endswith("iot_simulator.py"):  # runs until Ctrl-C
-                command = f"timeout --preserve-status --signal=INT 5 {command}"
+                # In the foreground: else the signal comes twice, and may find Python at its end.
+                command = f"timeout --foreground --preserve-status --signal=INT 5 {command}"
             printed += run(f"{definition}\n{command}", tmp_path, elsewhere if stops else environ)
             ran += 1
     assert ran > 15
