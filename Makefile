@@ -51,7 +51,7 @@ WORKERS ?= 2
 SHARED_OUT = --numprocesses $(WORKERS) --dist loadgroup
 TWO_AT_A_TIME = @$(MAKE) --no-print-directory -j2 --output-sync=target
 
-test-all: setup .venv/docs.done ## the same, the long ones and the pipelines' (under 45 minutes)
+test-all: setup .venv/docs.done ## the same, the long ones and the pipelines' (45 minutes to an hour)
 	@$(PYTHON) -m stack.prerequisites java maven curl compose
 	@$(PYTHON) -m stack.prerequisites rsyslog-kafka rsyslog-elasticsearch || true
 	$(BIN)/python -m pytest -m "not soak" $(SHARED_OUT)
