@@ -26,7 +26,7 @@ from pipelines.acid_waters.kafka import kafka_producer
 from pipelines.acid_waters.postgresql import versions
 from pipelines.acid_waters.spark import spark_consumer
 from pipelines.acid_waters.spark.session import new_session
-from pipelines.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
+from pipelines.tests.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
 from stack.__main__ import Stack
 from stack.servers import free_port
 

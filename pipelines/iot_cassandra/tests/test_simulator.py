@@ -11,7 +11,7 @@ import pytest
 from pipelines.iot_cassandra.scripts import iot_simulator as simulator
 from pipelines.iot_cassandra.scripts.kafka_to_cassandra import InvalidReadingError, parse_reading
 from pipelines.iot_cassandra.verify import read
-from tests.unanswered import LIMIT, Unanswered, check_bound
+from pipelines.tests.unanswered import LIMIT, Unanswered, check_bound
 
 WINTER = ("--start", "2026-01-15T00:00:00Z", "--rate", "0.01", "--seed", "1", "--console")
 

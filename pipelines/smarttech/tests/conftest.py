@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from pipelines.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
 from pipelines.smarttech.lake import spark_session
+from pipelines.tests.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
 from stack.__main__ import Stack
 from stack.servers import free_port
 

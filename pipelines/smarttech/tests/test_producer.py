@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from pipelines.smarttech import kafka_producer, transforms, verify
-from tests.unanswered import LIMIT, Unanswered, check_bound
+from pipelines.tests.unanswered import LIMIT, Unanswered, check_bound
 
 NOW = datetime(2025, 12, 15, 10, tzinfo=UTC)
 ALL = ("--bad", "0.2", "--duplicate", "0.1", "--late", "0.1", "--spike", "0.1")

@@ -18,7 +18,7 @@ import pytest
 from pyarrow import fs
 from pyspark.sql import SparkSession
 
-from pipelines.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
+from pipelines.tests.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
 from pipelines.transactions.store import Store
 from stack.__main__ import Stack
 from stack.images.s3 import MINIO_VERSION

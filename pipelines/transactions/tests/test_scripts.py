@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from pipelines.tests.unanswered import LIMIT, Unanswered, check_bound
 from pipelines.transactions import (
     broker,
     capteur,
@@ -30,7 +31,6 @@ from pipelines.transactions import (
     verify,
 )
 from pipelines.transactions.store import Store, StoreError
-from tests.unanswered import LIMIT, Unanswered, check_bound
 
 HERE = Path(__file__).resolve().parents[1]
 
