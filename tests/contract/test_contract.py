@@ -283,6 +283,7 @@ def test_the_native_stack_reads_the_files_as_compose_does(
         copy.write_text(required.sub(lambda match: example[match[1]] or "x", file.read_text()))
     shutil.copytree(PROJECT / "monitoring", tmp_path / "monitoring")  # files that they name
     monkeypatch.setenv("COMPOSE_PROFILES", "*")
+    monkeypatch.delenv("ELASTICSEARCH_HEAP")  # of the tests' own servers
     theirs = resolved(*copies)["services"]
     ours = load_services(copies, {})
     assert set(ours) == set(theirs)
