@@ -863,27 +863,25 @@ class Sender:
             self.last_error = "Kafka does not answer"
 
     def send(self, message: Message) -> None:
-        """Hand a message to the producer, as soon as it takes one."""
-        self.sent += 1
-        if message.label:
-            self.faults.update(label.partition(":")[0] for label in message.label.split("+"))
+        """Hand a message to the producer as soon as it takes one, if not told to stop before."""
         settle = partial(self.settle, message)
         while True:
             try:
                 self.producer.produce(
                     self.topic, message.value, message.sensor_id, on_delivery=settle
                 )
-                self.producer.poll(0)  # calls settle for those whose outcome is known by now
-                return
+                break
             except BufferError:  # MAX_PENDING are on their way: back-pressure
-                if self.stop.is_set():
-                    settle(KafkaError(KafkaError._QUEUE_FULL), None)
+                if self.stop.is_set():  # it is not sent, like those that would have followed
                     return
                 self.producer.poll(0.1)
-                self.report()
             except KafkaException as exc:  # too large, for example
                 settle(exc.args[0], None)
-                return
+                break
+        self.sent += 1
+        if message.label:
+            self.faults.update(label.partition(":")[0] for label in message.label.split("+"))
+        self.producer.poll(0)  # calls settle for those whose outcome is known by now
 
     def settle(
         self, message: Message, error: KafkaError | None, delivered: Delivered | None
