@@ -1399,7 +1399,7 @@ def connect_to_kafka(config: Config) -> Kafka:
 def speaks_tls(brokers: str) -> bool:
     """Return whether the first of some servers, HOST:PORT, shows a certificate."""
     host, _, port = brokers.split(",")[0].rpartition(":")
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # no such server, or it cannot even be a name
         return bool(ssl.get_server_certificate((host, int(port)), timeout=5))
     return False
 
@@ -1419,7 +1419,7 @@ def first_url(config: Config) -> str:
 
 def topic_name(text: str) -> str:
     """Return a topic's name if Kafka allows it (and that of its dead letters)."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", text):
+    if not re.fullmatch(r"(?!\.\.?$)[A-Za-z0-9._-]{1,200}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not 1 to 200 letters, digits or . _ -")
     return text
 
@@ -1571,9 +1571,13 @@ def configure_logging() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Move readings until stopped; return the exit code (see the module docstring)."""
-    load_dotenv(Path(__file__).with_name(".env"))  # the real environment wins over it
-    config = load_config(argv, os.environ)
     configure_logging()
+    try:
+        load_dotenv(Path(__file__).with_name(".env"))  # the real environment wins over it
+    except UnicodeDecodeError:
+        log.error(".env is not in UTF-8: save it so")
+        return 2
+    config = load_config(argv, os.environ)
     stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         # Not set in the handler itself: what it interrupts may hold the event's lock.

@@ -21,8 +21,8 @@ A reading, one JSON object:
 
 The same --seed and --start give the same readings, byte for byte, however fast they are sent.
 
-Faults, all off by default: --fault KIND=RATE, as often as you like; RATE is the share of a sensor's
-readings at which one begins. All but malformed stay valid readings.
+Faults, all off by default: --fault KIND=RATE, as often as you like; RATE is the chance that one
+begins at a reading of a sensor, while none of its kind lasts. All but malformed stay valid.
 
     spike          one field of one reading far off
     drift          temperature and humidity wander off, for some minutes
@@ -31,7 +31,7 @@ readings at which one begins. All but malformed stay valid readings.
     clock_skew     times up to an hour ahead, for some minutes
     dropout        nothing is sent, for some minutes
     duplicate      sent twice
-    late           sent a minute to an hour after its time
+    late           sent a minute to an hour after its time, if the period lasts so long
     out_of_order   sent after the sensor's next reading
     malformed      not a reading: cut, not JSON, a field missing, unknown, of another type...
 
@@ -48,8 +48,8 @@ Environment (or .env beside this file; a flag wins over both):
     KAFKA_CA_FILE             certificate (PEM) of the authority that vouches for Kafka: use TLS
     GENERATOR_KAFKA_USER, GENERATOR_KAFKA_PASSWORD   who we are, for Kafka (SCRAM-SHA-512, TLS)
 
-Exit codes: 0 done or stopped cleanly, 1 Kafka unreachable or a reading not acknowledged,
-2 wrong usage or configuration.
+Exit codes: 0 done or stopped cleanly, 1 Kafka unreachable, a reading not acknowledged or the ledger
+not complete, 2 wrong usage or configuration.
 """
 
 import argparse
@@ -69,9 +69,9 @@ import threading
 import time
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -93,7 +93,7 @@ CITY_RADIUS_KM = 5.0
 # Neighbourhoods: how wide one is, where their centres are, for how long each stays what it is.
 PATCH_KM, PATCH_GRID_KM, PATCH_MEMORY_H = 2.0, (-4, 0, 4), 6
 PROGRESS_S = 5.0
-FLUSH_S = 10.0  # for what is not acknowledged at the end
+FLUSH_S = 10.0  # without an acknowledgement, at the end: then the rest is given up
 MAX_PENDING = 20_000  # messages that are not acknowledged yet
 DELIVERY_TIMEOUT_MS = 120_000  # of a message that is not acknowledged: then it has failed
 # What a working sensor can read; a faulty one stays within, or it is malformed.
@@ -109,6 +109,7 @@ FAULTS = (
     "dropout", "duplicate", "late", "out_of_order", "malformed",
 )  # fmt: skip
 EPISODE_S = (60, 600)  # how long a fault lasts, when it does
+LAST_MS = round(datetime(9999, 1, 1, tzinfo=UTC).timestamp() * 1000)  # Python knows no year 10000
 DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 # Why Kafka does not let us in, in librdkafka's words -> what to mend.
 REMEDIES = {
@@ -157,12 +158,13 @@ class Config:
     topic: str
     console: bool
     count: int | None
-    duration_s: float | None
+    duration_s: float
     sensors: int
     interval_s: tuple[float, float]
     rate_hz: float | None
     seed: int
     start: datetime
+    starts_now: bool  # the start is when Kafka answers
     end: datetime | None
     speed: float  # of the simulated clock; infinite: everything is sent at once
     faults: Mapping[str, float]
@@ -274,7 +276,7 @@ def traffic(hour: float, is_working_day: bool) -> float:
     return 0.02 + bell(8.25, 1.2) + 0.9 * bell(18, 1.5) + 0.35 * bell(13, 2.5)
 
 
-@cache
+@lru_cache(maxsize=4096)
 def innovation(seed: int, name: str, hour: int) -> float:
     """Return one hour's standard normal draw, the same whatever was drawn before it."""
     return random.Random(f"{seed}/{name}/{hour}").gauss(0, 1)
@@ -314,7 +316,7 @@ class City:
         daylight_lux: daylight on open ground, lux.
         is_dark: whether the street lamps burn.
         traffic: share of a working day's morning peak.
-        calm: how much the CO2 gathers for want of wind; 1 on average.
+        calm: how much the CO2 gathers for want of wind; 1 in the median.
     """
 
     air_c: float
@@ -361,7 +363,6 @@ def position_km(number: int) -> tuple[float, float]:
     return distance * math.cos(direction), distance * math.sin(direction)
 
 
-@lru_cache(maxsize=4096)
 def hourly_patch(seed: int, number: int, hour: int) -> float:
     """Return what is particular to a sensor's neighbourhood, mean 0 and deviation 1.
 
@@ -429,7 +430,7 @@ def place_of(number: int) -> Place:
 
 
 def sensor_readings(number: int, config: Config) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield one sensor's readings for ever: (time as epoch ms, reading), later and later.
+    """Yield one sensor's readings until LAST_MS: (time as epoch ms, reading), later and later.
 
     Everything random comes from the seed and the sensor's own name: neither the other sensors nor
     the speed of sending change a value.
@@ -437,7 +438,7 @@ def sensor_readings(number: int, config: Config) -> Iterator[tuple[int, dict[str
     sensor_id, place = sensor_name(number), place_of(number)
     times = random.Random(f"{config.seed}/{sensor_id}/times")
     noise = random.Random(f"{config.seed}/{sensor_id}/noise")
-    hourly = partial(hourly_patch, config.seed, number)
+    hourly = lru_cache(maxsize=2)(partial(hourly_patch, config.seed, number))
     start_ms = round(config.start.timestamp() * 1000)
     elapsed_ms = 0.0
     for turn in itertools.count():
@@ -445,7 +446,8 @@ def sensor_readings(number: int, config: Config) -> Iterator[tuple[int, dict[str
             elapsed_ms = (turn * config.sensors + number - 1) * 1000 / config.rate_hz
         else:
             elapsed_ms += 1000 * times.uniform(*config.interval_s)
-        time_ms = start_ms + int(elapsed_ms)
+        if (time_ms := start_ms + int(elapsed_ms)) >= LAST_MS:
+            return
         city = city_at(config.seed, time_ms // CITY_STEP_MS)
         patch = between_hours(hourly, time_ms)
         values = measure(place, city, noise, patch)
@@ -527,7 +529,8 @@ def malformed(reading: dict[str, Any], rng: random.Random) -> tuple[str, bytes]:
 class Faults:
     """What goes wrong with one sensor.
 
-    Each kind has random numbers of its own: asking for one more changes nothing about the others.
+    Each kind has random numbers of its own: asking for one more changes nothing about the others,
+    but that a dropout takes their readings.
     """
 
     def __init__(self, sensor_id: str, config: Config) -> None:
@@ -567,13 +570,16 @@ class Faults:
             labels.append("late")
             late_ms = 1000 * self.rng["late"].uniform(60, 3600)
             message = message._replace(due_ms=time_ms + late_ms)
-        before, self.held = self.held, []
+        before: list[Message] = []  # sent after this one, unless it is itself for later
+        if "late" not in labels:
+            before, self.held = self.held, []
         sent = [message._replace(label="+".join(labels))]
         if self.strikes("duplicate", time_ms):
             again_ms = message.due_ms + 1000 * self.rng["duplicate"].uniform(0, 10)
             label = "+".join([*labels, "duplicate"])
             sent.append(message._replace(due_ms=again_ms, label=label))
-        if self.strikes("out_of_order", time_ms) and len(sent) == 1 and "late" not in labels:
+        can_wait = len(sent) == 1 and not before and "late" not in labels
+        if self.strikes("out_of_order", time_ms) and can_wait:
             label = "+".join([*labels, "out_of_order"])
             self.held = [sent.pop()._replace(label=label)]
         yield from sent
@@ -591,9 +597,11 @@ class Faults:
             labels.append("spike")
             reading = spiked(reading, self.rng["spike"])
         if self.strikes("stuck", time_ms, lasts=True):
-            labels.append("stuck")
             if self.began_ms["stuck"] == time_ms:
                 self.stuck = reading
+            else:
+                labels.clear()  # what goes wrong now is not seen
+            labels.append("stuck")
             reading = self.stuck
         reading = within_limits(reading)
         if self.strikes("unit", time_ms, lasts=True):
@@ -658,12 +666,12 @@ def paced(messages: Iterator[Message], config: Config, stop: threading.Event) ->
     """
     began = time.monotonic()
     start_s = config.start.timestamp()
-    end = began + config.duration_s if config.duration_s is not None else math.inf
+    end = began + config.duration_s
     for message in messages:
         due = began + (message.due_ms / 1000 - start_s) / config.speed
         late_s = time.monotonic() - due
         if late_s < -0.001:  # the clock of a wait is no finer
-            stop.wait(min(-late_s, end - time.monotonic()))
+            stop.wait(min(-late_s, end - time.monotonic(), threading.TIMEOUT_MAX))
         if stop.is_set() or max(due, time.monotonic()) >= end:
             return
         yield message
@@ -672,12 +680,16 @@ def paced(messages: Iterator[Message], config: Config, stop: threading.Event) ->
 # Where the readings go.
 
 
-def print_messages(messages: Iterator[Message]) -> int:
-    """Write one message a line on stdout; return how many. A reader that leaves ends it."""
+def print_lines(lines: Iterable[str]) -> int:
+    """Write lines on stdout; return how many. A reader that leaves ends it.
+
+    Raises:
+        OSError: they cannot be written.
+    """
     printed = 0
     try:
-        for message in messages:
-            sys.stdout.write(message.value.decode(errors="backslashreplace") + "\n")
+        for line in lines:
+            sys.stdout.write(line + "\n")
             sys.stdout.flush()
             printed += 1
     except BrokenPipeError:  # `... | head`: nobody reads on
@@ -686,11 +698,20 @@ def print_messages(messages: Iterator[Message]) -> int:
 
 
 class Ledger:
-    """The file that notes what was sent, as CSV (see the module docstring); None: no file."""
+    """The file that notes what was sent, as CSV (see the module docstring); None: no file.
+
+    Attributes:
+        trouble: why it could not be written; there it ends. "": it is complete.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
 
     def __init__(self, path: Path | None) -> None:
-        self.file = path.open("w", encoding="ascii", newline="") if path else None
+        # Line by line: what was sent before a crash is in it.
+        self.file = path.open("w", 1, encoding="ascii", newline="") if path else None
         self.rows = csv.writer(self.file) if self.file else None
+        self.trouble = ""
         if self.rows:
             self.rows.writerow(["id", "partition", "offset", "crc32", "label"])
 
@@ -701,12 +722,16 @@ class Ledger:
             if delivered is not None:  # an empty one is false by itself
                 where = (delivered.partition(), delivered.offset())
             checksum = f"{zlib.crc32(message.value):08x}"
-            self.rows.writerow([message.reading_id, *where, checksum, message.label])
+            try:
+                self.rows.writerow([message.reading_id, *where, checksum, message.label])
+            except OSError as exc:
+                self.trouble, self.rows = exc.strerror or str(exc), None
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Close the file."""
         if self.file:
-            self.file.close()
+            with suppress(OSError):  # what it could not write is noted
+                self.file.close()
 
 
 class ProgressBar:
@@ -725,13 +750,15 @@ class ProgressBar:
             self.last = time.monotonic()
             share = min(1.0, (due_ms - self.start_ms) / self.length_ms)
             bar = "#" * round(40 * share)
-            sys.stderr.write(f"\r[{bar:<40}] {share:4.0%}  {sent} sent ")
-            sys.stderr.flush()
+            with suppress(OSError):  # the terminal was closed
+                sys.stderr.write(f"\r[{bar:<40}] {share:4.0%}  {sent} sent ")
+                sys.stderr.flush()
 
     def clear(self) -> None:
         """Leave the line to others."""
         if self.is_shown:
-            sys.stderr.write("\r" + " " * 70 + "\r")
+            with suppress(OSError):
+                sys.stderr.write("\r" + " " * 70 + "\r")
 
 
 def connect(config: Config, stop: threading.Event) -> Producer | None:
@@ -743,7 +770,7 @@ def connect(config: Config, stop: threading.Event) -> Producer | None:
     """
     deadline = time.monotonic() + config.wait_s
     library = logging.getLogger("kafka")
-    library.setLevel(logging.CRITICAL)  # here the waiting is said below
+    library.setLevel(logging.CRITICAL + 1)  # here the waiting is said below
     errors: deque[KafkaError] = deque(maxlen=10)  # why it cannot be reached
     producer = Producer(
         {
@@ -770,7 +797,8 @@ def connect(config: Config, stop: threading.Event) -> Producer | None:
             library.setLevel(logging.ERROR)
             return producer
         except KafkaException as exc:
-            producer.poll(0)  # brings the errors
+            with suppress(KafkaException):
+                producer.poll(0)  # brings the errors
             reasons = [*errors, exc.args[0]]
             refuse(reasons, config)
             left_s = deadline - time.monotonic()
@@ -817,7 +845,7 @@ def refuse(reasons: Sequence[KafkaError], config: Config) -> None:
 def speaks_tls(brokers: str) -> bool:
     """Return whether the first of some servers, HOST:PORT, shows a certificate."""
     host, _, port = brokers.split(",")[0].rpartition(":")
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # no such server, or it cannot even be a name
         return bool(ssl.get_server_certificate((host, int(port)), timeout=5))
     return False
 
@@ -827,20 +855,24 @@ class Sender:
 
     Attributes:
         failed: refused, or not acknowledged in time.
+        reasons: why so many of them have failed.
         faults: kind of fault -> messages sent that had it.
     """
 
     def __init__(
-        self, producer: Producer, topic: str, ledger: Ledger, stop: threading.Event
+        self, producer: Producer, config: Config, ledger: Ledger, stop: threading.Event
     ) -> None:
         self.producer = producer
-        self.topic = topic
+        self.topic = config.topic
         self.ledger = ledger
         self.stop = stop
-        self.sent = self.acknowledged = self.failed = 0
+        self.bar = ProgressBar(config)
+        self.sent = self.acknowledged = self.failed = self.failed_before = 0
+        self.reasons: Counter[str] = Counter()
         self.faults = Counter(dict.fromkeys(FAULTS, 0))
-        self.last_error = ""
+        self.given_up = ""  # why what is pending now will not be acknowledged
         self.began = self.last_progress = time.monotonic()
+        self.end = self.began + config.duration_s
 
     def __str__(self) -> str:
         seconds = time.monotonic() - self.began
@@ -849,21 +881,37 @@ class Sender:
             f"seconds={seconds:.1f} rate_hz={self.sent / seconds:.1f}"
         )
 
-    def send_all(self, messages: Iterator[Message], bar: ProgressBar) -> None:
+    def send_all(self, messages: Iterator[Message]) -> None:
         """Send messages, and wait until the outcome of each is known."""
         for message in messages:
             self.send(message)
-            bar.show(message.due_ms, self.sent)
-            if not bar.is_shown:
-                self.report()
-        bar.clear()
-        if self.producer.flush(FLUSH_S):  # Kafka is away
+            self.bar.show(message.due_ms, self.sent)
+            self.report()
+        self.bar.clear()
+        self.await_outcomes()
+        if len(self.producer):
+            self.given_up = self.given_up or "Kafka does not answer"
             self.producer.purge()  # now each has failed
-            self.producer.flush(FLUSH_S)
-            self.last_error = "Kafka does not answer"
+            self.await_outcomes()
+
+    def await_outcomes(self) -> None:
+        """Wait until nothing is pending, or nothing was settled for FLUSH_S seconds."""
+        pending, until = len(self.producer), time.monotonic() + FLUSH_S
+        while pending and time.monotonic() < until:
+            self.poll(0.1)
+            if (left := len(self.producer)) < pending:
+                pending, until = left, time.monotonic() + FLUSH_S
+
+    def poll(self, wait_s: float) -> None:
+        """Let the library call settle; after an error that it cannot go on from, end the run."""
+        try:
+            self.producer.poll(wait_s)
+        except KafkaException as exc:
+            self.given_up = exc.args[0].str()
+            self.stop.set()
 
     def send(self, message: Message) -> None:
-        """Hand a message to the producer as soon as it takes one, if not told to stop before."""
+        """Hand a message to the producer as soon as it takes one, unless the run ends before."""
         settle = partial(self.settle, message)
         while True:
             try:
@@ -872,16 +920,17 @@ class Sender:
                 )
                 break
             except BufferError:  # MAX_PENDING are on their way: back-pressure
-                if self.stop.is_set():  # it is not sent, like those that would have followed
-                    return
-                self.producer.poll(0.1)
+                if self.stop.is_set() or time.monotonic() >= self.end:
+                    return  # it is not sent, like those that would have followed
+                self.poll(0.1)
+                self.report()
             except KafkaException as exc:  # too large, for example
                 settle(exc.args[0], None)
                 break
         self.sent += 1
         if message.label:
             self.faults.update(label.partition(":")[0] for label in message.label.split("+"))
-        self.producer.poll(0)  # calls settle for those whose outcome is known by now
+        self.poll(0)
 
     def settle(
         self, message: Message, error: KafkaError | None, delivered: Delivered | None
@@ -889,16 +938,27 @@ class Sender:
         """Count and note what became of a message."""
         if error:
             self.failed += 1
-            self.last_error = error.str()
+            self.reasons[self.given_up or error.str()] += 1
         else:
             self.acknowledged += 1
         self.ledger.note(message, None if error else delivered)
+        if self.ledger.trouble:
+            self.stop.set()
 
     def report(self) -> None:
-        """Log the counts every few seconds."""
-        if time.monotonic() - self.last_progress >= PROGRESS_S:
-            log.info("progress %s", self)
-            self.last_progress = time.monotonic()
+        """Log the counts every few seconds, and why messages have failed meanwhile."""
+        if self.bar.is_shown or time.monotonic() - self.last_progress < PROGRESS_S:
+            return
+        self.last_progress = time.monotonic()
+        log.info("progress %s", self)
+        if self.failed > self.failed_before:
+            log.warning("%s", self.failures())
+            self.failed_before = self.failed
+
+    def failures(self) -> str:
+        """Return how many messages have failed, and why, in one line."""
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in self.reasons.items())
+        return f"not acknowledged: {self.failed} of {self.sent} messages ({reasons})"
 
 
 class Metrics(Collector):
@@ -933,17 +993,18 @@ def serve_metrics(sender: Sender, port: int) -> None:
 # The command.
 
 
-def print_sensors(config: Config) -> None:
-    """Write a table of the sensors on stdout."""
-    write = sys.stdout.write
-    write(f"{'sensor':<12}{'place':<12}{'km E':>6}{'km N':>6}")
-    write(f"{'°C':>7}{'ppm':>6}{'sky':>6}{'lamps lx':>10}\n")
+def table_of_sensors(config: Config) -> Iterator[str]:
+    """Yield a table of the sensors, line by line."""
+    yield (
+        f"{'sensor':<12}{'place':<12}{'km E':>6}{'km N':>6}"
+        f"{'°C':>7}{'ppm':>6}{'sky':>6}{'lamps lx':>10}"
+    )
     for number in range(1, config.sensors + 1):
         place = place_of(number)
         east, north = position_km(number)
-        write(
+        yield (
             f"{sensor_name(number):<12}{place.name:<12}{east:>+6.1f}{north:>+6.1f}"
-            f"{place.warmer_c:>+7.1f}{place.traffic_ppm:>+6.0f}{place.open_sky:>6.0%}{place.lamps_lux:>10.0f}\n"
+            f"{place.warmer_c:>+7.1f}{place.traffic_ppm:>+6.0f}{place.open_sky:>6.0%}{place.lamps_lux:>10.0f}"
         )
 
 
@@ -954,6 +1015,8 @@ def parse_time(text: str) -> datetime:
     ('2026-06-01T12:00:00+02:00', '2026-06-01T00:00:00+00:00')
     """
     when = datetime.fromisoformat(text)
+    if not 1 < when.year < 9999:
+        raise argparse.ArgumentTypeError(f"{text}: the year is not between 2 and 9998")
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
@@ -964,14 +1027,15 @@ def parse_duration(text: str) -> timedelta:
     (datetime.timedelta(days=1), datetime.timedelta(seconds=90))
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if not match or not float(match[1]):
+    seconds = float(match[1]) * DURATION_UNITS_S[match[2]] if match else 0
+    if not 0.001 <= seconds <= LAST_MS / 1000:
         raise ValueError(text)
-    return timedelta(seconds=float(match[1]) * DURATION_UNITS_S[match[2]])
+    return timedelta(seconds=seconds)
 
 
 def topic_name(text: str) -> str:
     """Return a topic's name if Kafka allows it."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", text):
+    if not re.fullmatch(r"(?!\.\.?$)[A-Za-z0-9._-]{1,249}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not 1 to 249 letters, digits or . _ -")
     return text
 
@@ -984,12 +1048,12 @@ def servers(text: str) -> str:
 
 
 def at_least(minimum: float, kind: type[int] | type[float]) -> Any:
-    """Return an argparse type for a finite number that is not below a minimum."""
+    """Return an argparse type for a number from a minimum to a million million."""
 
     def parse(text: str) -> float:
         number = kind(text)
-        if not minimum <= number < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not at least {minimum:g}")
+        if not minimum <= number <= 1e12:
+            raise argparse.ArgumentTypeError(f"{text} is not at least {minimum:g}, at most 1e12")
         return number
 
     parse.__name__ = "whole number" if kind is int else "number"
@@ -1051,7 +1115,8 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
     seconds = at_least(0, float)
     add("--console", action="store_true", help="print the readings instead of sending them")
     add("--count", type=positive, metavar="N", help="stop after N readings")
-    add("--duration", type=seconds, metavar="SECONDS", help="stop after that long")
+    add("--duration", type=seconds, default=math.inf, metavar="SECONDS",
+        help="stop after that long")  # fmt: skip
     add("--sensors", type=positive, default=5, metavar="N", help="(default: 5)")
     add("--interval", type=at_least(0.001, float), nargs=2, metavar=("MIN", "MAX"),
         help="seconds between two readings of a sensor (default: 1 3)")  # fmt: skip
@@ -1068,7 +1133,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
     add("--speed", type=at_least(0.001, float), metavar="N",
         help="let the simulated clock run N times as fast (default: 1)")  # fmt: skip
     add("--fault", type=fault_rate, action="append", default=[], metavar="KIND=RATE",
-        help="begin a fault at this share of the readings, 0 to 1 (see below)")  # fmt: skip
+        help="begin a fault with this chance at a reading, 0 to 1 (see below)")  # fmt: skip
     add("--ledger", type=Path, metavar="FILE", help="note what was sent (see below)")
     add("--list-sensors", action="store_true", help="show the sensors and their places, and end")
     add("--metrics-port", type=port_number, metavar="PORT",
@@ -1098,12 +1163,16 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
         parser.error("--backfill and --until exclude each other")
     if options.until and not (options.start and options.start < options.until):
         parser.error("--until needs a --start before it")
+    if options.console and (options.ledger or options.metrics_port):
+        parser.error("--ledger and --metrics-port tell of what is sent: not with --console")
     try:
         security = kafka_security(environ)
+        start = options.start or (now - options.backfill if options.backfill else now)
+        end = start + options.backfill if options.backfill else options.until
     except ValueError as exc:
         parser.error(str(exc))
-    start = options.start or (now - options.backfill if options.backfill else now)
-    end = start + options.backfill if options.backfill else options.until
+    except OverflowError:
+        parser.error("--backfill: longer than the calendar")
     return Config(
         bootstrap_servers=options.bootstrap_servers,
         topic=options.topic,
@@ -1115,6 +1184,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str], now: dat
         rate_hz=options.rate,
         seed=random.SystemRandom().randrange(2**32) if options.seed is None else options.seed,
         start=start,
+        starts_now=not (options.start or options.backfill),
         end=end,
         speed=options.speed or (math.inf if end else 1.0),
         faults=dict(options.fault),
@@ -1155,38 +1225,46 @@ def configure_logging() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Generate readings until done or stopped; return the exit code (see the module docstring)."""
-    load_dotenv(Path(__file__).with_name(".env"))  # the real environment wins over it
-    config = load_config(argv, os.environ, datetime.now(UTC))
     configure_logging()
-    if config.list_sensors:
-        print_sensors(config)
-        return 0
+    try:
+        load_dotenv(Path(__file__).with_name(".env"))  # the real environment wins over it
+    except UnicodeDecodeError:
+        log.error(".env is not in UTF-8: save it so")
+        return 2
+    config = load_config(argv, os.environ, datetime.now(UTC))
     stop = threading.Event()
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signals.append(signal.SIGHUP)  # the terminal is closed, and nohup has not asked to go on
+    for signum in signals:
         # Not set in the handler itself: what it interrupts may hold the event's lock.
         signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
+    try:
+        if config.list_sensors:
+            print_lines(table_of_sensors(config))
+        elif config.console:
+            messages = announced(config, stop)
+            printed = print_lines(m.value.decode(errors="backslashreplace") for m in messages)
+            log.info("stopped printed=%d", printed)
+        else:
+            return send_to_kafka(config, stop)
+    except OSError as exc:
+        log.error("stdout: %s", exc.strerror)
+        return 1
+    return 0
 
+
+def announced(config: Config, stop: threading.Event) -> Iterator[Message]:
+    """Say what is simulated; return its messages, each when it is due."""
     log.info(
         "simulating sensors=%d seed=%d start=%s",
         config.sensors, config.seed, timestamp(round(config.start.timestamp() * 1000)),
     )  # fmt: skip
-    messages = paced(all_messages(config), config, stop)
-    if config.console:
-        printed = print_messages(messages)
-        log.info("stopped printed=%d", printed)
-        return 0
-    try:
-        with closing(Ledger(config.ledger)) as ledger:
-            return send_to_kafka(messages, config, ledger, stop)
-    except OSError as exc:
-        log.error("--ledger %s: %s", config.ledger, exc.strerror)
-        return 2
+    return paced(all_messages(config), config, stop)
 
 
-def send_to_kafka(
-    messages: Iterator[Message], config: Config, ledger: Ledger, stop: threading.Event
-) -> int:
-    """Send the messages; return the exit code."""
+def send_to_kafka(config: Config, stop: threading.Event) -> int:
+    """Send the messages, once Kafka answers; return the exit code."""
     try:
         producer = connect(config, stop)
     except RefusedError as exc:
@@ -1200,23 +1278,29 @@ def send_to_kafka(
         return 1
     if producer is None:
         return 0
-    log.info("sending to topic=%s at %s", config.topic, config.bootstrap_servers)
-    sender = Sender(producer, config.topic, ledger, stop)
+    try:
+        ledger = Ledger(config.ledger)  # only now: an earlier one is worth more than an empty one
+    except OSError as exc:
+        log.error("--ledger %s: %s", config.ledger, exc.strerror)
+        return 2
+    if config.starts_now:
+        config = replace(config, start=datetime.now(UTC))
+    sender = Sender(producer, config, ledger, stop)
     if config.metrics_port:
         try:
             serve_metrics(sender, config.metrics_port)
         except OSError as exc:
             log.error("--metrics-port %d: %s: choose another", config.metrics_port, exc.strerror)
             return 2
-    sender.send_all(messages, ProgressBar(config))
+    log.info("sending to topic=%s at %s", config.topic, config.bootstrap_servers)
+    sender.send_all(announced(config, stop))
+    ledger.close()
     log.info("stopped %s", sender)
-    if not sender.failed:
-        return 0
-    log.error(
-        "not acknowledged: %d of %d messages (%s)",
-        sender.failed, sender.sent, sender.last_error,
-    )  # fmt: skip
-    return 1
+    if sender.failed:
+        log.error("%s", sender.failures())
+    if ledger.trouble:
+        log.error("--ledger %s: %s: stopped there", config.ledger, ledger.trouble)
+    return 1 if sender.failed or ledger.trouble else 0
 
 
 if __name__ == "__main__":

@@ -1,14 +1,20 @@
 """The generator's pure part: values, times, seeds, options."""
 
+import csv
 import io
 import json
 import logging
 import math
+import os
 import random
+import shlex
+import shutil
 import statistics
+import subprocess
 import sys
 import threading
 import time
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import combinations, islice, pairwise
 from pathlib import Path
@@ -16,11 +22,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 import kafka_to_elasticsearch as indexer
 import sensor_generator as generator
-from tests.conftest import wait_until
+from tests.conftest import PROJECT, wait_until
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 
@@ -280,6 +286,13 @@ def test_the_sun_is_where_the_almanac_says() -> None:
         (["--start", "yesterday"], "--start"),
         (["--backfill", "24"], "--backfill"),
         (["--backfill", "0h"], "--backfill"),
+        (["--backfill", "0.0000001s"], "--backfill"),
+        (["--backfill", "9999999999999d"], "--backfill"),
+        (["--backfill", "999999d"], "--backfill: longer than the calendar"),
+        (["--start", "0001-01-01T00:00:00+05:00"], "the year is not between 2 and 9998"),
+        (["--count", "99999999999999999999"], "at most 1e12"),
+        (["--topic", ".."], "--topic"),
+        (["--console", "--ledger", "ledger.csv"], "not with --console"),
         (["--topic", "smart city"], "--topic"),
         (["--bootstrap-servers", "localhost"], "HOST:PORT"),
         (["--duration", "-1"], "--duration"),
@@ -435,6 +448,40 @@ def test_late_duplicate_and_out_of_order_are_the_same_bytes_at_another_time() ->
     assert backwards / len(found) == pytest.approx(0.05, abs=0.02)
 
 
+def test_out_of_order_is_said_of_what_comes_after_a_newer_one_only() -> None:
+    for faults in (["out_of_order=1"], ["out_of_order=0.5"], ["out_of_order=0.2", "late=0.3"]):
+        argv = [word for fault in faults for word in ("--fault", fault)]
+        newest: dict[str, str] = {}
+        labelled = 0
+        for m in messages(*argv):
+            if "late" in m.label:
+                continue
+            shown = json.loads(m.value)["timestamp"]
+            assert ("out_of_order" in m.label) == (shown < newest.get(m.sensor_id, ""))
+            newest[m.sensor_id] = max(shown, newest.get(m.sensor_id, ""))
+            labelled += "out_of_order" in m.label
+        assert labelled > 500
+
+
+def test_a_stuck_sensor_shows_no_other_fault_of_its_values() -> None:
+    argv = ("--fault", "stuck=0.05", "--fault", "spike=0.2", "--fault", "drift=0.01")
+    last: dict[str, tuple[Any, ...]] = {}
+    frozen = 0
+    for m in messages(*argv):
+        values = tuple(json.loads(m.value)[name] for name in generator.LIMITS)
+        if values == last.get(m.sensor_id):
+            assert m.label == "stuck"
+            frozen += 1
+        last[m.sensor_id] = values
+    assert frozen > 1000
+
+
+def test_the_readings_end_with_the_calendar() -> None:
+    found = times(readings("--start", "9998-12-31T23:59", "--interval", "10", "10"))
+    assert len(found) == 25
+    assert max(found) < datetime(9999, 1, 1, tzinfo=UTC)
+
+
 def test_the_list_of_sensors_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert generator.main(["--list-sensors", "--sensors", "7"]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
@@ -499,9 +546,8 @@ def test_what_is_on_its_way_is_bounded_when_kafka_is_away(
     producer, stop = producer_to_nowhere({"queue.buffering.max.messages": 100}), threading.Event()
     run = config("--backfill", "24h", "--count", "1000", "--ledger", str(tmp_path / "ledger"))
     ledger = generator.Ledger(run.ledger)
-    sender = generator.Sender(producer, "topic", ledger, stop)
-    messages = generator.paced(generator.all_messages(run), run, stop)
-    sending = threading.Thread(target=sender.send_all, args=(messages, generator.ProgressBar(run)))
+    sender = generator.Sender(producer, run, ledger, stop)
+    sending = threading.Thread(target=sender.send_all, args=(generator.announced(run, stop),))
     sending.start()
     wait_until(lambda: sender.sent >= 100, "the producer is full")
     time.sleep(0.3)
@@ -516,10 +562,171 @@ def test_what_is_on_its_way_is_bounded_when_kafka_is_away(
 
 def test_a_message_that_is_too_large_has_failed_and_the_next_is_sent() -> None:
     producer = producer_to_nowhere({"message.max.bytes": 1000})
-    sender = generator.Sender(producer, "topic", generator.Ledger(None), threading.Event())
+    sender = generator.Sender(producer, config(), generator.Ledger(None), threading.Event())
     message = messages(count=1)[0]
     sender.send(message._replace(value=bytes(2000)))
     sender.send(message)
     assert (sender.sent, sender.failed, len(producer)) == (2, 1, 1)
-    assert "Message size too large" in sender.last_error
+    assert sender.failures().startswith("not acknowledged: 1 of 2 messages (1 x ")
+    assert sender.failures().endswith("Message size too large)")
     producer.purge()
+
+
+class SlowProducer:
+    """Acknowledges one message a poll, and no more than so many of them."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.pending: list[Any] = []
+
+    def __len__(self) -> int:
+        return len(self.pending)
+
+    def produce(self, *_: object, on_delivery: Any) -> None:
+        self.pending.append(on_delivery)
+
+    def poll(self, _: float = 0) -> int:
+        time.sleep(0.01)
+        if self.pending and self.count:
+            self.count -= 1
+            self.pending.pop(0)(None, Stored())
+        return 1
+
+    def purge(self) -> None:
+        purged = KafkaError(KafkaError._PURGE_QUEUE)
+        while self.pending:
+            self.pending.pop()(purged, None)
+
+
+class Stored:
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return 7
+
+
+def sent_by(producer: Any, tmp_path: Path, *argv: str) -> tuple[generator.Sender, list[str]]:
+    """What a sender has made of a run, and the rows of its ledger."""
+    run, stop = config("--ledger", str(tmp_path / "ledger"), *argv), threading.Event()
+    with closing(generator.Ledger(run.ledger)) as ledger:
+        sender = generator.Sender(producer, run, ledger, stop)
+        sender.send_all(generator.announced(run, stop))
+    assert sender.sent == sender.acknowledged + sender.failed
+    return sender, (tmp_path / "ledger").read_text().splitlines()[1:]
+
+
+def test_a_slow_kafka_is_waited_for_as_long_as_it_acknowledges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generator, "FLUSH_S", 0.2)
+    sender, _ = sent_by(SlowProducer(100), tmp_path, "--backfill", "24h", "--count", "100")
+    assert (sender.acknowledged, sender.failed) == (100, 0)
+    sender, rows = sent_by(SlowProducer(60), tmp_path, "--backfill", "24h", "--count", "100")
+    assert sender.failures() == (
+        "not acknowledged: 40 of 100 messages (40 x Kafka does not answer)"
+    )
+    assert [row.split(",")[1:3] for row in rows] == [["0", "7"]] * 60 + [["", ""]] * 40
+
+
+def test_an_error_that_the_library_cannot_go_on_from_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generator, "FLUSH_S", 0.1)
+
+    class Fatal(SlowProducer):
+        def poll(self, wait_s: float = 0) -> int:
+            if len(self) > 20:
+                raise KafkaException(KafkaError(KafkaError._FATAL, "fenced"))
+            return super().poll(wait_s)
+
+    producer = Fatal(10**6)
+    producer.pending = [lambda *_: None] * 20  # of another's
+    sender, rows = sent_by(producer, tmp_path, "--backfill", "24h", "--count", "100")
+    assert sender.failures() == "not acknowledged: 1 of 1 messages (1 x fenced)"
+    assert len(rows) == 1
+
+
+def test_a_ledger_that_cannot_be_written_ends_the_run_and_the_accounts_close(
+    tmp_path: Path,
+) -> None:
+    run, stop = config("--backfill", "24h", "--ledger", str(tmp_path / "ledger")), threading.Event()
+    producer: Any = SlowProducer(10**6)
+    with (
+        closing(generator.Ledger(run.ledger)) as ledger,
+        suppress(OSError),  # of what closing tries once more
+        Path("/dev/full").open("w", 1) as full,
+    ):
+        ledger.rows = csv.writer(full)
+        sender = generator.Sender(producer, run, ledger, stop)
+        sender.send_all(generator.announced(run, stop))
+    assert ledger.trouble == "No space left on device"
+    assert 0 < sender.sent == sender.acknowledged < 100
+
+
+def test_a_run_ends_at_its_duration_though_kafka_takes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(generator, "FLUSH_S", 0.1)
+    producer = producer_to_nowhere({"queue.buffering.max.messages": 100})
+    sender, _ = sent_by(producer, tmp_path, "--backfill", "24h", "--duration", "0.5")
+    assert (sender.sent, sender.failed) == (100, 100)
+
+
+def test_progress_says_why_messages_have_failed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    producer = producer_to_nowhere({"message.max.bytes": 1000})
+    sender = generator.Sender(producer, config(), generator.Ledger(None), threading.Event())
+    message = messages(count=1)[0]._replace(value=bytes(2000))
+    for _ in range(2):
+        sender.send(message)
+        sender.last_progress = -math.inf
+        sender.report()
+    said = [r.message for r in caplog.records if r.levelno == logging.WARNING]
+    assert [text[:33] for text in said] == [
+        "not acknowledged: 1 of 1 messages",
+        "not acknowledged: 2 of 2 messages",
+    ]
+    sender.last_progress = -math.inf
+    sender.report()  # no more of them: said once
+    assert caplog.records[-1].message.startswith("progress ")
+
+
+def command(*argv: str, folder: Path = PROJECT, stdout: str = "") -> tuple[int, str]:
+    """The exit code and the standard error of a run in a shell."""
+    line = shlex.join([sys.executable, str(folder / "sensor_generator.py"), *argv])
+    ended = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line} {stdout}"],
+        capture_output=True, text=True, check=False, timeout=60,
+        env={k: v for k, v in os.environ.items() if k != "PYTHON_DOTENV_DISABLED"},
+    )  # fmt: skip
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize("argv", [["--list-sensors", "--sensors", "20000"], ["--console"]])
+def test_who_reads_stdout_may_leave_and_the_disk_be_full(argv: list[str]) -> None:
+    argv = [*argv, "--backfill", "1h"]
+    code, err = command(*argv, stdout="| head -n 1")
+    assert (code, "Traceback" in err) == (0, False)
+    code, err = command(*argv, stdout="> /dev/full")
+    assert code == 1
+    assert err.splitlines()[-1].endswith("ERROR sensor_generator: stdout: No space left on device")
+
+
+@pytest.mark.parametrize("script", ["sensor_generator.py", "kafka_to_elasticsearch.py"])
+def test_settings_that_are_not_utf_8_are_one_line_and_exit_2(script: str, tmp_path: Path) -> None:
+    shutil.copy(PROJECT / script, tmp_path / "sensor_generator.py")
+    (tmp_path / ".env").write_bytes("KAFKA_TOPIC=éé".encode("latin-1"))
+    code, err = command("--wait", "0", folder=tmp_path)
+    assert code == 2
+    assert err.strip().endswith(".env is not in UTF-8: save it so")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_ledger_is_not_emptied_before_kafka_answers(tmp_path: Path) -> None:
+    (ledger := tmp_path / "ledger.csv").write_text("an earlier run's\n")
+    argv = ("--wait", "0", "--bootstrap-servers", "a..b:9092", "--ledger", str(ledger))
+    code, err = command(*argv)  # nor is what can be no name a trace-back
+    assert code == 1
+    assert "Traceback" not in err
+    assert ledger.read_text() == "an earlier run's\n"
