@@ -169,24 +169,12 @@ class InvalidReadingError(ValueError):
     """A message that is not a reading; the text says why."""
 
 
-class GarbledError(Exception):
-    """An answer that is not one to the request."""
-
-
 class GaveUpError(Exception):
     """Told to stop while readings were still waiting for a server."""
 
 
 class SetupError(Exception):
     """What the user must change before the consumer can run, in one line."""
-
-
-class UnreachableError(Exception):
-    """A server that did not answer in time at the start, in one line."""
-
-
-class StoppedError(Exception):
-    """Told to stop before all servers answered."""
 
 
 # What a message must be.
@@ -366,7 +354,7 @@ def classify(item: Mapping[str, Any]) -> tuple[str, str]:
     >>> classify({"status": 429, "error": {"type": "es_rejected_execution_exception"}})
     ('again', '429 es_rejected_execution_exception: None')
     """
-    if (status := item["status"]) == 201:
+    if (status := int(item["status"])) == 201:
         return "indexed", ""
     error = item.get("error", {})
     reason = f"{status} {error.get('type')}: {error.get('reason')}"
@@ -403,7 +391,7 @@ class Settler:
             self.insist("Elasticsearch", entries, partial(self.index, batch, index))
         self.insist("dead-letter topic", batch.dead_letters, self.send_dead_letters)
         if self.config.dead_letter_index:
-            self.insist("dead-letter index", batch.dead_letters, self.index_dead_letters)
+            self.index_dead_letters(batch.dead_letters)
         batch.outcome["dead_lettered"] = len(batch.dead_letters)
         self.waits.pop(threading.get_ident(), None)
 
@@ -447,11 +435,9 @@ class Settler:
             half = len(entries) // 2
             first, why = self.index(batch, index, entries[:half])
             second, why_too = self.index(batch, index, entries[half:])
-            return first + second, why or why_too
+            return first + second, why if first else why_too
         except TransportError as exc:  # refused, timed out, cut: what it did is unknown, ids tell
             return entries, one_line(exc)
-        except GarbledError as exc:
-            return entries, str(exc)
         again, existing, why = [], [], ""
         for entry, (verdict, reason) in zip(entries, verdicts, strict=True):
             if verdict == "indexed":
@@ -470,8 +456,7 @@ class Settler:
         """Send one bulk request; return what became of each entry, see classify.
 
         Raises:
-            ApiError, TransportError: Elasticsearch refuses the whole, or does not answer.
-            GarbledError: its answer is not one to this request.
+            ApiError, TransportError: Elasticsearch refuses the whole, or does not answer this.
         """
         lines = [
             b'{"create":{"_id":"%b"}}\n%b\n' % (e.document_id.encode(), e.source) for e in entries
@@ -486,7 +471,7 @@ class Settler:
         except GARBLED:
             verdicts = []
         if len(verdicts) != len(entries):
-            raise GarbledError(f"it answered for {len(verdicts)} of {len(entries)}")
+            raise TransportError(f"it answered for {len(verdicts)} of {len(entries)}")
         if any(INDEX_GONE in why for _, why in verdicts):
             self.make_index(index)
         return verdicts
@@ -499,7 +484,7 @@ class Settler:
             level = logging.WARNING if index in self.indices else logging.INFO
             log.log(level, "index %s was not there: made with its mapping", index)
             self.indices.add(index)
-        except (SetupError, ApiError, TransportError) as exc:
+        except (SetupError, ApiError, TransportError, *GARBLED) as exc:
             log.error("index %s cannot be made: %s", index, one_line(exc))
 
     def compare(self, batch: Batch, index: str, entries: list[Entry]) -> list[Entry]:
@@ -529,19 +514,18 @@ class Settler:
         unacknowledged = dict(enumerate(letters))
         reasons: list[str] = []
 
-        def send(number: int, letter: DeadLetter) -> None:
-            def note(error: KafkaError | None, _: Message) -> None:
-                if error:
-                    reasons.append(error.str())
-                else:
-                    del unacknowledged[number]
-
-            self.send_dead_letter(letter, note)
+        def note(number: int, error: KafkaError | None, _: Message) -> None:
+            if error:
+                reasons.append(error.str())
+            else:
+                del unacknowledged[number]
 
         with self.sending:  # flush waits for what all threads have sent, and calls back here
+            if self.abandon.is_set():  # meanwhile
+                return letters, "told to stop"
             try:
                 for number, letter in enumerate(letters):
-                    send(number, letter)
+                    self.send_dead_letter(letter, partial(note, number))
             except (BufferError, KafkaException) as exc:  # the producer takes no more
                 reasons.append(one_line(exc))
             self.producer.flush(2 * DELIVERY_TIMEOUT_MS / 1000)  # it gives up each one before that
@@ -568,25 +552,16 @@ class Settler:
             on_delivery=on_delivery,
         )
 
-    def index_dead_letters(self, letters: list[DeadLetter]) -> Left[DeadLetter]:
-        """Index what Kibana shows of dead letters; return those to send again, and why.
+    def index_dead_letters(self, letters: list[DeadLetter]) -> None:
+        """Index what Kibana shows of dead letters.
 
         They are safe in their topic by now: what Elasticsearch refuses for good is only logged.
         """
+        shown, index = Batch(), str(self.config.dead_letter_index)
         entries = [letter.entry() for letter in letters]
-        try:
-            verdicts = self.bulk(str(self.config.dead_letter_index), entries)
-        except (ApiError, TransportError, GarbledError) as exc:
-            if isinstance(exc, ApiError) and exc.status_code in (400, 413):
-                verdicts = [("refused", one_line(exc))] * len(letters)
-            else:
-                return letters, one_line(exc)
-        refused = [why for verdict, why in verdicts if verdict == "refused"]
-        if refused:
-            log.warning("dead-letter index: %d refused (%s)", len(refused), refused[0])
-        reasons = [why for verdict, why in verdicts if verdict == "again"]
-        again = [x for x, (v, _) in zip(letters, verdicts, strict=True) if v == "again"]
-        return again, reasons[0] if reasons else ""
+        self.insist("dead-letter index", entries, partial(self.index, shown, index))
+        if refused := shown.dead_letters:
+            log.warning("dead-letter index: %d %s", len(refused), refused[0].reason)
 
     def back_off(self, attempt: int, why: str) -> None:
         """Wait longer at each attempt, up to a cap, at random so that workers do not march in step.
@@ -622,7 +597,12 @@ def dated_index(entry: Entry, index: str, index_by: str) -> str:
 
 def one_line(exc: Exception) -> str:
     """Return an exception's message in one line: no control character, not too long."""
-    text = exc.args[0].str() if isinstance(exc, KafkaException) else str(exc)
+    try:
+        text = exc.args[0].str() if isinstance(exc, KafkaException) else str(exc)
+        if isinstance(exc, TransportError):  # whose text keeps the cause to itself
+            text = str(exc.message)
+    except GARBLED:  # an error in a form that Elasticsearch's client cannot read
+        text = ""
     text = text or type(exc).__name__
     cut = f"{text[:297]}..." if len(text) > 300 else text
     return " ".join("".join(c if c.isprintable() else " " for c in cut).split())
@@ -691,7 +671,8 @@ class Kafka:
             return
         new = NewTopic(dead_letter_topic, config={"max.message.bytes": str(DEAD_LETTER_BYTES)})
         try:
-            self.admin.create_topics([new])[dead_letter_topic].result()
+            made = self.admin.create_topics([new], request_timeout=KAFKA_TIMEOUT_S)
+            made[dead_letter_topic].result()
         except KafkaException as exc:
             if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another one was faster
                 raise
@@ -771,7 +752,7 @@ class Pipeline:
         self.partitions: dict[int, Progress] = {}
         self.revoked: set[int] = set()
         self.is_committing = self.commit_refused = False
-        self.is_rewinding = self.is_paused = self.is_caught_up = False
+        self.is_paused = self.is_caught_up = False
         self.topic_id: str | None = None
         self.totals: Counter[str] = Counter()
         self.accounts: dict[str, int] = {}
@@ -782,6 +763,7 @@ class Pipeline:
         self.began = self.last_turn = self.last_progress = self.last_busy = time.monotonic()
         self.last_assigned = self.last_settled = self.last_answer = self.last_commit = self.began
         self.last_room, self.last_error = self.began, -math.inf
+        self.next_progress = self.began + PROGRESS_S
         self.close_accounts()
 
     def run(self, stop: threading.Event) -> None:
@@ -841,16 +823,17 @@ class Pipeline:
         """
         numbers = {partition.partition for partition in revoked}
         if not self.settler.abandon.is_set():  # else all that could be done is done
-            if numbers & self.batch.offsets.keys():
+            if numbers & self.batch.offsets.keys() and len(self.in_flight) < BULKS_IN_FLIGHT:
                 self.submit()
-            theirs = [f for batch, f in self.in_flight if numbers & batch.offsets.keys()]
-            wait(theirs, timeout=REVOKE_GRACE_S)
+            # All of it: what is settled out of turn cannot be committed.
+            wait([future for _, future in self.in_flight], timeout=REVOKE_GRACE_S)
             self.collect()
-            self.commit(at_once=True)  # Kafka has it before it hears that we let go
+        self.commit(at_once=True)  # Kafka has it before it hears that we let go
         self.note_lost(consumer, revoked)
 
-    def note_lost(self, _: Consumer, lost: list[TopicPartition]) -> None:
+    def note_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
         """Note which partitions are no longer ours, or soon not: called during poll."""
+        consumer.resume(lost)  # else the library would give them back as paused as they go
         self.revoked.update(partition.partition for partition in lost)
 
     def note_assignment(self) -> None:
@@ -951,7 +934,6 @@ class Pipeline:
                     "partition %d: %d messages from offset %d on were deleted by the topic's "
                     "retention before they were read", number, lost, expected,
                 )  # fmt: skip
-                progress.next = reached
         elif reached < expected:
             log.warning(
                 "partition %d: offsets go back from %d to %d: the topic was made anew; reading it "
@@ -969,19 +951,15 @@ class Pipeline:
         topic_id, numbers = self.kafka.describe()
         if self.topic_id not in (None, topic_id):
             log.error("topic %s was made anew: read from its beginning", self.config.topic)
-            self.is_rewinding = True
-        self.topic_id = topic_id
-        if not self.is_rewinding:
-            return
-        # Also what the group has committed, perhaps since: a rebalance would take us back there.
-        begin = [TopicPartition(self.config.topic, number, 0) for number in numbers]
-        self.consumer.commit(offsets=begin, asynchronous=False)
-        self.forget(set(self.partitions))
-        for partition in self.consumer.assignment():
-            self.partitions[partition.partition] = Progress()
-            partition.offset = OFFSET_BEGINNING
-            self.consumer.seek(partition)
-        self.is_rewinding = False
+            # Also what the group has committed, perhaps since: a rebalance would take us back.
+            begin = [TopicPartition(self.config.topic, number, 0) for number in numbers]
+            self.consumer.commit(offsets=begin, asynchronous=False)
+            self.forget(set(self.partitions))
+            for partition in self.consumer.assignment():
+                self.partitions[partition.partition] = Progress()
+                partition.offset = OFFSET_BEGINNING
+                self.consumer.seek(partition)
+        self.topic_id = topic_id  # only now: what failed is done again
 
     def submit(self) -> None:
         """Hand the batch to a worker and open the next."""
@@ -1046,14 +1024,20 @@ class Pipeline:
     @property
     def uncommitted(self) -> dict[int, Progress]:
         """The partitions that are ours and further settled than committed."""
-        return {n: done for n, done in self.partitions.items() if done.settled != done.committed}
+        return {
+            n: done
+            for n, done in self.partitions.items()
+            if done.settled not in (None, done.committed)
+        }
 
     def is_idle(self) -> bool:
         """Return whether nothing has come for --exit-when-idle seconds, the ends being reached.
 
         A broker that is slow to send the first messages has not reached them: that is no idleness.
         """
-        is_read = self.partitions and all(p.end is not None for p in self.partitions.values())
+        is_read = self.partitions and all(
+            p.end is not None and p.end >= (p.next or 0) for p in self.partitions.values()
+        )
         if self.unsettled or self.uncommitted or not is_read:
             self.last_busy = time.monotonic()
         return time.monotonic() - self.last_busy >= self.config.exit_when_idle_s
@@ -1074,7 +1058,7 @@ class Pipeline:
         """Keep the accounts; every few seconds, log them, the lag and what is wrong."""
         accounts, now = self.close_accounts(), time.monotonic()
         self.last_turn = now
-        if now - self.last_progress < PROGRESS_S:
+        if now < self.next_progress:
             return
         self.note_lag()
         rate_hz = (self.totals["consumed"] - self.totals["reported"]) / (now - self.last_progress)
@@ -1083,6 +1067,7 @@ class Pipeline:
         self.last_progress, self.totals["reported"] = now, self.totals["consumed"]
         if trouble := self.trouble():
             log.error("stuck: %s", trouble)
+        self.next_progress = time.monotonic() + PROGRESS_S  # however long Kafka took to answer
 
     def note_lag(self) -> None:
         """Ask where each partition ends; what is not settled before that is its lag."""
@@ -1093,13 +1078,12 @@ class Pipeline:
             log.warning("the lag is not known (%s)", one_line(exc))
             return
         self.last_answer = time.monotonic()
+        unsettled = set(self.batch.offsets).union(*(batch.offsets for batch, _ in self.in_flight))
         for number, progress in self.partitions.items():
-            if progress.end is not None and progress.end > (progress.next or 0):
+            if number not in unsettled and (end := progress.end or 0) > (progress.next or 0):
                 # Nothing to read in between: deleted, or the marks that transactions leave.
-                all_is_settled = progress.settled == progress.next and not self.unsettled
-                self.check_offsets(number, progress.end)
-                if all_is_settled:
-                    progress.next = progress.settled = progress.end
+                self.check_offsets(number, end)
+                progress.next = progress.settled = end
         self.lags = {
             number: ends[number] - (progress.settled or 0)
             for number, progress in self.partitions.items()
@@ -1205,8 +1189,12 @@ def serve_state(pipeline: Pipeline, port: int) -> None:
             self.end_headers()
             self.wfile.write(f"{trouble or 'ok'}\n".encode())
 
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """Who asked has left before the answer: no news."""
+
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        server = Server(("127.0.0.1", port), Handler)
     except OSError as exc:
         raise SetupError(f"--metrics-port {port}: {exc.strerror}: choose another") from exc
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
@@ -1221,8 +1209,7 @@ def patiently(
     """Return what connect returns, tried again until --wait seconds are over.
 
     Raises:
-        UnreachableError: the server did not answer in time.
-        StoppedError: told to stop before that.
+        SystemExit: told to stop before that (0), or the server did not answer in time (1).
     """
     deadline = time.monotonic() + config.wait_s
     while True:
@@ -1231,13 +1218,12 @@ def patiently(
         except (ApiError, TransportError, KafkaException) as exc:
             why, left_s = one_line(exc), deadline - time.monotonic()
             if left_s <= 0:
-                raise UnreachableError(
-                    f"{server} does not answer at {address} ({why}): is it started? "
-                    "(docker compose up -d --wait)"
-                ) from exc
+                log.error("%s does not answer at %s (%s): is it started? "
+                          "(docker compose up -d --wait)", server, address, why)  # fmt: skip
+                raise SystemExit(1) from exc
             log.warning("waiting for %s at %s (%s), %.0f s left", server, address, why, left_s)
         if stop.wait(min(2.0, left_s)):
-            raise StoppedError
+            raise SystemExit(0)
 
 
 def connect_to_elasticsearch(config: Config) -> Elasticsearch:
@@ -1342,13 +1328,14 @@ def check_mapping(
     Raises:
         SetupError: they are not the same.
     """
+    url = shown_url(config).partition(",")[0]
     for name, found in client.indices.get_mapping(index=index).items():
         fields = found["mappings"].get("properties", {})
         for key, definition in template["mappings"]["properties"].items():
             if (kind := fields.get(key, {}).get("type")) != definition["type"]:
                 raise SetupError(
                     f"index {name} has {key} as {kind}, not as {definition['type']}: it was made "
-                    f"with another mapping; delete it (curl -X DELETE {first_url(config)}/{name}) "
+                    f"with another mapping; delete it (curl -X DELETE {url}/{name}) "
                     "or choose another name (ELASTICSEARCH_INDEX)"
                 )
 
@@ -1412,11 +1399,6 @@ def shown_url(config: Config) -> str:
     return re.sub(r"//((?!,https?://).)*@", "//", config.elasticsearch_url)
 
 
-def first_url(config: Config) -> str:
-    """Return the first of Elasticsearch's URLs, as shown_url."""
-    return shown_url(config).partition(",")[0]
-
-
 def topic_name(text: str) -> str:
     """Return a topic's name if Kafka allows it (and that of its dead letters)."""
     if not re.fullmatch(r"(?!\.\.?$)[A-Za-z0-9._-]{1,200}", text):
@@ -1424,17 +1406,17 @@ def topic_name(text: str) -> str:
     return text
 
 
+def name(text: str) -> str:
+    """Return a name if there is one."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
 def servers(text: str) -> str:
     """Return a list of brokers if each is HOST:PORT."""
     if not re.fullmatch(r"([^:,\s]+:\d{1,5})(,[^:,\s]+:\d{1,5})*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT[,HOST:PORT...]")
-    return text
-
-
-def period(text: str) -> str:
-    """Return day or month."""
-    if text not in INDEX_DATES:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {' or '.join(INDEX_DATES)}")
     return text
 
 
@@ -1510,11 +1492,11 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
 
     add("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", servers)
     add("--topic", "KAFKA_TOPIC", "smart-city-sensors", topic_name)
-    add("--group-id", "KAFKA_GROUP_ID", "smart-city-indexer")
+    add("--group-id", "KAFKA_GROUP_ID", "smart-city-indexer", name)
     add("--elasticsearch-url", "ELASTICSEARCH_URL", "http://localhost:9200")
-    add("--index", "ELASTICSEARCH_INDEX", "sensors_data")
-    add("--dead-letter-index", "ELASTICSEARCH_DEAD_LETTER_INDEX", "sensors_dead_letters")
-    parser.add_argument("--index-by", type=period, metavar="{day,month}",
+    add("--index", "ELASTICSEARCH_INDEX", "sensors_data", name)
+    add("--dead-letter-index", "ELASTICSEARCH_DEAD_LETTER_INDEX", "sensors_dead_letters", name)
+    parser.add_argument("--index-by", metavar="{day,month}",
         default=environ.get("ELASTICSEARCH_INDEX_BY") or None,
         help="an index for each day or month (UTC) of the readings' times, INDEX-2026.11.25 or "
         "INDEX-2026.11; environment: ELASTICSEARCH_INDEX_BY (default: one index)")  # fmt: skip
@@ -1529,6 +1511,10 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     parser.add_argument("--metrics-port", type=port_number, metavar="PORT",
         help="serve /metrics and /health on this port of 127.0.0.1 (default: none)")  # fmt: skip
     options = vars(parser.parse_args(argv))
+    if (period := options["index_by"]) not in (None, *INDEX_DATES):
+        parser.error(f"argument --index-by: {period!r} is not {' or '.join(INDEX_DATES)}")
+    if options["dead_letter_index"] == options["index"]:
+        parser.error("--dead-letter-index is --index: dead letters have an index of their own")
     if options["dead_letter_index"] == "none" or options["dynamic_mapping"]:
         options["dead_letter_index"] = None
     try:
@@ -1588,24 +1574,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         patiently(*where, lambda: ensure_indices(client, config), config, stop)
         where = ("Kafka", config.bootstrap_servers)
         kafka = patiently(*where, lambda: connect_to_kafka(config), config, stop)
-    except StoppedError:
-        return 0
-    except (SetupError, UnreachableError) as exc:
+        pipeline = Pipeline(config, kafka, Settler(config, client, kafka.producer))
+        if config.metrics_port:
+            serve_state(pipeline, config.metrics_port)
+    except SetupError as exc:
         log.error("%s", exc)
-        return 2 if isinstance(exc, SetupError) else 1
+        return 2
     log.info("indexing topic=%s group=%s into index=%s at %s",
              config.topic, config.group_id, config.index, shown_url(config))  # fmt: skip
     # Messages and readings lie in no cycles: to look for those less often saves 0.3 µs of the 4.5
     # that a document costs (benches/tuning.py).
     gc.freeze()
     gc.set_threshold(50_000)
-    pipeline = Pipeline(config, kafka, Settler(config, client, kafka.producer))
     failed = False
     try:
-        if config.metrics_port:
-            serve_state(pipeline, config.metrics_port)
         pipeline.run(stop)
-    except (SetupError, KafkaException) as exc:
+    except KafkaException as exc:
         log.error("%s", one_line(exc))
         failed = True
     finally:

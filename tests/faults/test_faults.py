@@ -214,6 +214,27 @@ def test_a_fault_under_load(scene: Scene, name: str) -> None:
     wait_until(lambda: re.search(FAULTS[name].said, scene.logs()), FAULTS[name].said)
 
 
+@pytest.mark.slow
+def test_elasticsearch_and_kafka_away_at_once(scene: Scene) -> None:
+    """The partitions are paused, then lost; when all is well again they must be read again."""
+    scene.changes = "indexer.BULK_READINGS = 100"
+    scene.backlog(20_000)
+    scene.bulks.fault = refuse(503)
+    scene.start_consumer()
+    wait_until(lambda: "messages wait" in scene.logs(), "Elasticsearch refuses")
+    time.sleep(3)  # they are paused after one second
+    scene.kafka.open = False
+    scene.kafka.reset()
+    wait_until(lambda: "assigned partitions=none" in scene.logs(), "the session is over")
+    scene.bulks.fault = None
+    time.sleep(12)  # longer than any back-off: what is in flight is settled, and all resumed
+    scene.kafka.open = True
+    verdict = scene.drain()
+    assert verdict.holds, verdict
+    assert verdict.indexed == 20_000
+    scene.assert_nothing_is_hidden()
+
+
 # The consumer's end, at the worst moments.
 
 

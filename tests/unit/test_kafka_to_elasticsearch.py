@@ -2,6 +2,9 @@
 
 import json
 import math
+import socket
+import struct
+import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -12,11 +15,12 @@ import msgspec
 import pytest
 from confluent_kafka import KafkaError, Message, TopicPartition
 from confluent_kafka.admin import OffsetSpec
-from elasticsearch import TransportError
+from elasticsearch import ApiError, Elasticsearch, TransportError
 from hypothesis import given
 from hypothesis import strategies as st
 
 import kafka_to_elasticsearch as indexer
+from stack.servers import free_port
 
 GOOD: dict[str, Any] = {
     "sensor_id": "sensor_001",
@@ -345,6 +349,85 @@ def test_what_is_in_flight_is_settled_and_committed_before_a_partition_goes(
     assert pipeline.unsettled == 0
 
 
+def test_what_is_ahead_in_the_queue_is_waited_for_before_a_partition_goes(
+    pipeline: indexer.Pipeline, consumer: FakeKafka
+) -> None:
+    """Else the offsets of that partition could not be committed, and it would be read again."""
+    pipeline.settler.abandon.is_set.return_value = False  # type: ignore[attr-defined]
+    take(pipeline, 6, partition=OTHER)
+    ahead = submit(pipeline)
+    take(pipeline, 4)
+    submit(pipeline).set_result(None)
+    threading.Timer(0.2, ahead.set_result, [None]).start()
+    pipeline.hand_over(Mock(), [TopicPartition("t", PARTITION)])
+    assert consumer.commits == [{PARTITION: 5, OTHER: 7}]
+
+
+def test_a_partition_that_goes_is_not_paused_when_it_comes_back(
+    pipeline: indexer.Pipeline,
+) -> None:
+    """The library keeps a pause; we would resume only what is ours at that time."""
+    lost = [TopicPartition("t", PARTITION)]
+    for let_go in (pipeline.hand_over, pipeline.note_lost):
+        library = Mock()
+        let_go(library, lost)
+        library.resume.assert_called_once_with(lost)
+
+
+def test_no_more_than_so_many_batches_are_in_flight_however_often_partitions_go(
+    pipeline: indexer.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer, "REVOKE_GRACE_S", 0)
+    pipeline.settler.abandon.is_set.return_value = False  # type: ignore[attr-defined]
+    for offset in range(10):
+        take(pipeline, offset)
+        pipeline.hand_over(Mock(), [TopicPartition("t", PARTITION)])
+        assert len(pipeline.in_flight) <= indexer.BULKS_IN_FLIGHT
+
+
+def test_what_is_settled_is_committed_when_a_partition_goes_at_the_very_end(
+    pipeline: indexer.Pipeline, consumer: FakeKafka
+) -> None:
+    pipeline.settler.abandon.is_set.return_value = True  # type: ignore[attr-defined]
+    take(pipeline, 4)
+    submit(pipeline).set_result(None)
+    pipeline.collect()
+    pipeline.hand_over(Mock(), [TopicPartition("t", PARTITION)])
+    assert consumer.commits == [{PARTITION: 5}]
+
+
+def test_where_the_start_is_unknown_nothing_is_committed(
+    pipeline: indexer.Pipeline, consumer: FakeKafka
+) -> None:
+    pipeline.partitions[PARTITION] = indexer.Progress()
+    earlier = TopicPartition("t", PARTITION, 100)  # the answer to a commit of before
+    pipeline.note_commit(None, [earlier])
+    pipeline.commit()
+    assert consumer.commits == []
+    assert not pipeline.uncommitted
+
+
+def test_a_gap_at_the_end_of_one_partition_is_no_lag_though_the_other_is_at_work(
+    pipeline: indexer.Pipeline, consumer: FakeKafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    take(pipeline, 0)
+    settle(pipeline, submit(pipeline))
+    take(pipeline, 0, partition=OTHER)
+    under_way = submit(pipeline)
+    consumer.first = consumer.end = 50  # the topic's retention has deleted all
+    end = KafkaError(KafkaError._PARTITION_EOF)
+    pipeline.note_event(message(50), end)
+    pipeline.note_event(message(50, partition=OTHER), end)
+    pipeline.note_lag()
+    assert "partition 0: 49 messages from offset 1 on were deleted" in caplog.text
+    assert pipeline.lags == {PARTITION: 0, OTHER: 50}
+    settle(pipeline, under_way)
+    pipeline.note_lag()
+    assert "partition 1: 49 messages from offset 1 on were deleted" in caplog.text
+    assert pipeline.lags == {PARTITION: 0, OTHER: 0}
+    assert caplog.text.count("were deleted") == 2
+
+
 def test_what_takes_too_long_is_left_to_the_next_owner(
     pipeline: indexer.Pipeline, consumer: FakeKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -506,6 +589,14 @@ def test_it_is_idle_only_when_every_partition_was_read_to_its_end(
     assert not pipeline.is_idle()
     clock[0] += 5
     assert pipeline.is_idle()
+    take(pipeline, 0)  # more has come, and perhaps not all of it is read
+    settle(pipeline, submit(pipeline))
+    assert not pipeline.is_idle()
+    clock[0] += 5
+    assert not pipeline.is_idle()
+    pipeline.note_event(message(1), end)
+    clock[0] += 5
+    assert pipeline.is_idle()
 
 
 def test_no_partition_and_no_turn_of_the_loop_are_trouble(
@@ -532,6 +623,70 @@ def test_back_off_grows_up_to_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     for attempt, delay in enumerate(waits, 1):
         ceiling = min(10.0, 0.2 * 2**attempt)
         assert ceiling / 2 <= delay <= ceiling
+
+
+@pytest.mark.parametrize("answer", [[], {"i": []}, {"i": {}}, {"i": {"mappings": []}}, "<html>"])
+def test_an_index_that_cannot_be_made_for_an_odd_answer_is_tried_again(
+    answer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = Mock()
+    client.indices.get_mapping.return_value = answer
+    settler = indexer.Settler(indexer.load_config([], {}), client, Mock())
+    settler.make_index("sensors_data-2026.06.01")
+    assert "index sensors_data-2026.06.01 cannot be made" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{}, {"items": [{"create": {"status": None}}]}, {"items": [{"index": {"status": 201}}]}, "<>"],
+)
+def test_an_odd_answer_to_a_bulk_is_none(answer: Any) -> None:
+    settler = indexer.Settler(indexer.load_config([], {}), Mock(), Mock())
+    settler.client.bulk.return_value = answer  # type: ignore[attr-defined]
+    entry = indexer.Entry(message(0), "id", b"{}")
+    batch = indexer.Batch()
+    assert settler.index(batch, "sensors_data", [entry]) == ([entry], "it answered for 0 of 1")
+    assert (batch.outcome, batch.dead_letters) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ({"error": {"root_cause": ["x"]}}, "ApiError"),
+        ({"error": "no"}, "ApiError(503, 'no', 'no')"),
+    ],
+)
+def test_an_error_is_one_line_whatever_its_form(body: Any, shown: str) -> None:
+    meta: Any = Mock(status=503)
+    assert indexer.one_line(ApiError("no", meta=meta, body=body)) == shown
+
+
+def test_why_there_is_no_connection_is_said() -> None:
+    with pytest.raises(TransportError) as raised:
+        Elasticsearch("http://127.0.0.1:1", max_retries=0).info()
+    assert "Connection refused" in indexer.one_line(raised.value)
+
+
+def test_dead_letters_are_not_sent_when_told_to_stop_meanwhile() -> None:
+    settler = indexer.Settler(indexer.load_config([], {}), Mock(), producer := Mock())
+    settler.abandon.set()
+    letters = [indexer.DeadLetter(message(0), "invalid: x")]
+    assert settler.send_dead_letters(letters) == (letters, "told to stop")
+    producer.produce.assert_not_called()
+
+
+def test_who_asks_for_metrics_may_leave(
+    pipeline: indexer.Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    indexer.serve_state(pipeline, port := free_port())
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", port)) as asked:
+            asked.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            asked.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+    time.sleep(0.3)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(indexer.SetupError, match=f"--metrics-port {port}: .*choose another"):
+        indexer.serve_state(pipeline, port)
 
 
 def test_flag_wins_over_environment_over_default() -> None:
@@ -561,6 +716,10 @@ def test_the_period_of_an_index_from_the_environment(capsys: pytest.CaptureFixtu
         ["--topic", "a/b"],
         ["--metrics-port", "0"],
         ["--index-by", "year"],
+        ["--index", ""],
+        ["--group-id", ""],
+        ["--dead-letter-index", "sensors_data"],
+        ["--topic", "."],
         ["--bootstrap-servers", "localhost"],
         ["--unknown"],
     ],
@@ -576,7 +735,6 @@ def test_a_password_in_the_url_is_not_shown() -> None:
     urls = "https://me:secret@host:9200,https://me:secret@other:9200"
     config = indexer.load_config(["--elasticsearch-url", urls], {})
     assert indexer.shown_url(config) == "https://host:9200,https://other:9200"
-    assert indexer.first_url(config) == "https://host:9200"
     assert "secret" not in repr(config)
 
 
