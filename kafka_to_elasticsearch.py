@@ -42,6 +42,10 @@ Exit codes: 0 done or stopped cleanly, 1 a server unreachable or a reading unacc
 2 wrong usage or configuration.
 """
 
+# To read it, begin at Pipeline.run, the loop. A message goes through poll, take (parse_reading,
+# Batch.add), submit (Settler.settle: the bulk, the dead letters), collect and commit. What stands
+# before Pipeline is what it works with; what follows is metrics, connecting, and the command line.
+
 import argparse
 import gc
 import json

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ class Scene:
     consumers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     generators: list[subprocess.Popen[bytes]] = field(default_factory=list)
     started: int = 0
+    restarting: threading.Lock = field(default_factory=threading.Lock)  # a server
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
