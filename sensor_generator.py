@@ -665,10 +665,10 @@ def paced(messages: Iterator[Message], config: Config, stop: threading.Event) ->
     rate is kept. Ends when told to stop or after --duration.
     """
     began = time.monotonic()
-    start_s = config.start.timestamp()
+    start_ms = round(config.start.timestamp() * 1000)
     end = began + config.duration_s
     for message in messages:
-        due = began + (message.due_ms / 1000 - start_s) / config.speed
+        due = began + (message.due_ms - start_ms) / 1000 / config.speed
         late_s = time.monotonic() - due
         if late_s < -0.001:  # the clock of a wait is no finer
             stop.wait(min(-late_s, end - time.monotonic(), threading.TIMEOUT_MAX))

@@ -160,7 +160,10 @@ class Search:
     def rows(self, panel: Panel) -> list[Row]:
         """Return a Lens panel's data: for each combination of buckets, each column's value."""
         buckets = panel.columns(is_bucketed=True)
-        answer = self.ask(panel, size=0, aggs=self.aggregations(panel, buckets))
+        aggs = self.aggregations(panel, buckets)
+        answer = self.ask(panel, size=0, aggs=aggs)
+        if aggs and "aggregations" not in answer:  # there is no such index yet
+            return []
         whole = answer.get("aggregations", {}) | {"doc_count": answer["hits"]["total"]["value"]}
         return list(unfold(panel, whole, buckets, {}))
 
@@ -192,8 +195,9 @@ class Search:
             return {"date_histogram": {"field": field, "fixed_interval": f"{self.step_s}s"}}
         if column["operationType"] == "range" and params["type"] == "histogram":
             aggs = {"low": {"min": {"field": field}}, "high": {"max": {"field": field}}}
-            found = self.ask(panel, size=0, aggs=aggs)["aggregations"]
-            span = (found["high"]["value"] or 0) - (found["low"]["value"] or 0)
+            found = self.ask(panel, size=0, aggs=aggs).get("aggregations", {})
+            low, high = (found.get(edge, {}).get("value") or 0 for edge in ("low", "high"))
+            span = high - low
             return {"histogram": {"field": field, "interval": nice_step(span, params["maxBars"])}}
         raise KibanaError(f"panel {panel.title!r}: {column['operationType']} is not drawn here")
 
@@ -531,6 +535,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options_of.add_argument("--hours", type=float, default=24.0, help="period (default: 24)")
     options_of.add_argument("--output", type=Path, default=PROJECT / "apercu", metavar="FOLDER")
     options = options_of.parse_args(argv)
+    if not 0 < options.hours <= 1e6:
+        options_of.error("--hours: not between 0 and 1000000")
     load_dotenv(PROJECT / ".env")
     try:
         client = elasticsearch_client("VERIFIER")

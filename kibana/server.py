@@ -8,6 +8,7 @@ Environment (or .env beside README.md; a flag wins over both):
 """
 
 import argparse
+import base64
 import json
 import os
 import re
@@ -203,13 +204,21 @@ def kibana_from(options: argparse.Namespace) -> Kibana:
 
 
 def kibana_at(url: str, space: str = "") -> Kibana:
-    """Return the Kibana of a URL and of the environment's credentials."""
+    """Return the Kibana of a URL and of the environment's credentials.
+
+    Raises:
+        SystemExit: the key cannot be one.
+    """
     headers = {"kbn-xsrf": "smart-city"}  # it refuses what writes and has no such header
     user, password = os.environ.get("KIBANA_USER"), os.environ.get("KIBANA_PASSWORD")
     if key := os.environ.get("KIBANA_API_KEY"):
+        if not re.fullmatch(r"[!-~]+", key):  # else the error of sending it would show it
+            sys.stderr.write("KIBANA_API_KEY: a key has no space, and only ASCII characters\n")
+            raise SystemExit(2)
         headers["authorization"] = f"ApiKey {key}"
     elif user and password:
-        headers |= urllib3.make_headers(basic_auth=f"{user}:{password}")
+        login = base64.b64encode(f"{user}:{password}".encode()).decode()
+        headers["authorization"] = f"Basic {login}"
     pool = urllib3.PoolManager(ca_certs=os.environ.get("KIBANA_CA_FILE") or None)
     return Kibana(url, space, headers, pool)
 
@@ -217,7 +226,8 @@ def kibana_at(url: str, space: str = "") -> Kibana:
 def kibana_url(text: str) -> str:
     """Return an http or https URL, without the slash at its end."""
     if not re.fullmatch(r"https?://[^/@\s]+(/\S*)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like http://localhost:5601")
+        shown = re.sub(r"//.*@", "//", text)  # without a password in it
+        raise argparse.ArgumentTypeError(f"{shown!r} is not like http://localhost:5601")
     return text.rstrip("/")
 
 

@@ -29,6 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Stack:
         default_cache = "/var/cache/smart-city" if root else "~/.cache/smart-city"
         self.state = Path(environ.get("STACK_STATE") or PROJECT / ".stack").absolute()
         self.cache = Path(environ.get("STACK_CACHE") or default_cache).expanduser().absolute()
-        self._is_new = not self.state.exists()
+        self._is_new = not (self.state / "logs").exists()  # nothing was ever started
         self.services = load_services(files, environ)
         self.site = Site(self.services, self.state, self.cache, environ)
         self.servers = {
@@ -77,9 +78,10 @@ class Stack:
         Raises:
             StackError: a port is taken, a server ended early or did not answer in time.
         """
-        if self._is_new:  # data of a clone that was here and is deleted: only root's lies elsewhere
-            shutil.rmtree(unprivileged_folder(self.state), ignore_errors=True)
-            self._is_new = False
+        elsewhere = unprivileged_folder(self.state)
+        if self._is_new and elsewhere != self.state:  # data of a clone that was here, now deleted
+            shutil.rmtree(elsewhere, ignore_errors=True)
+        self._is_new = False
         here = [name for name in self.default if name in self.servers]
         waiting = {name: self.servers[name] for name in self.with_needs(names or here)}
         started_at: dict[str, float] = {}
@@ -156,14 +158,22 @@ class Stack:
                 extra_groups=[] if server.user else None,
             )
         self._children.append(process)
-        self._pid_file(server.name).write_text(f"{process.pid}\n{server.marker}")
+        try:
+            self._pid_file(server.name).write_text(f"{process.pid}\n{server.marker}")
+        except BaseException:  # then nobody could stop it
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
 
     def down(self, names: Sequence[str] = (), wipe: bool = False) -> None:
         """Stop the servers, last started first, and leave no process; with wipe, delete the data.
 
         Raises:
-            StackError: a process survives.
+            StackError: a process survives, or the data cannot be deleted.
         """
+        if wipe and names:
+            raise StackError("down -v deletes the data of all services: name none")
+        if wipe and self.state in (Path.home(), PROJECT, *PROJECT.parents):
+            raise StackError(f"{self.state} is not the servers' alone: delete their data by hand")
         files = sorted(self.state.glob("*.pid"), key=lambda file: file.stat().st_mtime)
         for name in reversed([file.stem for file in files if not names or file.stem in names]):
             if self.stop(name):
@@ -171,6 +181,8 @@ class Stack:
         if wipe:
             for folder in {self.state, unprivileged_folder(self.state)}:
                 shutil.rmtree(folder, ignore_errors=True)
+                if folder.exists():
+                    raise StackError(f"{folder} cannot be deleted")
             say("data deleted")
 
     def stop(self, name: str, signum: signal.Signals = signal.SIGTERM) -> bool:
@@ -178,9 +190,11 @@ class Stack:
         pid = self.pid(name)
         if not pid:
             return False
-        os.killpg(pid, signum)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(pid, signum)
         if not wait_until(lambda: not self._group_exists(pid), STOP_TIMEOUT_S):
-            os.killpg(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
             if not wait_until(lambda: not self._group_exists(pid), STOP_TIMEOUT_S):
                 raise StackError(f"{name} (process {pid}) survives SIGKILL")
         self._pid_file(name).unlink(missing_ok=True)
@@ -213,10 +227,11 @@ class Stack:
     def pid(self, name: str) -> int | None:
         """Return the process id of a server that runs, None otherwise."""
         try:
-            pid, marker = self._pid_file(name).read_text().splitlines()
+            number, marker = self._pid_file(name).read_text().splitlines()
+            pid = int(number)
         except (OSError, ValueError):
             return None
-        return int(pid) if marker in command_line(int(pid)) else None  # else a reused number
+        return pid if marker in command_line(pid) else None  # else a reused number
 
     def log(self, server: Server) -> Path:
         """Return the file with what a server printed."""
@@ -318,8 +333,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # readiness is asked before it is there
     is_disabled = "PYTHON_DOTENV_DISABLED" in os.environ
-    environ = {**({} if is_disabled else dotenv_values(PROJECT / ".env")), **os.environ}
     try:
+        environ = {**({} if is_disabled else dotenv_values(PROJECT / ".env")), **os.environ}
         profiles = arguments.profiles or (environ.get("COMPOSE_PROFILES") or "").split(",")
         known = {name: value for name, value in environ.items() if value is not None}
         stack = Stack(arguments.files or compose_files(known), known, profiles)
@@ -344,7 +359,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.execvp(command[0], command)
         else:
             return 0 if stack.check() or arguments.command == "ps" else 1
-    except StackError as exc:
+    except UnicodeDecodeError:
+        sys.stderr.write("stack: .env is not in UTF-8: save it so\n")
+        return 1
+    except (StackError, OSError) as exc:
         sys.stderr.write(f"stack: {exc}\n")
         return 1
     except KeyboardInterrupt:

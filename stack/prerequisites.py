@@ -21,7 +21,7 @@ from pathlib import Path
 def has_java() -> bool:
     """Return whether Java 17 or newer can be started."""
     home = os.environ.get("JAVA_HOME")
-    java = f"{home}/bin/java" if home else shutil.which("java")
+    java = shutil.which(f"{home}/bin/java" if home else "java")
     if not java:
         return False
     shown = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr

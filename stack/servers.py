@@ -21,6 +21,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,7 +82,9 @@ class Site:
         if port in self.services[service].ports:
             return self.services[service].ports[port]
         file = self.state / "ports.json"
-        chosen: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+        chosen: dict[str, int] = {}
+        with suppress(FileNotFoundError, ValueError):  # the first time; cut by a full disk
+            chosen = json.loads(file.read_text())
         key = f"{service}:{port}"
         if key not in chosen:
             chosen[key] = free_port()

@@ -6,11 +6,14 @@ Environment: as the scripts; the names of users and passwords have the role befo
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from dotenv import load_dotenv
 from elasticsearch import Elasticsearch
 from kafka.errors import KafkaError
 from kafka.net.transport import KafkaSSLTransport
@@ -29,6 +32,18 @@ REMEDIES = {
     "CERTIFICATE_VERIFY_FAILED": "KAFKA_CA_FILE must name who signed its certificate",
     "AuthorizationFailed": "{role}_KAFKA_USER has not the right to do this",
 }
+
+
+def load_env() -> None:
+    """Read .env; the real environment wins. Exit with code 2 when it cannot be read."""
+    try:
+        load_dotenv(Path(__file__).resolve().parent.parent / ".env")
+    except UnicodeDecodeError:
+        sys.stderr.write(".env is not in UTF-8: save it so\n")
+        raise SystemExit(2) from None
+    except OSError as exc:
+        sys.stderr.write(f".env: {exc.strerror}\n")
+        raise SystemExit(2) from None
 
 
 class RefusedError(Exception):

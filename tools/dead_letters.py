@@ -40,7 +40,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dotenv import load_dotenv
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
 from kafka.structs import OffsetAndMetadata, TopicPartition
@@ -49,13 +48,14 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from kafka_to_elasticsearch import (  # noqa: E402  # works from any folder
+    DEAD_LETTER_BYTES,
     InvalidReadingError,
     one_line,
     parse_reading,
     servers,
     topic_name,
 )
-from tools.connection import RefusedError, explained, kafka_options  # noqa: E402
+from tools.connection import RefusedError, explained, kafka_options, load_env  # noqa: E402
 
 BATCH = 500  # letters in one transaction
 TIMEOUT_MS = 30_000  # for an answer of Kafka, and until it gives up a killed replay's transaction
@@ -315,7 +315,7 @@ def replay(letters: DeadLetters, brokers: list[str], security: dict[str, str]) -
         transactional_id=letters.group,
         transaction_timeout_ms=TIMEOUT_MS,
         compression_type="lz4",
-        max_request_size=64 * 1024 * 1024,  # whatever could be read can be written
+        max_request_size=DEAD_LETTER_BYTES + 1_000_000,  # with what Kafka adds
         max_block_ms=TIMEOUT_MS,
         bootstrap_timeout_ms=10_000,
         **security,
@@ -353,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     listing.add_argument("--last", type=positive, default=20, metavar="N", help="rows (20)")
     commands.add_parser("replay", help="send the pending letters through the pipeline again")
     arguments = parser.parse_args(argv)
-    load_dotenv(PROJECT / ".env")
+    load_env()
     try:
         security = kafka_options("REPLAYER")
         address = servers(os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092")

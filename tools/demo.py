@@ -16,7 +16,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dotenv import load_dotenv
 from elasticsearch import ApiError, Elasticsearch, TransportError
 from kafka.errors import KafkaError
 
@@ -29,6 +28,7 @@ from tools.connection import (  # noqa: E402  # works from any folder
     elasticsearch_client,
     explained,
     kafka_options,
+    load_env,
 )
 from tools.verify import Verdict, print_verdict, verify  # noqa: E402  # works from any folder
 
@@ -55,10 +55,16 @@ def script(name: str, *arguments: str) -> list[str]:
     return [sys.executable, str(PROJECT / name), *arguments]
 
 
+def with_dated(index: str) -> str:
+    """Return an index and those of the days or months beside it (ELASTICSEARCH_INDEX_BY)."""
+    return f"{index},{index}-*.*"
+
+
 def last_reading(client: Elasticsearch, index: str) -> datetime | None:
     """Return the time of the newest reading in the index, None when there is none."""
     if not client.indices.exists(index=index):
         return None
+    index = with_dated(index)
     client.indices.refresh(index=index)
     newest = client.search(index=index, size=0, aggs={"newest": {"max": {"field": "timestamp"}}})
     value = newest["aggregations"]["newest"]["value"]
@@ -91,7 +97,13 @@ def run_pipeline(client: Elasticsearch, index: str) -> bool:
     )  # fmt: skip
     consumer = script("kafka_to_elasticsearch.py", "--exit-when-idle", "4")
     running = [subprocess.Popen(command) for command in (live, backfill, consumer)]
-    return not any([process.wait(timeout=300) for process in running])
+    try:
+        return not any([process.wait(timeout=300) for process in running])
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        for process in running:
+            process.terminate()  # as good as nothing to one that has ended
 
 
 def print_tables(client: Elasticsearch, index: str) -> None:
@@ -100,7 +112,7 @@ def print_tables(client: Elasticsearch, index: str) -> None:
     ranges = [{name: edge for name, edge in one.items() if edge is not None} for one in bins]
     newest = {"size": 1, "sort": [{"timestamp": "desc"}], "_source": ["humidity", "timestamp"]}
     answer = client.search(
-        index=index,
+        index=with_dated(index),
         size=0,
         track_total_hits=True,
         aggs={
@@ -162,7 +174,7 @@ def print_next_steps() -> None:
 
 def main() -> int:
     """Run the demonstration; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")
+    load_env()
     environ: Any = os.environ
     servers = environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092"
     topic = environ.get("KAFKA_TOPIC") or "smart-city-sensors"

@@ -36,7 +36,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dotenv import load_dotenv
 from elasticsearch import ApiError, BadRequestError, Elasticsearch, TransportError
 from elasticsearch.helpers import BulkIndexError, scan, streaming_bulk
 
@@ -45,7 +44,7 @@ sys.path.insert(0, str(PROJECT))
 
 from kafka_to_elasticsearch import one_line  # noqa: E402  # works from any folder
 from sensor_generator import parse_duration  # noqa: E402
-from tools.connection import elasticsearch_client  # noqa: E402
+from tools.connection import elasticsearch_client, load_env  # noqa: E402
 
 LIFECYCLE_FILE = PROJECT / "mappings/lifecycle.json"
 MAPPING_FILE = PROJECT / "mappings/sensors_data.json"
@@ -201,7 +200,7 @@ def index_name(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the two commands; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")
+    load_env()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -225,6 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 install_lifecycle(client, arguments.index)
     except (RetentionError, ApiError, TransportError, BulkIndexError, ValueError) as exc:
         why = one_line(exc)
+    except OverflowError:
+        parser.error("--older-than: longer than the calendar")
     except KeyboardInterrupt:
         why = "interrupted: what is printed is done, run it again for the rest"
     else:

@@ -324,7 +324,9 @@ def complete_env() -> None:
     added = {name: value for name, value in wanted.items() if there.get(name) != value}
     lines = [line for line in text.splitlines() if line.partition("=")[0] not in added]
     lines += [f"{name}={value}" for name, value in added.items()]
-    write(ENV_FILE, "\n".join([*lines, ""]), 0o600)
+    # Beside it first: a full disk must not take the secrets that are there.
+    write(new := ENV_FILE.resolve().with_name(".env.new"), "\n".join([*lines, ""]), 0o600)
+    new.replace(ENV_FILE.resolve())
 
 
 def read_env() -> dict[str, str]:
@@ -341,7 +343,8 @@ def make_files() -> None:
     if not is_there:
         make_certificates()
     complete_env()
-    write_realm(FOLDER / "elasticsearch", {**read_env(), **os.environ})
+    given = {name: value for name, value in os.environ.items() if value}
+    write_realm(FOLDER / "elasticsearch", {**read_env(), **given})
     say(f".secure   certificates {'there already' if is_there else 'made'}")
     say(".env      passwords and addresses set")
 

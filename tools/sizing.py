@@ -24,10 +24,9 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 
-from dotenv import load_dotenv
 from elasticsearch import ApiError, Elasticsearch, TransportError
 from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.errors import KafkaError
@@ -36,7 +35,7 @@ from kafka.structs import TopicPartition
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from tools.connection import elasticsearch_client, kafka_options  # noqa: E402
+from tools.connection import elasticsearch_client, kafka_options, load_env  # noqa: E402
 
 DAY_S = 86_400
 SHARD_BYTES = 50e9
@@ -183,8 +182,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Load:
     option("--kafka-copies", int, load.kafka_copies, "of each partition")
     option("--disk-gb", float, load.disk_bytes / 1e9, "of one Elasticsearch node")
     given = parser.parse_args(argv)
-    if min(vars(given).values()) <= 0:
-        parser.error("every number must be above 0")
+    if not all(0 < number < inf for number in vars(given).values()):
+        parser.error("every number must be above 0, and end")
     return Load(
         given.sensors, given.every, given.days, given.kafka_days, given.copies,
         given.kafka_copies, given.disk_gb * 1e9,
@@ -217,7 +216,7 @@ def say_needs(load: Load, found: Needs) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, compute and print; return the exit code (see the module docstring)."""
     load = parse_arguments(argv)
-    load_dotenv(PROJECT / ".env")
+    load_env()
     servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092"
     topic = os.environ.get("KAFKA_TOPIC") or "smart-city-sensors"
     index = os.environ.get("ELASTICSEARCH_INDEX") or "sensors_data"

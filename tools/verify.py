@@ -22,6 +22,7 @@ import csv
 import json
 import os
 import sys
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -30,11 +31,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dotenv import load_dotenv
 from elasticsearch import ApiError, Elasticsearch, TransportError
-from elasticsearch.helpers import scan
+from elasticsearch.helpers import ScanError, scan
 from kafka import KafkaConsumer
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.structs import TopicPartition
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -45,8 +45,10 @@ from tools.connection import (  # noqa: E402  # works from any folder
     elasticsearch_client,
     explained,
     kafka_options,
+    load_env,
 )
 
+STALL_S = 30
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Key = tuple[str, int]  # sensor_id, epoch ms: what makes a reading
 Where = tuple[int, int]  # partition, offset
@@ -66,6 +68,7 @@ class Verdict:
         differing: in the index with other values, and not in the dead letters.
         doubled: readings of which the index holds more than one document.
         unexpected: documents that no message accounts for.
+        strange: ids of documents that are no readings.
         forgotten: messages that the topic has deleted, so that their documents cannot be checked.
         ledger: messages that the ledger notes.
         unacknowledged: those of them that Kafka has not acknowledged.
@@ -82,6 +85,7 @@ class Verdict:
     differing: list[Where] = field(default_factory=list)
     doubled: list[Key] = field(default_factory=list)
     unexpected: list[Key] = field(default_factory=list)
+    strange: list[str] = field(default_factory=list)
     forgotten: int = 0
     ledger: int = 0
     unacknowledged: int = 0
@@ -92,13 +96,18 @@ class Verdict:
     def holds(self) -> bool:
         """Whether nothing is lost, changed or made up."""
         wrong = self.missing or self.differing or self.doubled or self.altered or self.misjudged
-        return not (wrong or (self.unexpected and not self.forgotten))
+        return not (wrong or self.strange or (self.unexpected and not self.forgotten))
 
 
 def read_topic(servers: str, topic: str, security: Mapping[str, str]) -> tuple[Iterator[Any], int]:
-    """Return the messages that the topic holds now, and the number that it has already deleted."""
+    """Return the messages that the topic holds now, and the number that it has already deleted.
+
+    Raises:
+        KafkaError: Kafka does not answer, or delivers nothing any more.
+    """
     consumer = KafkaConsumer(
         bootstrap_servers=servers.split(","),
+        auto_offset_reset="earliest",  # when retention overtakes us, go on behind it
         isolation_level="read_committed",
         bootstrap_timeout_ms=10_000,
         **security,
@@ -112,10 +121,18 @@ def read_topic(servers: str, topic: str, security: Mapping[str, str]) -> tuple[I
             consumer.assign(sorted(left))
             for partition in left:
                 consumer.seek(partition, first[partition])
+            last = time.monotonic()
             while left:
-                for partition, polled in consumer.poll(1000, max_records=5000).items():
-                    yield from (message for message in polled if message.offset < end[partition])
-                left = {p for p in left if consumer.position(p) < end[p]}
+                polled = consumer.poll(1000, max_records=5000)
+                for partition, found in polled.items():
+                    yield from (message for message in found if message.offset < end[partition])
+                at = {p: consumer.position(p, timeout_ms=1000 * STALL_S) or 0 for p in left}
+                reached = {p for p in left if at[p] >= end[p]}
+                left -= reached
+                if polled or reached:
+                    last = time.monotonic()
+                elif time.monotonic() - last > STALL_S:
+                    raise KafkaTimeoutError(f"topic {topic}: Kafka delivers nothing any more")
 
     return messages(), sum(first.values())
 
@@ -153,21 +170,28 @@ def verify(
 
     Raises:
         KafkaError, ApiError, TransportError: a server does not answer.
+        ScanError: a part of the index is away.
         OSError, ValueError: the ledger cannot be read, or is none.
     """
     verdict = Verdict()
     noted = read_ledger(ledger, verdict) if ledger else {}
     letters, _ = read_topic(servers, f"{topic}.dead-letter", security or {})
-    dead: set[Where] = set()
+    dead: set[tuple[int, int, int]] = set()  # with the CRC-32 of the bytes
     for letter in letters:
         headers = dict(letter.headers)
         with suppress(KeyError, ValueError, TypeError):  # not the consumer's
-            dead.add((int(headers["source.partition"]), int(headers["source.offset"])))
+            where = (int(headers["source.partition"]), int(headers["source.offset"]))
+            dead.add((*where, zlib.crc32(letter.value or b"")))
     indices = f"{index},{index}-*.*"  # those of a day or a month too
     client.indices.refresh(index=indices)
     documents: dict[Key, tuple[Any, ...]] = {}
     for hit in scan(client, index=indices, size=5000):
-        if (key := reading_key(hit["_source"])) in documents:
+        try:
+            key = reading_key(hit["_source"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            verdict.strange.append(hit["_id"])
+            continue
+        if key in documents:
             verdict.doubled.append(key)
         documents[key] = reading_values(hit["_source"])
     verdict.indexed = client.count(index=indices)["count"]
@@ -177,10 +201,11 @@ def verify(
     for message in messages:
         verdict.messages += 1
         where = (message.partition, message.offset)
-        is_dead = where in dead
+        crc32 = zlib.crc32(message.value or b"")
+        is_dead = (*where, crc32) in dead
         if where in noted:
             checksum, is_malformed = noted.pop(where)
-            if checksum != zlib.crc32(message.value or b""):
+            if checksum != crc32:
                 verdict.altered.append(where)
             if is_malformed != is_dead:
                 verdict.misjudged.append(where)
@@ -224,16 +249,21 @@ def read_ledger(path: Path, verdict: Verdict) -> dict[Where, tuple[int, bool]]:
     """
     noted: dict[Where, tuple[int, bool]] = {}
     with path.open(encoding="ascii", newline="") as file:
-        for row in csv.DictReader(file):
-            try:
+        try:
+            rows = csv.DictReader(file)
+            if not {"partition", "offset", "crc32", "label"} <= set(rows.fieldnames or ()):
+                raise KeyError(path)
+            for row in rows:
                 is_malformed = row["label"].startswith("malformed")
                 if row["offset"]:
                     where = (int(row["partition"]), int(row["offset"]))
+                    if where in noted:  # of a topic that was made anew: the first one is gone
+                        verdict.altered.append(where)
                     noted[where] = (int(row["crc32"], 16), is_malformed)
-            except (KeyError, TypeError, AttributeError) as exc:
-                raise ValueError(f"{path} is not a ledger of sensor_generator.py") from exc
-            verdict.ledger += 1
-            verdict.unacknowledged += not row["offset"]
+                verdict.ledger += 1
+                verdict.unacknowledged += not row["offset"]
+        except (KeyError, TypeError, AttributeError, csv.Error) as exc:
+            raise ValueError(f"{path} is not a ledger of sensor_generator.py") from exc
     return noted
 
 
@@ -244,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="what the generator sent")
     ledger = parser.parse_args(argv).ledger
-    load_dotenv(PROJECT / ".env")
+    load_env()
     servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092"
     topic = os.environ.get("KAFKA_TOPIC") or "smart-city-sensors"
     index = os.environ.get("ELASTICSEARCH_INDEX") or "sensors_data"
@@ -255,8 +285,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with explained(servers, "VERIFIER", security):
             verdict = verify(servers, topic, client, index, ledger, security)
-    except (RefusedError, KafkaError, ApiError, TransportError, OSError, ValueError) as exc:
+    except (
+        RefusedError, KafkaError, ApiError, TransportError, ScanError, OSError, ValueError,
+    ) as exc:  # fmt: skip
         sys.stderr.write(f"verify: cannot compare: {' '.join(str(exc).split())}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("verify: interrupted\n")
         return 1
     print_verdict(verdict, topic, index)
     return 0 if verdict.holds else 1
@@ -271,6 +306,8 @@ def print_verdict(verdict: Verdict, topic: str, index: str) -> None:
     write(f"{'dead-lettered':<40} {verdict.dead_lettered:>9}\n")
     write(f"{'  of which in conflict':<40} {verdict.conflicting:>9}\n")
     names = ["missing", "differing", "doubled", "unexpected"]
+    if verdict.strange:
+        names.append("strange")
     if verdict.ledger:
         write(f"{'messages in the ledger':<40} {verdict.ledger:>9}\n")
         write(f"{'not acknowledged':<40} {verdict.unacknowledged:>9}\n")

@@ -48,6 +48,7 @@ def elasticsearch(service: Service, site: Site) -> Server:
         site.from_maven("elasticsearch", service.tag, "unpack-dependencies", version)
         for name in ("data", "logs", "config", "tmp"):
             (folder / name).mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # keys and hashes are copied there
         shutil.copytree(home / "config", folder / "config", dirs_exist_ok=True)
         copy_mounts(service, folder / "config")
         lines = [f"{name}: {json.dumps(value)}\n" for name, value in sorted(settings.items())]

@@ -209,16 +209,51 @@ def test_of_two_readings_in_conflict_either_may_stay(pipeline: Pipeline) -> None
     assert verdict.holds, verdict
     assert verdict.conflicting == 3
     (letter, *_) = pipeline.dead_letters()
-    first = str(int(dict(letter.headers)["source.offset"]) - 3).encode()
+    first = int(dict(letter.headers)["source.offset"]) - 3
     headers = [
-        (name, first if name == "source.offset" else value) for name, value in letter.headers
+        (name, str(first).encode() if name == "source.offset" else value)
+        for name, value in letter.headers
+    ]
+    (value,) = (m.value for m in pipeline.messages() if (m.partition, m.offset) == (0, first))
+    with KafkaProducer(bootstrap_servers=pipeline.kafka) as producer:
+        topic = f"{pipeline.topic}.dead-letter"
+        producer.send(topic, value=value, headers=headers).get(timeout=30)
+    verdict = verify(pipeline.kafka, pipeline.topic, pipeline.client, pipeline.index)
+    assert verdict.holds, verdict
+    assert verdict.conflicting == 4
+
+
+def test_a_letter_of_other_bytes_excuses_no_message(pipeline: Pipeline) -> None:
+    """The topic was made anew, say, and its dead letters are those of the old one."""
+    pipeline.send(b"bad")
+    pipeline.consume()
+    (letter,) = pipeline.dead_letters()
+    with KafkaAdminClient(bootstrap_servers=pipeline.kafka) as admin:
+        admin.delete_records({TopicPartition(pipeline.topic, 0): 1})
+    pipeline.generate("--count", "3", "--sensors", "1", "--backfill", "1h")
+    pipeline.consume()
+    where, _ = lost = next((m.offset, m.value) for m in pipeline.messages())
+    headers = [
+        (name, str(where).encode() if name == "source.offset" else value)
+        for name, value in letter.headers
     ]
     with KafkaProducer(bootstrap_servers=pipeline.kafka) as producer:
         topic = f"{pipeline.topic}.dead-letter"
         producer.send(topic, value=letter.value, headers=headers).get(timeout=30)
+    reading = json.loads(lost[1])
+    document_id = f"{reading['sensor_id']}@{reading['timestamp']}"
+    pipeline.client.delete(index=pipeline.index, id=document_id)
     verdict = verify(pipeline.kafka, pipeline.topic, pipeline.client, pipeline.index)
-    assert verdict.holds, verdict
-    assert verdict.conflicting == 4
+    assert not verdict.holds
+    assert verdict.missing == [(0, where)]
+
+
+def test_a_document_that_is_no_reading_is_counted(pipeline: Pipeline) -> None:
+    pipeline.generate("--count", "5", "--backfill", "1h")
+    pipeline.consume()
+    pipeline.client.index(index=pipeline.index, id="odd", document={"sensor_id": "x"})
+    out, _ = pipeline.run("tools/verify.py", code=1)
+    assert re.search(r"^strange +1   for example odd$", out, re.MULTILINE)
 
 
 def test_the_ledger_says_what_was_sent_and_what_became_of_it(
@@ -243,8 +278,10 @@ def test_the_ledger_says_what_was_sent_and_what_became_of_it(
     out, _ = pipeline.run("tools/verify.py", "--ledger", str(ledger), code=1)
     assert re.search(r"^altered +1   for example \(0, 999999\)$", out, re.MULTILINE)
     assert re.search(r"^misjudged +1   for example", out, re.MULTILINE)
-    _, err = pipeline.run("tools/verify.py", "--ledger", __file__, code=1)
-    assert "is not a ledger" in err or "cannot compare" in err
+    (tmp_path / "empty").touch()
+    for none in (__file__, str(tmp_path / "empty")):
+        _, err = pipeline.run("tools/verify.py", "--ledger", none, code=1)
+        assert "is not a ledger" in err or "cannot compare" in err
 
 
 def test_messages_deleted_before_they_were_read_are_counted_in_the_log(pipeline: Pipeline) -> None:

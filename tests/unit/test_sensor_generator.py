@@ -171,8 +171,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return found
 
 
-def test_paced_stops_after_the_duration(clock: Clock) -> None:
-    chosen = config("--rate", "100", "--duration", "0.5", "--seed", "1")
+@pytest.mark.parametrize("start", ["2026-03-02", "2026-03-02T00:00:00.000600"])
+def test_paced_stops_after_the_duration(clock: Clock, start: str) -> None:
+    chosen = config("--rate", "100", "--duration", "0.5", "--seed", "1", "--start", start)
     yielded = list(generator.paced(generator.all_messages(chosen), chosen, clock))
     assert len(yielded) == 50
     assert clock.now_s == 0.5

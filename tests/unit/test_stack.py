@@ -197,9 +197,36 @@ def test_data_of_a_clone_that_is_deleted_are_not_taken_over(
     start_nothing()
     assert not left.exists()
     (left / "elasticsearch").mkdir(parents=True)
-    state.mkdir(exist_ok=True)
+    (state / "logs").mkdir(parents=True)
     start_nothing()
     assert left.exists()
+
+
+def test_the_ports_of_a_first_start_stay_those_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an ordinary user, whose data all lie in the state folder."""
+    monkeypatch.setattr("stack.__main__.unprivileged_folder", lambda state: state)
+    chosen = []
+    for _ in range(2):
+        servers = Stack([COMPOSE], {**os.environ, "STACK_STATE": str(tmp_path / "state")})
+        servers.default = []
+        servers.up()
+        chosen.append(servers.site.host_port("kafka", 29092))
+    assert chosen[0] == chosen[1]
+
+
+def test_data_are_deleted_of_all_services_and_of_the_stack_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    servers = Stack([COMPOSE], {**os.environ, "STACK_STATE": str(tmp_path)})
+    with pytest.raises(StackError, match="name none"):
+        servers.down(["kafka"], wipe=True)
+    with pytest.raises(StackError, match="by hand"):
+        servers.down(wipe=True)
+    assert (tmp_path / "mine").exists()
 
 
 def test_an_unknown_service_is_one_line(
