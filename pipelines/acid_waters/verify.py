@@ -6,11 +6,13 @@
     python pipelines/acid_waters/verify.py --data FOLDER    # and the data set with LTM_Data…
 
 Every message of the topic is read again and must be settled exactly once, integrated or
-quarantined, and be in the archive in HDFS, byte for byte. The members of every version are derived
-anew from the versions table, event by event. The rows that the members' messages hold must be those
-of the Parquet files in HDFS, each one, and the metrics that DuckDB computes from them (verify.sql)
-those of PostgreSQL, row for row, to the last digit. Only tables.py, which names the columns and
-reads the files, is shared with the consumer.
+quarantined, and be in the archive in HDFS, byte for byte. What the topic has deleted must have been
+settled before: lots that went unread are lost, also when the consumer was told to accept it. The
+members of every version are derived anew from the versions table, event by event. The rows that the
+members' messages hold must be those of the Parquet files in HDFS, each one, and the metrics that
+DuckDB computes from them (verify.sql) those of PostgreSQL, row for row, to the last digit. Only
+tables.py, which names the columns and reads the files, and settings.py, which reads .env, are
+shared with the consumer.
 
 Environment (or .env at the project's root): as the consumer, and
     HDFS_WEB_URL   default http://localhost:9870
@@ -27,6 +29,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -41,7 +44,6 @@ from urllib.parse import urlsplit
 
 import duckdb
 import psycopg
-from dotenv import load_dotenv
 from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
@@ -50,7 +52,8 @@ from psycopg.rows import namedtuple_row
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.acid_waters.tables import (  # noqa: E402  # works from any folder
+from pipelines.acid_waters.settings import load_env  # noqa: E402  # works from any folder
+from pipelines.acid_waters.tables import (  # noqa: E402
     SAMPLES,
     TableError,
     find_file,
@@ -61,6 +64,7 @@ METRICS = Path(__file__).with_name("verify.sql")
 METRIC_NAMES = (
     "site_metrics", "method_metrics", "year_metrics", "category_metrics", "sample_distribution",
 )  # fmt: skip
+STALL_S = 60.0  # Kafka is given up when nothing has come for so long
 Place = tuple[int, int]  # partition, offset
 NOBODY = frozenset({0})  # no lot has this id
 DEFAULTS = {
@@ -101,7 +105,8 @@ class Verdict:
         rows: of its data set.
         metrics: rows of metrics compared.
         unsettled: messages that are not settled.
-        unexpected_lots: settled, but the topic does not hold them (and has deleted nothing).
+        lost: deleted by the topic, and not settled before.
+        unexpected_lots: settled, but the topic does not hold them, nor has it deleted them.
         wrongly_archived: the archive does not hold a message's bytes, or a lot of the version.
         wrongly_integrated: size or checksum is not what the message declares, or not of samples.
         wrong_versions: their members, or their number, do not follow from the events.
@@ -120,6 +125,7 @@ class Verdict:
     rows: int = 0
     metrics: int = 0
     unsettled: list[Place] = field(default_factory=list)
+    lost: list[Place] = field(default_factory=list)
     unexpected_lots: list[Place] = field(default_factory=list)
     wrongly_archived: list[Place] = field(default_factory=list)
     wrongly_integrated: list[Place] = field(default_factory=list)
@@ -136,11 +142,12 @@ class Verdict:
         return not any(isinstance(found, list) and found for found in vars(self).values())
 
 
-def read_topic(servers: str, topic: str) -> tuple[dict[Place, Any], int]:
-    """Return the messages that the topic holds, and the number that it has already deleted.
+def read_topic(servers: str, topic: str) -> tuple[dict[Place, Any], dict[int, int]]:
+    """Return the messages that the topic holds now, and each partition's first offset.
 
     Raises:
-        VerifyError: there is no such topic.
+        VerifyError: there is no such topic, it has never held anything, or Kafka delivers nothing
+            any more.
     """
     with KafkaConsumer(
         bootstrap_servers=servers.split(","), bootstrap_timeout_ms=10_000
@@ -150,14 +157,24 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Place, Any], int]:
             raise VerifyError(f"no topic {topic} at {servers}: nothing to compare")
         partitions = [TopicPartition(topic, number) for number in numbers]
         first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+        if not any(end.values()):
+            raise VerifyError(f"topic {topic} at {servers} is empty: nothing to compare")
         consumer.assign(partitions)
         for partition in partitions:
             consumer.seek(partition, first[partition])
         messages: dict[Place, Any] = {}
-        while any(consumer.position(partition) < end[partition] for partition in partitions):
-            for polled in consumer.poll(1000).values():
-                messages |= {(message.partition, message.offset): message for message in polled}
-    return messages, sum(first.values())
+        last = time.monotonic()
+        while any((consumer.position(p, timeout_ms=1000) or 0) < end[p] for p in partitions):
+            polled = consumer.poll(1000)
+            if polled:
+                last = time.monotonic()
+            elif time.monotonic() - last > STALL_S:
+                raise VerifyError(f"Kafka at {servers} does not answer any more")
+            for partition, found in polled.items():
+                for message in found:
+                    if message.offset < end[partition]:
+                        messages[message.partition, message.offset] = message
+    return messages, {partition.partition: offset for partition, offset in first.items()}
 
 
 def is_as_declared(message: Any) -> bool:
@@ -169,8 +186,24 @@ def is_as_declared(message: Any) -> bool:
     )  # fmt: skip
 
 
-def compare_lots(verdict: Verdict, conn: Any, topic: str, messages: Mapping[Place, Any]) -> None:
-    """Compare the messages with the lots that came from them."""
+def compare_lots(
+    verdict: Verdict,
+    conn: Any,
+    topic: str,
+    messages: Mapping[Place, Any],
+    first: Mapping[int, int],
+) -> None:
+    """Compare the messages with the lots that came from them.
+
+    Args:
+        verdict: gets what is found.
+        conn: to PostgreSQL.
+        topic: its name.
+        messages: of the topic, as `read_topic` returns them.
+        first: offsets, as `read_topic` returns them: what was before them is deleted.
+    """
+    # Each offset was a lot: nobody sends in transactions, whose markers would have some too.
+    deleted = {(partition, offset) for partition in first for offset in range(first[partition])}
     settled: dict[Place, str] = {}
     for row in conn.execute(
         """SELECT DISTINCT ON (l.lot_id) l.partition, l."offset", v.state
@@ -181,14 +214,16 @@ def compare_lots(verdict: Verdict, conn: Any, topic: str, messages: Mapping[Plac
     ):
         settled[row[0], row[1]] = row[2]
     verdict.messages = len(messages)
+    verdict.forgotten = len(deleted & settled.keys())
     verdict.unsettled = sorted(messages.keys() - settled.keys())
+    verdict.lost = sorted(deleted - settled.keys())
     for place, state in settled.items():
         verdict.integrated += state == "integrated"
         verdict.quarantined += state == "quarantined"
         if place in messages:
             if state == "integrated" and not is_as_declared(messages[place]):
                 verdict.wrongly_integrated.append(place)
-        elif not verdict.forgotten:
+        elif place not in deleted:
             verdict.unexpected_lots.append(place)
 
 
@@ -406,7 +441,7 @@ def verify(
     """
     verdict = Verdict()
     topic = settings["WATER_TOPIC"]
-    messages, verdict.forgotten = read_topic(settings["KAFKA_BOOTSTRAP_SERVERS"], topic)
+    messages, first = read_topic(settings["KAFKA_BOOTSTRAP_SERVERS"], topic)
     with psycopg.connect(
         settings["POSTGRESQL_URL"], row_factory=namedtuple_row, connect_timeout=10,
         options="-c search_path=water -c default_transaction_isolation=repeatable\\ read",
@@ -415,7 +450,7 @@ def verify(
         if version is not None and not 1 <= version <= current:
             raise NoVersionError(f"there is no version {version}: 1 to {current}")
         verdict.version = version or current
-        compare_lots(verdict, conn, topic, messages)
+        compare_lots(verdict, conn, topic, messages, first)
         compare_versions(verdict, conn)
         hdfs = WebHdfs(settings["HDFS_WEB_URL"], settings["HDFS_URL"])
         compare_data(verdict, conn, hdfs, messages, data)
@@ -434,7 +469,7 @@ def print_verdict(verdict: Verdict) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Verify and print; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    load_env()
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     description, _, epilog = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(

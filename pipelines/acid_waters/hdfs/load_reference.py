@@ -32,7 +32,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dotenv import load_dotenv
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
@@ -49,7 +48,8 @@ from pyspark.sql.types import (
 PROJECT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.acid_waters.spark.session import (  # noqa: E402  # works from any folder
+from pipelines.acid_waters.settings import load_env  # noqa: E402  # works from any folder
+from pipelines.acid_waters.spark.session import (  # noqa: E402
     SparkError,
     new_session,
     one_line,
@@ -180,7 +180,7 @@ def read_files(folder: Path) -> dict[str, list[Row]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Load and read back both files; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    load_env()
     description, _, epilog = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -59,14 +59,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dotenv import load_dotenv
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError
 
 PROJECT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.acid_waters.tables import (  # noqa: E402  # works from any folder
+from pipelines.acid_waters.settings import addresses, load_env  # noqa: E402  # works from
+from pipelines.acid_waters.tables import (  # noqa: E402  # any folder
     ID,
     SAMPLES,
     Row,
@@ -86,7 +86,9 @@ TIME_LIMITS_MS = {
     "message.timestamp.before.max.ms": 36_525 * DAY_MS,
     "message.timestamp.after.max.ms": DAY_MS,
 }
-FLUSH_S = 30.0  # for what is not acknowledged at the end
+# For what is not acknowledged at the end: longer than kafka-python tries (120 s), so that nothing
+# is called lost and delivered afterwards.
+FLUSH_S = 150.0
 
 
 @dataclass(frozen=True)
@@ -145,14 +147,14 @@ def make_lots(rows: Iterator[Row], size: int, source: Path) -> Iterator[Lot]:
 
 
 def change_first_row(**changes: str) -> Callable[[list[Row]], list[Row]]:
-    """Return what gives a lot's first row other values."""
-    return lambda rows: [{**rows[0], **changes}, *rows[1:]]
+    """Return what gives a lot's first row, if there is one, other values."""
+    return lambda rows: [{**row, **changes} for row in rows[:1]] + rows[1:]
 
 
 # Fault -> what it makes of a lot's rows; the checksum is that of the result.
 ROW_FAULTS: dict[str, Callable[[list[Row]], list[Row]]] = {
     "short": lambda rows: rows[:-1],
-    "long": lambda rows: [*rows, rows[-1]],
+    "long": lambda rows: [*rows, *rows[-1:]],
     "site": change_first_row(SITE_ID="NOWHERE"),
     "number": change_first_row(ANC_UEQ_L="n/a"),
     "range": change_first_row(PH_LAB="41"),
@@ -161,6 +163,7 @@ ROW_FAULTS: dict[str, Callable[[list[Row]], list[Row]]] = {
         {name: value for name, value in row.items() if name != "PH_LAB"} for row in rows
     ],
 }
+# In the order in which they spoil the same lot: once it is no longer JSON, it has no rows.
 FAULTS = (*ROW_FAULTS, "json", "checksum", "duplicate")
 
 
@@ -193,7 +196,7 @@ def lots_to_send(config: Config) -> Iterator[Lot]:
     lots = make_lots(read_table(source, SAMPLES), config.lot_size, source)
     for lot in itertools.islice(lots, config.first - 1, last):
         sent = [lot]
-        for kind in config.faults.get(lot.sequence, []):
+        for kind in sorted(config.faults.get(lot.sequence, []), key=FAULTS.index):
             sent = [spoilt for one in sent for spoilt in spoil(one, kind)]
         yield from sent
 
@@ -227,7 +230,7 @@ def send_all(
     sent: list[tuple[Lot, Any]] = []
     due = shown = time.monotonic()
     for lot in lots:
-        if stop.wait(max(0.0, due - time.monotonic())):
+        if stop.wait(min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)):
             break
         due = max(due + config.interval_s, time.monotonic())
         key = lot.batch_id.encode()
@@ -280,7 +283,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     positive = at_least(1, int)
     for flag, name, default, kind in (
         ("--data", "LTM_DATA", SAMPLE_FOLDER, Path),
-        ("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", str),
+        ("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", addresses),
         ("--topic", "WATER_TOPIC", "water-quality", str),
     ):
         add(flag, default=environ.get(name) or default, type=kind, metavar=name.split("_")[-1],
@@ -325,7 +328,7 @@ def configure_logging() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Send lots until done or stopped; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    load_env()
     config = load_config(argv, os.environ)
     configure_logging()
     stop = threading.Event()

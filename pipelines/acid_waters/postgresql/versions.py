@@ -28,10 +28,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import psycopg
-from dotenv import load_dotenv
 from psycopg.rows import namedtuple_row
 
 PROJECT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.acid_waters.settings import load_env  # noqa: E402  # works from any folder
+
 SCHEMA = Path(__file__).with_name("schema.sql")
 DEFAULT_URL = "postgresql://water@localhost:5433/water"
 SCHEMA_LOCK = 20_220_801  # any number, the same for everybody
@@ -464,13 +467,22 @@ def run(conn: Connection, options: argparse.Namespace) -> Sequence[Any]:
     return [row for row in list_events(conn, True) if row.version == event.version]
 
 
+def print_table(rows: Sequence[Any]) -> None:
+    """Write rows on stdout; a reader that leaves ends it."""
+    try:
+        sys.stdout.write(as_table(rows) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    load_env()
     options = parse_arguments(argv)
     try:
         with connect(options.postgresql_url) as conn:
-            sys.stdout.write(as_table(run(conn, options)) + "\n")
+            print_table(run(conn, options))
     except VersionError as exc:
         sys.stderr.write(f"versions: {exc}\n")
         return 1

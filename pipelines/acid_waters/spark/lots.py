@@ -21,6 +21,8 @@ TIME_OF_DAY = r"^([01][0-9]|2[0-3]):?[0-5][0-9]\z"  # the release has 1130 and 1
 # Between these a message's time is kept, else the nearer: Kafka takes any number, Python no year
 # after 9999 in whatever zone.
 SENT_AT_MS = (0, round(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * 1000)
+# WATERBODY_TYPE goes into PostgreSQL: it takes no NUL in a text and no long text in an index.
+LABEL = r"^[^\p{Cntrl}]{0,200}\z"
 REASON_CHARACTERS = 500
 REASON_ROWS = 3  # so many are quoted
 
@@ -100,10 +102,12 @@ def row_problems(known_site: Column, today: date) -> Column:
     has_columns = names == F.array(*[F.lit(name) for name in sorted(SAMPLES.columns)])
     moment = F.when(text("DATE_SMP").rlike(MOMENT), text("DATE_SMP"))
     possible = moment.cast("timestamp_ntz").cast("date").between(F.lit(FIRST_DATE), F.lit(today))
-    problems = [
-        F.when(F.coalesce(text(name), F.lit("")) == "", F.lit(f"{name} is empty"))
-        for name in ("SAMPLE_LOCATION", "SAMPLE_TYPE", "WATERBODY_TYPE")
-    ]
+    problems: list[Column] = []
+    for name in ("SAMPLE_LOCATION", "SAMPLE_TYPE", "WATERBODY_TYPE"):
+        problems += [
+            F.when(F.coalesce(text(name), F.lit("")) == "", F.lit(f"{name} is empty")),
+            F.when(~text(name).rlike(LABEL), F.lit(f"{name} is too long or not printable")),
+        ]
     problems += [
         F.when(
             ~known_site,

@@ -53,7 +53,6 @@ from typing import Any
 from uuid import uuid4
 
 import psycopg
-from dotenv import load_dotenv
 from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
@@ -66,6 +65,7 @@ sys.path.insert(0, str(PROJECT))
 
 from pipelines.acid_waters.hdfs.load_reference import read_reference  # noqa: E402  # works from
 from pipelines.acid_waters.postgresql import versions  # noqa: E402  # any folder
+from pipelines.acid_waters.settings import addresses, load_env  # noqa: E402
 from pipelines.acid_waters.spark import lots as transform  # noqa: E402
 from pipelines.acid_waters.spark.session import SparkError, new_session, one_line  # noqa: E402
 
@@ -230,9 +230,9 @@ class Stream:
             if error := self.failure or query.exception():
                 raise error
         finally:
-            with self._one_at_a_time:
+            with self._one_at_a_time:  # one in hand is finished first; none is begun after it
                 self._closed = True
-                query.stop()
+            query.stop()  # without the lock: it waits for a micro-batch that waits for the lock
 
     def _start(self, offsets: str) -> Any:
         # No checkpoint of Spark's: where to begin is in PostgreSQL, with what was made of the lots.
@@ -253,7 +253,7 @@ class Stream:
 
     def _micro_batch(self, messages: DataFrame, _number: int) -> None:
         with self._one_at_a_time:
-            if self._closed:
+            if self._closed:  # nothing is noted of these lots: they are read again
                 return
             try:
                 report(self.integration.integrate(self.integration.archive(messages)))
@@ -299,7 +299,7 @@ def starting_offsets(config: Config, conn: versions.Connection) -> str:
         if wanted < first[partition] and not config.accept_loss:
             raise LossError(
                 f"Kafka has deleted unread lots: partition {number}, offsets {wanted} to "
-                f"{first[partition] - 1}. Send them again, or go on without: --accept-loss"
+                f"{first[partition] - 1}. Go on without: --accept-loss, and send them again"
             )
         begin[str(number)] = max(wanted, first[partition])
     return json.dumps({config.topic: begin})
@@ -409,13 +409,13 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    for flag, name, default in (
-        ("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092"),
-        ("--topic", "WATER_TOPIC", "water-quality"),
-        ("--hdfs-url", "HDFS_URL", "hdfs://localhost:8020/acid-waters"),
-        ("--postgresql-url", "POSTGRESQL_URL", versions.DEFAULT_URL),
+    for flag, name, default, kind in (
+        ("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", addresses),
+        ("--topic", "WATER_TOPIC", "water-quality", str),
+        ("--hdfs-url", "HDFS_URL", "hdfs://localhost:8020/acid-waters", str),
+        ("--postgresql-url", "POSTGRESQL_URL", versions.DEFAULT_URL, str),
     ):
-        add(flag, default=environ.get(name) or default, metavar=name.split("_")[-1],
+        add(flag, default=environ.get(name) or default, type=kind, metavar=name.split("_")[-1],
             help=f"environment: {name} (default: {default})")  # fmt: skip
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--once", action="store_true", help="integrate what is there now, and end")
@@ -470,7 +470,7 @@ def stop_on_signals(stop: threading.Event) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Consume until done or stopped; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    load_env()
     config = load_config(argv, os.environ)
     configure_logging()
     stop = threading.Event()

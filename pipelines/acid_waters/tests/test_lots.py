@@ -54,6 +54,10 @@ def test_what_a_row_must_be(spark: SparkSession) -> None:
         ({"PROGRAM_ID": "Q"}, "row 1: unknown site: SITE_ID 'S' PROGRAM_ID 'Q' "),
         ({"SITE_ID": None}, "row 1: unknown site"),
         ({"WATERBODY_TYPE": None}, "row 1: WATERBODY_TYPE is empty"),
+        ({"WATERBODY_TYPE": "🜄" * 200, "SAMPLE_TYPE": "x" * 200}, None),
+        ({"WATERBODY_TYPE": "x" * 201}, "row 1: WATERBODY_TYPE is too long or not printable"),
+        ({"WATERBODY_TYPE": "Lake\0"}, "row 1: WATERBODY_TYPE is too long or not printable"),
+        ({"SAMPLE_LOCATION": "EPI\n"}, "row 1: SAMPLE_LOCATION is too long or not printable"),
         ({"NEW": "1"}, "row 1: not the 30 columns of a sample"),
     ]
     found = reasons(spark, *[change for change, _ in cases])

@@ -1,6 +1,7 @@
 """Files, lots and faults, without servers."""
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,22 @@ def test_a_fault_spoils_its_lot_only(kind: str) -> None:
     assert spoilt == [good[1]] * 2 if kind == "duplicate" else spoilt != [good[1]]
     if kind not in ("checksum", "duplicate"):
         assert spoilt[0].checksum == hashlib.sha256(spoilt[0].value).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        *itertools.permutations(producer.FAULTS, 2),
+        producer.FAULTS,
+        ("long", "long", "short", "short", "json", "json"),
+    ],
+)
+@pytest.mark.parametrize("size", ["1", "2"])
+def test_faults_may_fall_on_one_lot(faults: tuple[str, ...], size: str) -> None:
+    several = [f"--fault={kind}=2" for kind in faults]
+    sent = lots("--lot-size", size, "--count", "3", *several)
+    assert {lot.sequence for lot in sent} == {1, 2, 3}
+    assert sent == lots("--lot-size", size, "--count", "3", *several[::-1])  # in their own order
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import duckdb
 import psycopg
 import pytest
-from kafka import KafkaConsumer
+from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.errors import KafkaError
+from kafka.structs import TopicPartition
 from pyspark.sql import SparkSession
 
 from pipelines.acid_waters import verify
@@ -130,6 +132,17 @@ def test_a_lot_that_is_too_large_is_said(scene: Scene, tmp_path: Path) -> None:
     assert "Traceback" not in sent.stderr
 
 
+def lot_with(**changes: str) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """Return the first lot as a message, its first row changed, under an id of its own."""
+    config = kafka_producer.load_config(["--data", str(SAMPLE), "--count", "1"], {})
+    (lot,) = kafka_producer.lots_to_send(config)
+    rows = [json.loads(line) for line in lot.value.splitlines()]
+    value = kafka_producer.encode(kafka_producer.change_first_row(**changes)(rows))
+    checksum = kafka_producer.checksum(value)
+    changed = replace(lot, batch_id="x", source_file="f.csv", value=value, checksum=checksum)
+    return value, changed.headers()
+
+
 def test_whatever_is_in_a_message_stops_nothing(scene: Scene) -> None:
     scene.load_reference()
     scene.make_plain_topic()
@@ -144,13 +157,16 @@ def test_whatever_is_in_a_message_stops_nothing(scene: Scene) -> None:
         (b'{"SITE_ID": {"a": [1, 2]}}\n[]\nnull\n1\n', [*good, ("size", b"4"), ("size", b"5")]),
         (b"[" * 100_000, good),
         (b"a\n" * 20_000, [("batch_id", b"../../x"), ("size", b"99999999999999999999")]),
+        # What PostgreSQL takes in no text, and what it takes in no index.
+        lot_with(WATERBODY_TYPE="Lake\0"),
+        lot_with(WATERBODY_TYPE="".join(map(chr, range(0x4E00, 0x4E00 + 20_000)))),
     )
     for milliseconds in MAD_TIMES:
         scene.send_raw((b"", good), timestamp_ms=milliseconds)
     scene.send("--first", "2")
     assert scene.consume() == 0
     verdict = scene.verify(data=SAMPLE)
-    assert (verdict.integrated, verdict.quarantined) == (8, 7 + len(MAD_TIMES))
+    assert (verdict.integrated, verdict.quarantined) == (8, 9 + len(MAD_TIMES))
     reasons = [e.reason for e in scene.events() if e.state == "quarantined"]
     assert all(0 < len(reason) <= 500 and reason.isprintable() for reason in reasons)
 
@@ -370,8 +386,26 @@ def isolate_second(scene: Scene) -> None:
         versions.isolate(conn, batch(2), "a test")
 
 
+def delete_messages(scene: Scene, *partitions: int) -> None:
+    """Delete all that partitions hold, as retention does."""
+    everything = {TopicPartition(scene.topic, number): -1 for number in partitions}
+    with KafkaAdminClient(bootstrap_servers=scene.environ["KAFKA_BOOTSTRAP_SERVERS"]) as admin:
+        admin.delete_records(everything)
+
+
+def delete_unread(scene: Scene) -> None:
+    """Let the consumer go on where a lot was deleted before it was read."""
+    scene.send("--first", "8")
+    delete_messages(scene, 0, 1, 2)
+    scene.send("--first", "8")
+    with pytest.raises(spark_consumer.LossError, match="Kafka has deleted unread lots: partition"):
+        scene.consume()
+    assert scene.consume("--once", "--accept-loss") == 0
+
+
 SPOILT: dict[str, Callable[[Scene], None]] = {
     "unsettled": lambda scene: scene.send("--first", "8"),
+    "lost": delete_unread,
     "unexpected_lots": change('UPDATE lots SET "offset" = "offset" + 100 WHERE sequence = 8'),
     "wrongly_archived": spoil_archive,
     "wrongly_integrated": resend_changed,
@@ -406,6 +440,21 @@ def test_verify_finds(what: str, scene: Scene) -> None:
     SPOILT[what](scene)
     verdict = verify.verify(scene.environ, data=SAMPLE)
     assert vars(verdict)[what]
+    assert not verdict.holds
+
+
+def test_verify_knows_what_the_topic_has_deleted_since(scene: Scene) -> None:
+    scene.load_reference()
+    scene.send()
+    scene.consume()
+    ((kept,),) = scene.query("SELECT partition FROM lots WHERE sequence = 8")
+    delete_messages(scene, *({0, 1, 2} - {kept}))
+    verdict = scene.verify(data=SAMPLE)
+    assert (verdict.integrated, verdict.messages + verdict.forgotten) == (8, 8)
+    assert verdict.forgotten > 0
+    SPOILT["unexpected_lots"](scene)  # of the partition that has deleted nothing
+    verdict = verify.verify(scene.environ)
+    assert len(verdict.unexpected_lots) == 1
     assert not verdict.holds
 
 
