@@ -8,16 +8,17 @@ that was sent with all that is stored. The output is in French, like the README.
 Environment (or .env in the project's folder): as the scripts. Exit codes: those of verify.py.
 """
 
+import argparse
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cassandra import DriverException
 from cassandra.cluster import Cluster, NoHostAvailable
-from dotenv import load_dotenv
+from cassandra.protocol import ErrorMessage
 from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
@@ -28,12 +29,14 @@ sys.path.insert(0, str(PROJECT))
 from pipelines.iot_cassandra.scripts.options import (  # noqa: E402  # after the path
     add_shared,
     addresses,
+    load_env,
     parser_of,
 )
 
 HERE = "pipelines/iot_cassandra"
 FILES = ["-f", "docker-compose.yml", "-f", f"{HERE}/compose.yml"]
 BEFORE, LIVE = 20_000, 300  # messages: those of the last hours, and those sent while it runs
+SIMULATORS_S = 120  # until they have ended too, once the writer has
 SPARK_JOB = ["--properties-file", f"{HERE}/spark.conf", f"{HERE}/scripts/spark_cassandra.py"]
 
 
@@ -75,7 +78,12 @@ def start_servers(by_docker: bool) -> None:
 
 
 def run_pipeline() -> None:
-    """Run the writer while one simulator sends readings of the last hours and one live."""
+    """Run the writer while one simulator sends readings of the last hours and one live.
+
+    Raises:
+        CalledProcessError: one of them failed.
+        TimeoutExpired: a simulator does not end.
+    """
     before = ("--count", str(BEFORE), "--at-once", "--rate", "1", "--bad", "0.005")
     live = ("--count", str(LIVE), "--rate", "30")
     simulators = [
@@ -83,8 +91,12 @@ def run_pipeline() -> None:
         for arguments in (before, live)
     ]
     writer = script("scripts/kafka_to_cassandra.py", "--exit-when-idle", "4")
-    codes = [subprocess.run(writer, cwd=PROJECT, check=False).returncode]
-    codes += [simulator.wait(timeout=120) for simulator in simulators]
+    try:
+        codes = [subprocess.run(writer, cwd=PROJECT, check=False).returncode]
+        codes += [simulator.wait(timeout=SIMULATORS_S) for simulator in simulators]
+    finally:
+        for simulator in simulators:
+            simulator.terminate()  # as good as nothing to one that has ended
     if any(codes):
         raise subprocess.CalledProcessError(max(codes), writer)
 
@@ -130,7 +142,7 @@ def print_hours(hosts: str, keyspace: str) -> None:
     """Print what Spark has written about the first sensor's last hours.
 
     Raises:
-        NoHostAvailable, DriverException: Cassandra does not answer.
+        NoHostAvailable, DriverException, ErrorMessage: Cassandra does not answer, or refuses.
     """
     with Cluster(addresses(hosts)) as cluster:
         rows = cluster.connect(keyspace).execute(
@@ -145,31 +157,24 @@ def print_hours(hosts: str, keyspace: str) -> None:
             )
 
 
-def main() -> int:
-    """Run the demonstration; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")
-    wanted = ("--bootstrap-servers", "--topic", "--hosts", "--keyspace")
-    options = add_shared(parser_of(__doc__), os.environ, *wanted).parse_args([])
-    by_docker = succeeds("docker", "info") and succeeds("docker", "compose", "version")
+def demonstrate(options: argparse.Namespace, by_docker: bool) -> int:
+    """Do it all, from the servers to the verification; return the exit code of verify.py.
+
+    Raises:
+        KafkaError, NoHostAvailable, DriverException, ErrorMessage: a server does not answer.
+        CalledProcessError, TimeoutExpired: a program failed, or does not end.
+    """
     began = time.monotonic()
-    try:
-        say(f"── Les serveurs, {'par Docker' if by_docker else 'sans Docker'}\n")
-        start_servers(by_docker)
-        say("\n── Le schéma\n")
-        run(script("scripts/apply_schema.py"))
-        sent = messages_in(options.bootstrap_servers, options.topic) + BEFORE + LIVE
-        say("\n── 20 000 mesures d'un coup, dont 1 sur 200 abîmée exprès, et 10 s en direct\n")
-        run_pipeline()
-        say("\n── Spark lit Cassandra, agrège par capteur et par heure, et l'y récrit\n")
-        aggregate(by_docker)
-        print_hours(options.hosts, options.keyspace)
-    except (KafkaError, NoHostAvailable, DriverException) as exc:
-        sys.stderr.write(f"demo: a server does not answer: {' '.join(str(exc).split())[:300]}\n")
-        return 1
-    except subprocess.CalledProcessError as exc:
-        what = " ".join([Path(exc.cmd[0]).name, *exc.cmd[1:3]])
-        sys.stderr.write(f"demo: {what} ... ended with code {exc.returncode}\n")
-        return 1
+    say(f"── Les serveurs, {'par Docker' if by_docker else 'sans Docker'}\n")
+    start_servers(by_docker)
+    say("\n── Le schéma\n")
+    run(script("scripts/apply_schema.py"))
+    sent = messages_in(options.bootstrap_servers, options.topic) + BEFORE + LIVE
+    say("\n── 20 000 mesures d'un coup, dont 1 sur 200 abîmée exprès, et 10 s en direct\n")
+    run_pipeline()
+    say("\n── Spark lit Cassandra, agrège par capteur et par heure, et l'y récrit\n")
+    aggregate(by_docker)
+    print_hours(options.hosts, options.keyspace)
     say("\n── Vérification : chaque message du sujet est relu et cherché dans les deux tables\n")
     verify = script("verify.py", "--expect", str(sent))
     code = subprocess.run(verify, cwd=PROJECT, check=False).returncode
@@ -179,6 +184,35 @@ def main() -> int:
         seconds = time.monotonic() - began
         say(f"\n✓ Ce qui a été envoyé est exactement ce qui est stocké ({seconds:.0f} s).")
     return code
+
+
+def named(command: Sequence[str]) -> str:
+    """Return the beginning of a command line, as far as it tells which program it is.
+
+    >>> named(["/usr/bin/python3", "verify.py", "--expect", "20300"])
+    'python3 verify.py --expect ...'
+    """
+    return " ".join([Path(command[0]).name, *command[1:3], "..."])
+
+
+def main() -> int:
+    """Run the demonstration; return the exit code (see the module docstring)."""
+    load_env(PROJECT / ".env")
+    wanted = ("--bootstrap-servers", "--topic", "--hosts", "--keyspace")
+    options = add_shared(parser_of(__doc__), os.environ, *wanted).parse_args([])
+    try:
+        by_docker = succeeds("docker", "info") and succeeds("docker", "compose", "version")
+        return demonstrate(options, by_docker)
+    except (KafkaError, NoHostAvailable, DriverException, ErrorMessage) as exc:
+        why = f"a server does not answer: {' '.join(str(exc).split())[:300]}"
+    except subprocess.CalledProcessError as exc:
+        why = f"{named(exc.cmd)} ended with code {exc.returncode}"
+    except subprocess.TimeoutExpired as exc:
+        why = f"{named(exc.cmd)} has not ended after {exc.timeout:.0f} s"
+    except KeyboardInterrupt:
+        why = "interrupted"
+    sys.stderr.write(f"demo: {why}\n")
+    return 1
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import os
 import re
 import struct
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,9 +36,9 @@ from typing import Any
 
 from cassandra import DriverException
 from cassandra.cluster import Cluster, NoHostAvailable, Session
-from dotenv import load_dotenv
+from cassandra.protocol import ErrorMessage
 from kafka import KafkaConsumer
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.structs import TopicPartition
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -47,12 +48,14 @@ from pipelines.iot_cassandra.scripts.options import (  # noqa: E402  # after the
     add_shared,
     addresses,
     at_least,
+    load_env,
     parser_of,
 )
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:[0-5]\d)", re.ASCII)
 FIRST, LARGEST_OFFSET = datetime(1900, 1, 1, tzinfo=UTC), timedelta(hours=18)
+SILENCE_S = 60.0  # of Kafka, within a topic: then nothing comes any more
 KAFKA_TIMES = range(253_402_300_800_000)  # epoch ms up to the year 9999
 Key = tuple[int, int]  # sensor_id, epoch ms
 Values = tuple[bytes, bytes]  # temperature, humidity, as the four bytes of a FLOAT
@@ -104,26 +107,39 @@ class Verdict:
 
 
 def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], Mapping[int, int]]:
-    """Return the messages that the topic holds now, and each partition's first offset."""
+    """Return the messages that the topic holds now, and each partition's first offset.
+
+    Raises:
+        KafkaError: Kafka does not answer; while they are read also: nothing comes for SILENCE_S, or
+            some were deleted before they were read.
+    """
     consumer = KafkaConsumer(
         bootstrap_servers=servers.split(","),
         isolation_level="read_committed",
         bootstrap_timeout_ms=10_000,
+        auto_offset_reset="none",  # else it goes on after what is deleted, and says nothing
         allow_auto_create_topics=False,  # one that is absent stays so
     )
     partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
     first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
 
     def messages() -> Iterator[Any]:
-        left = {p for p in partitions if first[p] < end[p]}
+        left = {p: first[p] for p in partitions if first[p] < end[p]}  # what is read next
         with consumer:
             consumer.assign(sorted(left))
-            for partition in left:
-                consumer.seek(partition, first[partition])
+            for partition, offset in left.items():
+                consumer.seek(partition, offset)
+            silent_since = time.monotonic()
             while left:
                 for partition, polled in consumer.poll(1000, max_records=5000).items():
                     yield from (message for message in polled if message.offset < end[partition])
-                left = {p for p in left if consumer.position(p) < end[p]}
+                # Also what is no message counts: the marks of transactions.
+                reached = {p: consumer.position(p, timeout_ms=1000) for p in left}
+                if reached != left:
+                    silent_since = time.monotonic()
+                elif time.monotonic() - silent_since > SILENCE_S:
+                    raise KafkaTimeoutError("nothing comes any more")
+                left = {p: offset for p, offset in reached.items() if offset < end[p]}
 
     return messages(), {partition.partition: offset for partition, offset in first.items()}
 
@@ -208,7 +224,8 @@ def verify(servers: str, topic: str, session: Session, keyspace: str) -> Verdict
     """Compare topic, tables and dead letters.
 
     Raises:
-        KafkaError, NoHostAvailable, DriverException: a server does not answer.
+        KafkaError, NoHostAvailable, DriverException, ErrorMessage: a server does not answer, or
+            not what it is asked for.
     """
     verdict = Verdict()
     dead, verdict.strays = dead_letters(servers, topic)
@@ -283,7 +300,7 @@ def print_verdict(verdict: Verdict, topic: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the verdict; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")
+    load_env(PROJECT / ".env")
     wanted = ("--bootstrap-servers", "--topic", "--hosts", "--keyspace")
     parser = add_shared(parser_of(__doc__), os.environ, *wanted)
     parser.add_argument("--expect", type=at_least(0, int), metavar="N",
@@ -295,8 +312,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with Cluster(addresses(options.hosts)) as cluster:
             verdict = verify(servers, topic, cluster.connect(), options.keyspace)
-    except (KafkaError, NoHostAvailable, DriverException) as exc:
+    except (KafkaError, NoHostAvailable, DriverException, ErrorMessage) as exc:
         sys.stderr.write(f"verify: cannot compare: {' '.join(str(exc).split())[:300]}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("verify: interrupted, nothing is said\n")
         return 1
     print_verdict(verdict, topic)
     if expect is not None and verdict.messages + verdict.forgotten != expect:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from cassandra import DriverException
 from cassandra.cluster import Cluster, NoHostAvailable
-from dotenv import load_dotenv
+from cassandra.protocol import ErrorMessage
 
 PROJECT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(PROJECT))
@@ -34,6 +34,7 @@ from pipelines.iot_cassandra.scripts.options import (  # noqa: E402  # after the
     add_shared,
     addresses,
     at_least,
+    load_env,
     parser_of,
 )
 
@@ -58,7 +59,7 @@ def apply(hosts: str, keyspace: str, wait_s: float) -> int:
 
     Raises:
         NoHostAvailable: Cassandra did not answer in time.
-        DriverException: it refuses a statement.
+        DriverException, ErrorMessage: it refuses a statement.
         OSError: the schema cannot be read.
     """
     todo = statements(SCHEMA.read_text(encoding="utf-8"), keyspace)
@@ -88,7 +89,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argpa
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Apply the schema; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")
+    load_env(PROJECT / ".env")
     config = load_config(argv, os.environ)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("cassandra").setLevel(logging.CRITICAL)
@@ -97,8 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NoHostAvailable:
         log.error("Cassandra at %s does not answer: is it started? (see README)", config.hosts)
         return 1
-    except (DriverException, OSError) as exc:
+    except (DriverException, ErrorMessage, OSError) as exc:
         log.error("%s", " ".join(str(exc).split()))
+        return 1
+    except KeyboardInterrupt:
+        log.error("interrupted: run it again for what is missing")
         return 1
     log.info(
         "%d statements of %s applied to keyspace=%s at %s",

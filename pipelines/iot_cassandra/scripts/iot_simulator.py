@@ -22,8 +22,8 @@ Environment (or .env in the project's folder; a flag wins over both):
     KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
     IOT_TOPIC                 default iotdata
 
-Exit codes: 0 done or stopped cleanly, 1 Kafka unreachable or a reading not acknowledged,
-2 wrong usage or configuration.
+Exit codes: 0 done or stopped cleanly, 1 Kafka unreachable or a reading not acknowledged or not
+printed, 2 wrong usage or configuration.
 """
 
 import argparse
@@ -45,7 +45,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dotenv import load_dotenv
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
@@ -55,6 +54,7 @@ sys.path.insert(0, str(PROJECT))
 from pipelines.iot_cassandra.scripts.options import (  # noqa: E402  # after the path
     add_shared,
     at_least,
+    load_env,
     parser_of,
 )
 
@@ -225,7 +225,11 @@ def publish(producer: KafkaProducer, config: Config, stop: threading.Event) -> C
 
 
 def print_messages(config: Config, stop: threading.Event) -> int:
-    """Write one message a line on stdout; return how many. A reader that leaves ends it."""
+    """Write one message a line on stdout; return how many. A reader that leaves ends it.
+
+    Raises:
+        OSError: they cannot be written.
+    """
     printed = 0
     try:
         for _, value in paced(config, stop):
@@ -313,7 +317,7 @@ def configure_logging() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Simulate until done or stopped; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    load_env(PROJECT / ".env")
     config = load_config(argv, os.environ, datetime.now(UTC))
     configure_logging()
     stop = threading.Event()
@@ -322,7 +326,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
     log.info("simulating sensors=%d seed=%d", config.sensors, config.seed)
     if config.console:
-        log.info("stopped printed=%d", print_messages(config, stop))
+        try:
+            log.info("stopped printed=%d", print_messages(config, stop))
+        except OSError as exc:
+            log.error("stdout: %s", exc.strerror)
+            return 1
         return 0
     try:
         producer = connect(config, stop)

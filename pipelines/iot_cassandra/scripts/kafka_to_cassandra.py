@@ -65,14 +65,14 @@ from cassandra.cluster import (
     Session,
 )
 from cassandra.policies import ConstantReconnectionPolicy, FallthroughRetryPolicy
+from cassandra.protocol import ErrorMessage, SyntaxException
 from cassandra.query import PreparedStatement
 from cassandra.util import Date
-from dotenv import load_dotenv
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import ConfigResource
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
-from kafka.structs import OffsetAndMetadata, TopicPartition
+from kafka.structs import MemberState, OffsetAndMetadata, TopicPartition
 from msgspec import Meta
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -83,6 +83,7 @@ from pipelines.iot_cassandra.scripts.options import (  # noqa: E402  # after the
     add_shared,
     addresses,
     at_least,
+    load_env,
     parser_of,
 )
 
@@ -104,6 +105,7 @@ STOP_GRACE_S = 5.0  # for what is in flight when told to stop
 SESSION_TIMEOUT_MS = 20_000  # a killed member's partitions are free after that
 DEAD_LETTER_BYTES = 100_000_000  # with its headers it is larger than what could be read
 KAFKA_TIMEOUT_MS = 5000
+HANDOVER_S = 10.0  # of partitions to a new member: each member is told by a heartbeat (3 s)
 PROGRESS_S = 5.0
 
 
@@ -293,7 +295,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
     Attributes:
         next_offset: partition -> what should be read next, where that is known.
         uncommitted: partition -> offset before which all is acknowledged, to be committed.
-        revoked: partitions that a rebalance has taken from us since the last poll for messages.
+        revoked: partitions that a rebalance has taken from us, not forgotten yet.
         in_flight: number of messages read that are not acknowledged yet.
     """
 
@@ -318,7 +320,6 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         self.consumer.subscribe([self.config.topic], listener=self)
         while not self.stop.is_set() and not self.is_idle():
             polled = self.poll()
-            self.forget_revoked()
             self.settle(polled)
             self.commit()
 
@@ -333,6 +334,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
             log.warning("Kafka: nothing can be read now (%s)", one_line(exc))
             time.sleep(1)
             return {}
+        self.forget_revoked()
         for partition, messages in polled.items():
             self.check_gap(partition, messages[0].offset)
             self.next_offset[partition] = messages[-1].offset + 1
@@ -451,7 +453,8 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         return time.monotonic() > self.give_up_at
 
     def commit(self) -> None:
-        """Commit the offsets of what is acknowledged."""
+        """Commit the offsets of what is acknowledged, where the partition is still ours."""
+        self.forget_revoked()
         marks = {p: OffsetAndMetadata(offset, "", -1) for p, offset in self.uncommitted.items()}
         try:
             if marks:
@@ -464,11 +467,36 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         self.uncommitted, self.commit_refused = {}, False
 
     def is_idle(self) -> bool:
-        """Return whether nothing has come for --exit-when-idle seconds with partitions assigned."""
-        consumed = self.totals["consumed"]
-        if consumed != self.totals["before"] or self.uncommitted or not self.consumer.assignment():
+        """Return whether nothing has come for --exit-when-idle seconds, and all of ours is read.
+
+        A member of the group that has no partition, as when there are more members than partitions,
+        waits HANDOVER_S at least: one may be on its way.
+        """
+        consumed, mine = self.totals["consumed"], self.consumer.assignment()
+        is_member = mine or self.consumer.group_metadata().state == MemberState.STABLE
+        if consumed != self.totals["before"] or self.uncommitted or not is_member:
             self.last_busy, self.totals["before"] = time.monotonic(), consumed
-        return time.monotonic() - self.last_busy >= self.config.exit_when_idle_s
+        patience_s = max(self.config.exit_when_idle_s, 0 if mine else HANDOVER_S)
+        return time.monotonic() - self.last_busy >= patience_s and self.is_at_end()
+
+    def is_at_end(self) -> bool:
+        """Return whether Kafka answers, and says that our partitions are read to their ends.
+
+        A poll does not tell: it brings nothing, without an error, also while Kafka is away.
+        """
+        mine = self.consumer.assignment()
+        asked = mine or {TopicPartition(self.config.topic, 0)}  # which every topic has
+        try:
+            ends = self.consumer.end_offsets(asked, timeout_ms=KAFKA_TIMEOUT_MS)
+            return all(
+                (self.consumer.position(partition, timeout_ms=KAFKA_TIMEOUT_MS) or 0)
+                >= ends[partition]
+                for partition in mine
+            )
+        except (KafkaError, KeyError) as exc:  # KeyError: kafka-python's, of one without a leader
+            log.warning("Kafka: not known whether all is read (%s)", one_line(exc))
+            time.sleep(1)
+            return False
 
     def accounts(self) -> str:
         """Return consumed = written + dead_lettered + in_flight, as key=value pairs."""
@@ -489,7 +517,6 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         deadline = time.monotonic() + STOP_GRACE_S
         while self.uncommitted and time.monotonic() < deadline:  # perhaps a rebalance: let it end
             self.stay_in_group()
-            self.forget_revoked()
             self.commit()
         log.info("stopped %s seconds=%.1f", self.accounts(), time.monotonic() - self.began)
         if self.in_flight or self.uncommitted:
@@ -511,7 +538,7 @@ def patiently(where: str, connect: Callable[[], T], wait_s: float, stop: threadi
     while True:
         try:
             return connect()
-        except (NoHostAvailable, DriverException, KafkaError) as exc:
+        except (NoHostAvailable, DriverException, ErrorMessage, KafkaError) as exc:
             why, left_s = one_line(exc), deadline - time.monotonic()
             if left_s <= 0:
                 text = f"{where} does not answer ({why}): is it started? (see README)"
@@ -525,8 +552,8 @@ def connect_to_cassandra(config: Config) -> tuple[Session, list[PreparedStatemen
     """Return a session and the prepared inserts.
 
     Raises:
-        StartError: a table is missing or has other columns.
-        NoHostAvailable, DriverException: Cassandra does not answer yet.
+        StartError: a table is missing or has other columns, or the keyspace can have no such name.
+        NoHostAvailable, DriverException, ErrorMessage: Cassandra does not answer yet.
     """
     profile = ExecutionProfile(
         retry_policy=FallthroughRetryPolicy(),  # the retries are ours: with back-off, without end
@@ -543,6 +570,9 @@ def connect_to_cassandra(config: Config) -> tuple[Session, list[PreparedStatemen
         return session, [session.prepare(i.format(keyspace=config.keyspace)) for i in INSERTS]
     except Exception as exc:
         cluster.shutdown()  # or its threads would go on trying
+        if isinstance(exc, SyntaxException):  # the rest of the statements is written here
+            text = f"{one_line(exc)}: is {config.keyspace} a reserved word of CQL?"
+            raise StartError(text, code=2) from exc
         if not isinstance(exc, InvalidRequest):
             raise
         apply = "python pipelines/iot_cassandra/scripts/apply_schema.py"
@@ -617,7 +647,8 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     add("--batch", type=at_least(1, int), default=500, metavar="N",
         help="messages that are read and written together (default: 500)")  # fmt: skip
     add("--exit-when-idle", type=at_least(0, float), default=math.inf, metavar="SECONDS",
-        dest="exit_when_idle_s", help="stop when nothing came for so long (never)")  # fmt: skip
+        dest="exit_when_idle_s",
+        help="stop when nothing came for so long and all is read (never)")  # fmt: skip
     add("--wait", type=at_least(0, float), default=60.0, metavar="SECONDS", dest="wait_s",
         help="for the servers, at the start (default: 60)")  # fmt: skip
     return Config(**vars(parser.parse_args(argv)))
@@ -625,7 +656,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Move readings until stopped; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    load_env(PROJECT / ".env")
     config = load_config(argv, os.environ)
     logging.Formatter.converter = time.gmtime
     line = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"

@@ -6,7 +6,27 @@ Nothing but Python's own library in here: Spark's image has this folder and no K
 import argparse
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+def load_env(file: Path) -> None:
+    """Read an .env file; the real environment wins. Exit with code 2 when it cannot be read.
+
+    Raises:
+        ImportError: python-dotenv is not installed.
+    """
+    from dotenv import load_dotenv  # only now: Spark's image has this module and not that one
+
+    try:
+        load_dotenv(file)
+    except UnicodeDecodeError:
+        sys.stderr.write(f"{file} is not in UTF-8: save it so\n")
+        raise SystemExit(2) from None
+    except OSError as exc:
+        sys.stderr.write(f"{file}: {exc.strerror}\n")
+        raise SystemExit(2) from None
 
 
 def matching(pattern: str, shape: str) -> Callable[[str], str]:

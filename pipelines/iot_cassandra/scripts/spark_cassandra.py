@@ -39,6 +39,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -52,8 +53,10 @@ from pyspark.sql import functions as F  # as everywhere in Spark
 PROJECT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(PROJECT))  # spark-submit knows only this folder
 
-from pipelines.iot_cassandra.scripts.options import add_shared, parser_of  # noqa: E402
+from pipelines.iot_cassandra.scripts.options import add_shared, load_env, parser_of  # noqa: E402
 
+# What a call into Spark's Java raises when Java ends first: py4j lets through what its socket says.
+JAVA_ERRORS = (Py4JError, OSError)
 CASSANDRA = "org.apache.spark.sql.cassandra"
 FIELDS = "sensor_id BIGINT, timestamp STRING, temperature DOUBLE, humidity DOUBLE"
 ISO_TIME = r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]((0\d|1[0-7]):[0-5]\d|18:00))\z"
@@ -253,7 +256,7 @@ def run_stream(spark: SparkSession, config: argparse.Namespace) -> None:
         while not stop.is_set() and not query.awaitTermination(1):
             pass
         query.stop()
-    except Py4JError:
+    except JAVA_ERRORS:
         if not stop.is_set():  # else Ctrl-C has ended Spark's own process before
             raise
 
@@ -301,21 +304,18 @@ def in_one_line(exc: Exception) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job; return the exit code (see the module docstring)."""
-    try:
-        from dotenv import load_dotenv
-    except ImportError:  # Spark's image does not have it; there compose.yml gives the variables
-        pass
-    else:
-        load_dotenv(PROJECT / ".env")
+    with suppress(ImportError):  # not in Spark's image; there compose.yml gives the variables
+        load_env(PROJECT / ".env")
     config = load_config(argv, os.environ)
     where = f"Kafka at {config.bootstrap_servers}, Cassandra at {config.hosts}"
     try:
         spark = session(config.hosts)
         {"batch": run_batch, "stream": run_stream}[config.mode](spark, config)
-        spark.stop()
-    except (PySparkException, Py4JError) as exc:
+    except (PySparkException, *JAVA_ERRORS) as exc:
         sys.stderr.write(f"spark_cassandra: {in_one_line(exc)} ({where})\n")
         return 1
+    with suppress(*JAVA_ERRORS):  # the work is done
+        spark.stop()
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -38,10 +39,11 @@ os.environ["PYTHON_DOTENV_DISABLED"] = "1"
 # Every Java here lives a minute: what its second compiler would gain later, it costs now.
 os.environ["JAVA_TOOL_OPTIONS"] = "-XX:TieredStopAtLevel=1"
 
-# The writer itself, only quicker to give up on a dead member of its group.
+# The writer itself, only quicker to give up on a dead member of its group, and on a share in it.
 QUICKER = """
 from pipelines.iot_cassandra.scripts import kafka_to_cassandra as writer
 writer.SESSION_TIMEOUT_MS = 6000
+writer.HANDOVER_S = 5
 raise SystemExit(writer.main())
 """
 
@@ -154,6 +156,17 @@ class Scene:
         )  # fmt: skip
         assert ended.returncode == code, ended.stdout + ended.stderr
         return ended
+
+    @contextmanager
+    def paused(self, name: str) -> Iterator[None]:
+        """A server does nothing meanwhile, not even end a connection."""
+        pid = self.stack.pid(name)
+        assert pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def log(self, process: subprocess.Popen[bytes]) -> str:
         return (self.folder / f"{self.started.index(process):02d}.log").read_text()

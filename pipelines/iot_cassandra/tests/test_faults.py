@@ -70,6 +70,18 @@ def test_pause_of_cassandra_beyond_the_client_s_time_out(scene: Scene) -> None:
     assert second.poll() is None
 
 
+def test_a_pause_of_kafka_is_no_end(scene: Scene) -> None:
+    scene.simulate("--count", "3", "--at-once")
+    writer = scene.start_writer("--exit-when-idle", "4")
+    wait_until(lambda: "assigned" in scene.log(writer), "its partition")
+    with scene.paused("kafka"):
+        said = "not known whether all is read"
+        wait_until(lambda: writer.poll() is not None or said in scene.log(writer), "it asks Kafka")
+        assert writer.poll() is None, scene.log(writer)
+    assert writer.wait(timeout=60) == 0, scene.log(writer)
+    drained(scene, 3)
+
+
 def test_too_few_copies_for_a_quorum(scene: Scene) -> None:
     """Three copies are asked for where there is one node: Cassandra answers "unavailable"."""
     # By the data centre's name: an ALTER with replication_factor leaves those it knows unchanged.
@@ -83,6 +95,17 @@ def test_too_few_copies_for_a_quorum(scene: Scene) -> None:
     assert scene.committed() == 0
     scene.session.execute(alter % 1)
     drained(scene, 1000)
+
+
+def test_a_writer_without_a_partition_ends_when_idle(scene: Scene) -> None:
+    scene.simulate("--count", "3", "--at-once")
+    first = scene.start_writer()
+    wait_until(lambda: "assigned" in scene.log(first), "the only partition")
+    second = scene.start_writer("--exit-when-idle", "1")
+    assert second.wait(timeout=60) == 0, scene.log(second)
+    assert "stopped consumed=0 " in scene.log(second)
+    drained(scene, 3)
+    assert first.poll() is None
 
 
 def test_writers_share_the_partitions_and_hand_them_over(scene: Scene) -> None:

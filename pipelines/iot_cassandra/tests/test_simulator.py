@@ -1,6 +1,8 @@
 """The simulator alone: what it makes, and what it refuses."""
 
 import json
+import subprocess
+import sys
 import threading
 from collections import Counter
 from datetime import UTC, datetime
@@ -10,6 +12,7 @@ import pytest
 
 from pipelines.iot_cassandra.scripts import iot_simulator as simulator
 from pipelines.iot_cassandra.scripts.kafka_to_cassandra import InvalidReadingError, parse_reading
+from pipelines.iot_cassandra.tests.conftest import HERE
 from pipelines.iot_cassandra.verify import read
 from pipelines.tests.unanswered import LIMIT, Unanswered, check_bound
 
@@ -93,6 +96,24 @@ def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: Any) -> 
         simulator.load_config(arguments, {}, datetime.now(UTC))
     assert ended.value.code == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("stdout", "code", "said"),
+    [
+        ("| head -n 1", 0, " INFO iot_simulator: stopped printed="),
+        ("> /dev/full", 1, " ERROR iot_simulator: stdout: No space left on device"),
+    ],
+)
+def test_who_reads_stdout_may_leave_and_the_disk_be_full(stdout: str, code: int, said: str) -> None:
+    command = f"{sys.executable} {HERE}/scripts/iot_simulator.py --console --at-once --count 20000"
+    ended = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} {stdout}"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == code
+    assert said in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_flag_wins_over_the_environment() -> None:

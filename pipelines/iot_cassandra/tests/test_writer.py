@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient
+from kafka.errors import KafkaTimeoutError, OffsetOutOfRangeError
 from kafka.structs import TopicPartition
 
+from pipelines.iot_cassandra import verify
 from pipelines.iot_cassandra.tests.conftest import HERE, PROJECT, Scene, wait_until
 from stack.servers import free_port
 
@@ -274,6 +276,14 @@ def test_the_tables_are_compacted_and_forget_as_the_readme_says(scene: Scene) ->
     assert ttl_s == 30 * int(compaction["compaction_window_size"]) * 86_400  # 30 windows
 
 
+def test_told_to_stop_at_once_it_has_read_all(scene: Scene) -> None:
+    scene.create_topic()
+    scene.send(reading(sensor_id=1), reading(sensor_id=2), b"nonsense")
+    said = scene.run("scripts/kafka_to_cassandra.py", "--exit-when-idle", "0")
+    assert "consumed=3 written=2 dead_lettered=1 in_flight=0" in said
+    assert scene.committed() == 3
+
+
 def test_sigterm_and_ctrl_c_stop_cleanly(scene: Scene) -> None:
     scene.simulate("--count", "3", "--at-once")
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -379,6 +389,26 @@ def test_what_kafka_has_deleted_unread_is_said(scene: Scene) -> None:
     assert (verdict.messages, verdict.forgotten, verdict.readings) == (1, 3, 1)
 
 
+def test_the_verifier_does_not_go_on_after_what_is_deleted_while_it_reads(scene: Scene) -> None:
+    scene.create_topic()
+    scene.send(*(reading(sensor_id=number) for number in (1, 2, 3)))
+    messages, _ = verify.read_topic(scene.kafka, scene.name)
+    with KafkaAdminClient(bootstrap_servers=scene.kafka) as admin:
+        admin.delete_records({TopicPartition(scene.name, 0): 2})
+    with pytest.raises(OffsetOutOfRangeError):
+        list(messages)
+
+
+def test_the_verifier_does_not_wait_for_ever(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "SILENCE_S", 1)
+    scene.create_topic()
+    scene.send(reading())
+    messages, _ = verify.read_topic(scene.kafka, scene.name)
+    with scene.paused("kafka"), pytest.raises(KafkaTimeoutError, match="nothing comes any more"):
+        list(messages)
+    assert scene.end() == 1  # Kafka is back
+
+
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [
@@ -422,6 +452,15 @@ def test_a_mistake_in_the_environment_is_one_line() -> None:
         )  # fmt: skip
         assert ended.returncode == 2
         assert "'nowhere' is not HOST:PORT" in ended.stderr.splitlines()[-1]
+
+
+def test_a_keyspace_that_is_a_reserved_word_is_one_line(scene: Scene) -> None:
+    for script, code, said in (
+        ("scripts/apply_schema.py", 1, "ERROR apply_schema: <Error from server: "),
+        ("scripts/kafka_to_cassandra.py", 2, ">: is table a reserved word of CQL?"),
+        ("verify.py", 1, "verify: cannot compare: <Error from server: "),
+    ):
+        assert said in scene.run(script, "--keyspace", "table", code=code).splitlines()[-1]
 
 
 def test_missing_tables_and_an_absent_kafka_are_one_line(scene: Scene) -> None:
