@@ -1,4 +1,4 @@
-"""Kafka's addresses, as every script here takes them."""
+"""Kafka's addresses and the topic's name, as every script here takes them."""
 
 import argparse
 import re
@@ -17,4 +17,20 @@ def addresses(text: str) -> str:
         match = re.fullmatch(r"(?:\[[\da-fA-F:.]+\]|[\w.-]+):(\d{1,5})", address)
         if not match or not 0 < int(match[1]) < 65_536:
             raise argparse.ArgumentTypeError(f"{address!r} is not HOST:PORT")
+    return text
+
+
+def topic_name(text: str) -> str:
+    """Return the name of a topic as it is; an argparse type.
+
+    Raises:
+        argparse.ArgumentTypeError: Kafka allows no such name.
+
+    >>> topic_name("transactions")
+    'transactions'
+    """
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", text) or text in (".", ".."):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no topic's name: 1 to 249 letters without accents, digits, . _ -"
+        )
     return text

@@ -30,8 +30,8 @@ Environment (or .env in the project's folder; a flag wins over both):
     KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
     TRANSACTIONS_TOPIC        default transactions
 
-Exit codes: 0 done or stopped cleanly, 1 Kafka unreachable or a record not acknowledged,
-2 wrong usage or configuration.
+Exit codes: 0 done or stopped cleanly, 1 Kafka unreachable, a record not acknowledged, or the ledger
+or stdout could not be written to the end, 2 wrong usage or configuration.
 """
 
 import argparse
@@ -59,19 +59,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from dotenv import load_dotenv
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.transactions.broker import addresses  # noqa: E402
+from pipelines.transactions.broker import addresses, topic_name  # noqa: E402
+from pipelines.transactions.env_file import load_env  # noqa: E402
 
 log = logging.getLogger("capteur")
 PARIS = ZoneInfo("Europe/Paris")
 DEFAULT_START = "2026-10-24T00:00:00Z"
 PROGRESS_S = 5.0
+# kafka-python goes on sending for delivery_timeout_ms, 120 s, and waits 30 s at most for the answer
+# to a request. Given up before that, a record would be noted as not acknowledged and then stored.
+CLOSE_S = 150.0
 MAX_PENDING = 20_000  # records whose outcome is not known yet
 MAX_DURATION_S = 100 * 366 * 86_400.0
 DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -259,7 +262,7 @@ def paced(records: Iterator[Record], config: Config, stop: threading.Event) -> I
     began = time.monotonic()
     for record in records:
         due = began + (record.when - config.start).total_seconds() / config.speed
-        stop.wait(max(0.0, due - time.monotonic()))
+        stop.wait(min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX))
         if stop.is_set():
             return
         yield record
@@ -269,13 +272,20 @@ def paced(records: Iterator[Record], config: Config, stop: threading.Event) -> I
 
 
 def print_records(records: Iterator[Record]) -> None:
-    """Write one record a line on stdout; a reader that leaves ends it."""
+    """Write one record a line on stdout; a reader that leaves ends it.
+
+    Raises:
+        OSError: they cannot be written.
+    """
     try:
         for record in records:
             sys.stdout.write(record.value.decode() + "\n")
             sys.stdout.flush()
-    except BrokenPipeError:  # `... | head`: nobody reads on
+    except OSError as exc:
+        # Python tries the line once more when it ends, and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(exc, BrokenPipeError):  # `... | head`: nobody reads on
+            raise
 
 
 def connect(config: Config, stop: threading.Event) -> KafkaProducer | None:
@@ -310,13 +320,21 @@ def connect(config: Config, stop: threading.Event) -> KafkaProducer | None:
 
 
 class Ledger:
-    """The file that notes what was sent, as CSV (see the module docstring); None: no file."""
+    """The file that notes what was sent, as CSV (see the module docstring); None: no file.
+
+    Attributes:
+        trouble: why it could not be written; there it ends. "": it is complete.
+
+    Raises:
+        OSError: it cannot be made, or is there already.
+    """
 
     def __init__(self, path: Path | None) -> None:
         # Another run's is not overwritten: what it sent would be unknown for ever. Each line is
         # written at once: being killed loses none.
         self.file = path.open("x", buffering=1, encoding="utf-8", newline="") if path else None
         self.rows = csv.writer(self.file) if self.file else None
+        self.trouble = ""
         columns = ["partition", "offset", "transaction_id", "montant", "devise", "timestamp"]
         if self.rows:
             self.rows.writerow([*columns, "label", "value"])
@@ -325,12 +343,18 @@ class Ledger:
         """Note a record and where Kafka has stored it; empty when it has not."""
         if self.rows:
             value = "" if record.label in ("", "fraud") else record.value.decode()
-            self.rows.writerow([partition, offset, *record[1:5], record.label, value])
+            try:
+                self.rows.writerow([partition, offset, *record[1:5], record.label, value])
+            except OSError as exc:  # what is sent goes on, and is counted
+                self.trouble, self.rows = exc.strerror or str(exc), None
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Close the file."""
         if self.file:
-            self.file.close()
+            try:
+                self.file.close()
+            except OSError as exc:
+                self.trouble = self.trouble or exc.strerror or str(exc)
 
 
 class Sender:
@@ -362,7 +386,7 @@ class Sender:
                 log.info("progress %s", self)
                 next_progress = time.monotonic() + PROGRESS_S
         with suppress(KafkaError):  # its outcomes say the same, one by one
-            self.producer.close(timeout=30)
+            self.producer.close(timeout=CLOSE_S)
         while self.pending:
             self.settle()
 
@@ -392,10 +416,10 @@ class Sender:
             self.settle()
 
     def settle(self) -> None:
-        """Count and note the outcome of the oldest record that waits for one."""
+        """Count and note the outcome of the oldest record: not acknowledged if it has none yet."""
         record, future = self.pending.popleft()
         try:
-            self.count(record, future.get(timeout=0.1))
+            self.count(record, future.get(timeout=0))
         except KafkaError as exc:
             self.count(record, exc)
 
@@ -480,7 +504,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
         ("--topic", "TRANSACTIONS_TOPIC", "transactions"),
     ):
         add(flag, default=environ.get(name) or default, metavar=name.split("_")[-1],
-            type=addresses if name.endswith("SERVERS") else str,
+            type=addresses if name.endswith("SERVERS") else topic_name,
             help=f"environment: {name} (default: {default})")  # fmt: skip
     options = parser.parse_args(argv)
     if options.console and options.ledger:
@@ -539,12 +563,14 @@ def send_to_kafka(records: Iterator[Record], config: Config, stop: threading.Eve
     log.info("stopped %s", sender)
     if sender.failed:
         log.error("not acknowledged: %d (%s)", sender.failed, sender.last_error)
-    return 1 if sender.failed else 0
+    if ledger.trouble:
+        log.error("--ledger %s: %s: it is not complete", config.ledger, ledger.trouble)
+    return 1 if sender.failed or ledger.trouble else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Generate transactions until done or stopped; return the exit code."""
-    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    load_env()
     config = load_config(argv, os.environ)
     configure_logging()
     stop = threading.Event()
@@ -553,10 +579,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
     log.info("simulating seed=%d start=%s", config.seed, iso(config.start))
     records = paced(all_records(config), config, stop)
-    if config.console:
+    if not config.console:
+        return send_to_kafka(records, config, stop)
+    try:
         print_records(records)
-        return 0
-    return send_to_kafka(records, config, stop)
+    except OSError as exc:
+        log.error("stdout: %s", exc.strerror)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

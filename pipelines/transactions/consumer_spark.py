@@ -56,7 +56,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dotenv import load_dotenv
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram, start_http_server
@@ -72,7 +71,8 @@ from pyspark.sql.streaming.query import StreamingQuery
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.transactions.broker import addresses  # noqa: E402
+from pipelines.transactions.broker import addresses, topic_name  # noqa: E402
+from pipelines.transactions.env_file import load_env  # noqa: E402
 from pipelines.transactions.rates import RATES_FILE, rates_in_force, read_rates  # noqa: E402
 from pipelines.transactions.spark_session import (  # noqa: E402
     SPARK_LOG,
@@ -85,6 +85,7 @@ from pipelines.transactions.store import (  # noqa: E402
     MODEL,
     OUTPUT,
     REJECTS,
+    TOPIC_ID,
     Store,
     StoreError,
 )
@@ -428,6 +429,50 @@ def check_checkpoint(store: Store) -> None:
         )
 
 
+def topic_id(config: Config) -> str:
+    """Return the id that Kafka gave the topic when it was made, "" where Kafka tells none.
+
+    Raises:
+        KafkaError: Kafka does not answer.
+    """
+    with KafkaAdminClient(
+        bootstrap_servers=config.bootstrap_servers.split(","), bootstrap_timeout_ms=5000
+    ) as admin:
+        found = str(admin.describe_topics([config.topic])[0].get("topic_id") or "")
+    return found if found.strip("0-") else ""  # zeros: of an old Kafka, or not known yet
+
+
+def check_topic(store: Store, config: Config) -> None:
+    """Make sure that the topic is the one that the checkpoint is of; the first time, note it.
+
+    Spark knows a topic by its name alone: in a new one of the same name it would go on at the old
+    one's offsets, and pass over what is before them.
+
+    Raises:
+        StoreError: it is another one.
+        KafkaError, OSError: a server does not answer.
+    """
+    if not (found := topic_id(config)):
+        return
+    client, path = store.filesystem(), f"{store.bucket}/{TOPIC_ID}"
+    if client.get_file_info(path).type == fs.FileType.NotFound:
+        with client.open_output_stream(path) as file:
+            file.write(f"{config.topic} {found}\n".encode())
+        return
+    with client.open_input_file(path) as file:
+        topic, _, noted = file.read().decode().strip().partition(" ")
+    if topic != config.topic:
+        raise StoreError(
+            f"{CHECKPOINT}/ is that of topic {topic}, not of {config.topic}: "
+            "choose another bucket (S3_BUCKET)"
+        )
+    if noted != found:
+        raise StoreError(
+            f"topic {topic} was deleted and made anew: its offsets are not those of {CHECKPOINT}/; "
+            "choose another bucket (S3_BUCKET)"
+        )
+
+
 def start_query(
     spark: SparkSession, store: Store, config: Config, writer: Writer
 ) -> StreamingQuery:
@@ -448,7 +493,7 @@ def start_query(
     stream = stream.option("checkpointLocation", store.url(CHECKPOINT))
     if config.available_now:
         return stream.trigger(availableNow=True).start()
-    return stream.trigger(processingTime=f"{config.every_s} seconds").start()
+    return stream.trigger(processingTime=f"{round(1000 * config.every_s)} milliseconds").start()
 
 
 def run(
@@ -473,6 +518,7 @@ def stream(
     failures, progress = 0, metrics.counts["read"]
     while not stop.is_set():
         try:
+            check_topic(store, config)
             query = start_query(spark, store, config, writer)
             log.info(
                 "reading topic=%s at %s into %s",
@@ -480,7 +526,7 @@ def stream(
             )  # fmt: skip
             watch(query, metrics, stop)
             break
-        except (PySparkException, Py4JError) as exc:
+        except (PySparkException, Py4JError, KafkaError, OSError) as exc:
             if stop.is_set():
                 break
             cause = last_cause(exc)
@@ -561,13 +607,13 @@ def wait_for_servers(
 # The command.
 
 
-def number_above(low: float, kind: type[int] | type[float]) -> Any:
-    """Return an argparse type for a number above a bound."""
+def number_from(least: float, kind: type[int] | type[float]) -> Any:
+    """Return an argparse type for a number from a bound up."""
 
     def parse_number(text: str) -> float:
         number = kind(text)
-        if not low < number < 1e12:
-            raise argparse.ArgumentTypeError(f"{text} is not above {low:g}")
+        if not least <= number < 1e12:
+            raise argparse.ArgumentTypeError(f"{text} is not between {least:g} and 1e12")
         return number
 
     parse_number.__name__ = "whole number" if kind is int else "number"
@@ -589,21 +635,21 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     )
     add = parser.add_argument
     add("--available-now", action="store_true", help="end when all that is there now is written")
-    add("--every", type=number_above(0, float), default=5.0, metavar="SECONDS",
+    add("--every", type=number_from(0.001, float), default=5.0, metavar="SECONDS",
         help="time from the start of a batch to that of the next (default: 5)")  # fmt: skip
-    add("--max-records", type=number_above(0, int), default=100_000, metavar="N",
+    add("--max-records", type=number_from(1, int), default=100_000, metavar="N",
         help="records in a batch at most (default: 100000)")  # fmt: skip
     add("--metrics-port", type=port, metavar="PORT",
         help="serve /metrics on this port of 127.0.0.1 (default: none)")  # fmt: skip
     add("--score", action="store_true", help="score each transaction (train with score.py first)")
-    add("--wait", type=number_above(-1, float), default=60.0, metavar="SECONDS",
+    add("--wait", type=number_from(0, float), default=60.0, metavar="SECONDS",
         help="how long to wait for Kafka and the store at the start (default: 60)")  # fmt: skip
     for flag, name, default in (
         ("--bootstrap-servers", "KAFKA_BOOTSTRAP_SERVERS", "localhost:9092"),
         ("--topic", "TRANSACTIONS_TOPIC", "transactions"),
     ):
         add(flag, default=environ.get(name) or default, metavar=name.split("_")[-1],
-            type=addresses if name.endswith("SERVERS") else str,
+            type=addresses if name.endswith("SERVERS") else topic_name,
             help=f"environment: {name} (default: {default})")  # fmt: skip
     options = parser.parse_args(argv)
     return Config(
@@ -646,7 +692,7 @@ def stop_with(parent: int, stop: threading.Event) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write transactions until done or stopped; return the exit code."""
-    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    load_env()
     config = load_config(argv, os.environ)
     configure_logging()
     stop = threading.Event()

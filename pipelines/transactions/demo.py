@@ -8,7 +8,8 @@ record with what was sent. The output is in French.
 
 It works in a topic of its own, new each time, and in the bucket transactions-demo, which it empties
 first. Environment: as the scripts; what neither the environment nor .env says is taken from
-.env.example. Exit codes: 0 all agrees, 1 something does not, or a server does not start.
+.env.example. Exit codes: 0 all agrees, 1 something does not, or a server does not start, 2 .env
+cannot be read.
 """
 
 import os
@@ -17,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +30,8 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.transactions.store import Store, StoreError  # noqa: E402  # works from any folder
+from pipelines.transactions.env_file import env_values  # noqa: E402  # works from any folder
+from pipelines.transactions.store import Store, StoreError  # noqa: E402
 
 FILES = ("-f", "docker-compose.yml", "-f", "pipelines/transactions/compose.yml")
 BUCKET = "transactions-demo"
@@ -43,9 +45,17 @@ def say(line: str = "") -> None:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of what is started here: shell, then .env, then .env.example."""
-    values = dotenv_values(PROJECT / ".env.example") | dotenv_values(PROJECT / ".env")
-    known = {name: value for name, value in values.items() if value} | dict(os.environ)
+    """Return the environment of what is started here: shell, then .env, then .env.example.
+
+    What is empty in one of them is taken from the next.
+
+    Raises:
+        SystemExit: .env cannot be read.
+    """
+    sources: tuple[Mapping[str, str | None], ...] = (
+        dotenv_values(PROJECT / ".env.example"), env_values(), os.environ,
+    )  # fmt: skip
+    known = {name: value for source in sources for name, value in source.items() if value}
     topic = f"transactions-demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     return known | {"TRANSACTIONS_TOPIC": topic, "S3_BUCKET": BUCKET}
 

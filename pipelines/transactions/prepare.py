@@ -18,9 +18,9 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from dotenv import load_dotenv
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 from pyarrow import fs
@@ -28,11 +28,29 @@ from pyarrow import fs
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.transactions.broker import addresses  # noqa: E402
+from pipelines.transactions.broker import addresses, topic_name  # noqa: E402
+from pipelines.transactions.env_file import load_env  # noqa: E402
 from pipelines.transactions.spark_session import SparkError, connectors  # noqa: E402
 from pipelines.transactions.store import Store, StoreError  # noqa: E402
 
 PARTITIONS = 3
+
+
+def setting(name: str, default: str, kind: Callable[[str], str]) -> str:
+    """Return a setting of the environment.
+
+    Args:
+        name: its variable.
+        default: what it is without that.
+        kind: an argparse type.
+
+    Raises:
+        ValueError: it is wrong; the message names it.
+    """
+    try:
+        return kind(os.environ.get(name) or default)
+    except argparse.ArgumentTypeError as exc:
+        raise ValueError(f"{name}: {exc}") from exc
 
 
 def make_topic(servers: str, topic: str) -> str:
@@ -72,16 +90,13 @@ def main() -> int:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    load_dotenv(PROJECT / ".env")
+    load_env()
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    topic = os.environ.get("TRANSACTIONS_TOPIC") or "transactions"
     try:
-        servers = addresses(os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092")
+        topic = setting("TRANSACTIONS_TOPIC", "transactions", topic_name)
+        servers = setting("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092", addresses)
         store = Store.from_env(os.environ)
-    except argparse.ArgumentTypeError as exc:
-        sys.stderr.write(f"prepare: KAFKA_BOOTSTRAP_SERVERS: {exc}\n")
-        return 2
-    except StoreError as exc:
+    except (StoreError, ValueError) as exc:
         sys.stderr.write(f"prepare: {exc}\n")
         return 2
     try:

@@ -19,6 +19,7 @@ import io
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import date, timedelta
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -106,6 +107,25 @@ def from_bank(path: Path, since: date) -> list[Rate]:
     return sorted(rates)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is never there in part: half a line may still be a rate, a wrong one.
+
+    Raises:
+        OSError: it cannot be written; what was there is as it was.
+    """
+    if path.exists() and not path.is_file():  # /dev/stdout is not to be replaced
+        path.write_text(text, encoding="ascii")
+        return
+    partial = Path(f"{path}.partial")
+    try:
+        partial.write_text(text, encoding="ascii")
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write rates.csv; return the exit code (see the module docstring)."""
     parser = argparse.ArgumentParser(
@@ -126,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = [f"{rate.day},{rate.currency},{rate.units_per_euro}\n" for rate in rates]
     header = HEADER.format(first=rates[0].day, last=rates[-1].day)
     try:
-        options.to.write_text(header + "date,devise,taux\n" + "".join(lines), encoding="ascii")
+        write_whole(options.to, header + "date,devise,taux\n" + "".join(lines))
     except OSError as exc:
         sys.stderr.write(f"rates: --to {options.to}: {exc.strerror}\n")
         return 1

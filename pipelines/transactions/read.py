@@ -31,12 +31,12 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-from dotenv import load_dotenv
 from pyarrow import fs
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
+from pipelines.transactions.env_file import load_env  # noqa: E402
 from pipelines.transactions.store import (  # noqa: E402
     CHECKPOINT,
     MODEL,
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--spark", action="store_true", help="read with Spark")
     options = parser.parse_args(argv)
-    load_dotenv(PROJECT / ".env")
+    load_env()
     write = sys.stdout.write
     try:
         store = Store.from_env(os.environ)

@@ -35,7 +35,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dotenv import load_dotenv
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.ml import PipelineModel
 from pyspark.ml.feature import SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.sql import DataFrame, Row, SparkSession
@@ -45,12 +46,18 @@ PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
 from pipelines.transactions import capteur, consumer_spark  # noqa: E402
-from pipelines.transactions.spark_session import SparkError, read_parquet, spark_session  # noqa: E402
+from pipelines.transactions.env_file import load_env  # noqa: E402
+from pipelines.transactions.spark_session import (  # noqa: E402
+    SparkError,
+    last_cause,
+    read_parquet,
+    spark_session,
+)
 from pipelines.transactions.store import MODEL, OUTPUT, Store, StoreError  # noqa: E402
 
 LEAST_HISTORY = 1000  # transactions; with fewer, mean and deviation are a matter of chance
 CHOICE_SEED, JUDGE_SEED = 1001, 1002
-SIZE = "ln(CAST(montant_eur AS DOUBLE))"
+SIZE = "ln(CAST(montant_eur AS DOUBLE))"  # null of 0.00 EUR, which 0.5 JPY is
 HOUR = "hour(timestamp_paris)"
 
 
@@ -124,9 +131,12 @@ def best_threshold(scored: Sequence[tuple[float, bool]]) -> float:
 def learn(history: DataFrame) -> History:
     """Return what the history says; an hour without any counts as one transaction.
 
+    What comes to 0.00 EUR is left out: there is no logarithm of it.
+
     Raises:
         ValueError: all amounts are the same.
     """
+    history = history.where("montant_eur > 0")
     sizes = VectorAssembler(inputCols=["size"], outputCol="features").transform(
         history.selectExpr(f"{SIZE} AS size")
     )
@@ -142,7 +152,11 @@ def learn(history: DataFrame) -> History:
 
 
 def score_model(history: History, threshold: float) -> PipelineModel:
-    """Return the Spark ML model that adds `score` and `suspect` to transactions."""
+    """Return the Spark ML model that adds `score` and `suspect` to transactions.
+
+    The size of 0.00 EUR is 0, as of any amount below the mean.
+    """
+    # `greatest` passes over the null that SIZE is there.
     size = f"pow(greatest(({SIZE} - {history.mean!r}D) / {history.deviation!r}D, 0), 2) / 2"
     hours = ", ".join(f"{max(0.0, -math.log(24 * share))!r}D" for share in history.hours)
     score = f"{size} + array({hours})[{HOUR}]"
@@ -229,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not (options.count >= 100 and 1 <= options.fraud * options.count < options.count):
         parser.error("--count must be 100 or more, and --fraud leave at least one fraud in it")
-    load_dotenv(PROJECT / ".env")
+    load_env()
     try:
         store = Store.from_env(os.environ)
     except StoreError as exc:
@@ -249,6 +263,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, history, results = train(spark, transactions, options.count, options.fraud)
         print_report(history, size, results)
         store_score(store, model, history, results)
+    except (PySparkException, Py4JError) as exc:  # some of them are ValueErrors, too
+        sys.stderr.write(f"score: Spark has failed: {last_cause(exc)}\n")
+        return 1
     except (StoreError, SparkError, OSError, ValueError) as exc:
         sys.stderr.write(f"score: {exc}\n")
         return 1

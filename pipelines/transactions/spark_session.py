@@ -60,7 +60,7 @@ def spark_session(name: str, store: Store) -> SparkSession:
         return builder.master(master).config(map=options).getOrCreate()
     except Exception as exc:  # of many kinds, from two languages
         raise SparkError(
-            f"Spark does not start ({exc}): is Java 17 there? See {SPARK_LOG}"
+            f"Spark does not start ({last_cause(exc)}): is Java 17 there? See {SPARK_LOG}"
         ) from exc
 
 
@@ -69,7 +69,7 @@ def last_cause(exc: BaseException) -> str:
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     causes = [line for line in lines if line.startswith("Caused by:")]
     text = (causes or [line for line in lines if "Exception" in line] or lines or [repr(exc)])[-1]
-    return text.removeprefix("Caused by:").strip()[:300]
+    return text.removeprefix("Caused by:").strip(": ")[:300]
 
 
 def read_parquet(spark: SparkSession, url: str) -> DataFrame | None:

@@ -10,16 +10,18 @@ What lies in the bucket, and what the folders of the same batch have in common i
 
     output/date=2026-10-25/batch_id=12/part-….parquet    transactions, by day in Paris
     rejects/batch_id=12/part-….parquet                   what was refused, and why
-    checkpoint/                                          how far the stream has come
+    checkpoint/                                          how far the stream has come, in which topic
     model/                                               the score, when it has been trained
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pyarrow import fs
 
 OUTPUT, REJECTS, CHECKPOINT, MODEL = "output", "rejects", "checkpoint", "model"
+TOPIC_ID = f"{CHECKPOINT}/topic_id"  # a file of ours: Spark reads only those it knows there
 
 
 class StoreError(Exception):
@@ -40,7 +42,8 @@ class Store:
         """Return the store that the environment names.
 
         Raises:
-            StoreError: there are no credentials, or the endpoint is not an http address.
+            StoreError: there are no credentials, the endpoint is not an http address, or the bucket
+                is not a name.
         """
         settings = (("S3_ENDPOINT", "http://127.0.0.1:9000"), ("S3_BUCKET", "transactions"))
         endpoint, bucket = (environ.get(name) or default for name, default in settings)
@@ -51,6 +54,8 @@ class Store:
             )
         if not endpoint.startswith(("http://", "https://")):
             raise StoreError(f"S3_ENDPOINT={endpoint} does not begin with http:// or https://")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
+            raise StoreError(f"S3_BUCKET={bucket} is not the name of a bucket")
         return cls(endpoint.rstrip("/"), bucket, user, password)
 
     def url(self, folder: str) -> str:

@@ -33,12 +33,12 @@ from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-from dotenv import load_dotenv
 from pyarrow import fs
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
+from pipelines.transactions.env_file import load_env  # noqa: E402
 from pipelines.transactions.store import OUTPUT, REJECTS, Store, StoreError  # noqa: E402
 
 PARIS = ZoneInfo("Europe/Paris")
@@ -364,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("ledgers", type=Path, nargs="+", metavar="LEDGER")
     ledgers = parser.parse_args(argv).ledgers
-    load_dotenv(PROJECT / ".env")
+    load_env()
     try:
         store = Store.from_env(os.environ)
     except StoreError as exc:

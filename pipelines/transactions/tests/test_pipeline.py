@@ -239,6 +239,13 @@ def test_done_again_without_its_commit_and_stopped_by_deleted_records(submitted:
     assert "Kafka has deleted records before they were read" in printed
     assert numbers(printed.splitlines()[-1]) == {"read": 0, "written": 0, "rejected": 0}
 
+    # A new topic of the same name, whatever it holds, is not the one that was read.
+    with KafkaAdminClient(bootstrap_servers=submitted.environ["KAFKA_BOOTSTRAP_SERVERS"]) as admin:
+        admin.delete_topics([submitted.name])
+    wait_until(lambda: "made, 3" in submitted.run("prepare.py"), "the topic made anew")
+    printed = submitted.run("consumer_spark.py", ONCE, code=1)
+    assert f"topic {submitted.name} was deleted and made anew" in printed.splitlines()[-1]
+
     # The way out is another bucket; without its checkpoint this one would be overwritten.
     submitted.store.filesystem().delete_dir(f"{submitted.name}/checkpoint")
     printed = submitted.run("consumer_spark.py", ONCE, code=1)

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import errno
 import json
 import math
 import subprocess
@@ -9,15 +10,21 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from kafka import KafkaProducer
+from kafka.errors import KafkaTimeoutError
+from kafka.producer.future import FutureProduceResult, FutureRecordMetadata
+from kafka.structs import TopicPartition
 from pyarrow import fs
 
 from pipelines.tests.unanswered import LIMIT, Unanswered, check_bound
@@ -26,8 +33,11 @@ from pipelines.transactions import (
     capteur,
     consumer_spark,
     demo,
+    env_file,
+    prepare,
     rates,
     read,
+    score,
     verify,
 )
 from pipelines.transactions.store import Store, StoreError
@@ -92,6 +102,7 @@ def test_rates_of_faults_and_times_are_as_asked_for() -> None:
         (["--start", "9999-12-31"], "9999-12-31 is not in the years 2000 to 2099"),
         (["--backfill", "99999999999d"], "99999999999d is longer than a hundred years"),
         (["--bootstrap-servers", "localhost:abc"], "'localhost:abc' is not HOST:PORT"),
+        (["--topic", "my topic"], "'my topic' is no topic's name"),
         (["--console", "--ledger", "x"], "--console sends it nothing"),
     ],
 )
@@ -127,12 +138,84 @@ def test_a_ledger_of_another_run_is_not_overwritten(tmp_path: Path) -> None:
         capteur.Ledger(path)
 
 
-@pytest.mark.parametrize("value", ["0", "70000", "x"])
-def test_a_port_that_is_none_is_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_under_the_ledger_is_said_and_the_accounts_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Answering(Unanswered):
+        def send(self, *_: object, **__: object) -> Any:
+            return super().send().success(SimpleNamespace(partition=0, offset=0))
+
+    caplog.set_level("INFO")
+    ledger = capteur.Ledger(tmp_path / "ledger.csv")
+    monkeypatch.setattr(capteur, "Ledger", lambda _: ledger)
+    monkeypatch.setattr(capteur, "connect", lambda *_: Answering())
+    config = capteur.load_config(["--count", "50", "--ledger", "x"], {})
+    with suppress(OSError), Path("/dev/full").open("w", 1) as full:  # closing tries once more
+        ledger.rows = csv.writer(full)
+        made = capteur.all_records(config)
+        assert capteur.send_to_kafka(made, config, threading.Event()) == 1
+    assert "stopped sent=50 acknowledged=50 failed=0" in caplog.text
+    assert caplog.messages[-1] == "--ledger x: No space left on device: it is not complete"
+
+
+def test_a_full_disk_under_the_console_is_one_line() -> None:
+    command = [sys.executable, str(HERE / "capteur.py"), "--console", "--count", "3"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [*command, "--speed", "1e9"], stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False,
+        )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].endswith("capteur: stdout: No space left on device")
+    assert "Traceback" not in ended.stderr
+
+
+def test_what_has_no_outcome_is_waited_for_as_long_as_it_is_sent_and_then_counted() -> None:
+    waited: list[float] = []
+
+    def send(*_: object, **__: object) -> Any:
+        return FutureRecordMetadata(
+            FutureProduceResult(TopicPartition("t", 0)), 0, 0, None, -1, -1, -1
+        )
+
+    def close(timeout: float) -> None:
+        waited.append(timeout)
+        raise KafkaTimeoutError("they are not all sent")
+
+    producer: Any = SimpleNamespace(send=send, close=close)
+    sender = capteur.Sender(producer, "t", capteur.Ledger(None), threading.Event())
+    sender.send_all(iter(records("--count", "5000")))  # which took 0.1 s each
+    assert (sender.sent, sender.acknowledged, sender.failed) == (5000, 0, 5000)
+    settings = KafkaProducer.DEFAULT_CONFIG
+    assert waited[0] * 1000 >= settings["delivery_timeout_ms"] + settings["request_timeout_ms"]
+
+
+def test_a_far_future_is_waited_for() -> None:
+    config = capteur.load_config(["--interval", "1e9", "--speed", "0.001", "--seed", "1"], {})
+    waits: list[float] = []
+    stop: Any = SimpleNamespace(wait=waits.append, is_set=lambda: True)
+    assert list(capteur.paced(capteur.all_records(config), config, stop)) == []
+    assert waits == [threading.TIMEOUT_MAX]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--metrics-port", "0"),
+        ("--metrics-port", "70000"),
+        ("--metrics-port", "x"),
+        ("--every", "0.00001"),  # Spark counts in milliseconds
+        ("--max-records", "0"),
+        ("--topic", "my topic"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(
+    flag: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        consumer_spark.load_config(["--metrics-port", value], {})
+        consumer_spark.load_config([flag, value], {})
     assert ended.value.code == 2
-    assert "--metrics-port" in capsys.readouterr().err.splitlines()[-1]
+    assert flag in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_addresses_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +229,52 @@ def test_addresses_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         assert shown.returncode == 2, name
         assert "'localhost:abc' is not HOST:PORT" in shown.stderr.splitlines()[-1]
         assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize("name", ["my topic", "été", "..", "x" * 250])
+def test_a_topic_s_name_that_is_none_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for script in (capteur, consumer_spark):
+        with pytest.raises(SystemExit) as ended:
+            script.load_config([], {"TRANSACTIONS_TOPIC": name})
+        assert ended.value.code == 2
+    capsys.readouterr()
+    monkeypatch.setenv("TRANSACTIONS_TOPIC", name)
+    monkeypatch.setattr(sys, "argv", ["prepare.py"])
+    assert prepare.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"prepare: TRANSACTIONS_TOPIC: {name!r} is no topic's name")
+
+
+@pytest.mark.parametrize("script", [capteur, consumer_spark, demo, prepare, read, score, verify])
+def test_settings_that_are_not_in_utf_8_are_one_line(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / ".env").write_bytes("S3_BUCKET=été".encode("latin-1"))
+    monkeypatch.setattr(env_file, "PROJECT", tmp_path)
+    monkeypatch.delenv("PYTHON_DOTENV_DISABLED")
+    monkeypatch.setattr(sys, "argv", ["script", *["x"] * (script is verify)])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == ".env is not in UTF-8: save it so\n"
+
+
+def test_what_is_empty_in_env_is_that_of_the_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env.example").write_text("TRANSACTIONS_METRICS_PORT=9109\nS3_ENDPOINT=http://x\n")
+    (tmp_path / ".env").write_text("TRANSACTIONS_METRICS_PORT=\nS3_ENDPOINT=http://y\n")
+    for module in (demo, env_file):
+        monkeypatch.setattr(module, "PROJECT", tmp_path)
+    monkeypatch.setenv("S3_ENDPOINT", "")
+    known = demo.environment()
+    assert known["TRANSACTIONS_METRICS_PORT"] == "9109"
+    assert known["S3_ENDPOINT"] == "http://y"
 
 
 @pytest.mark.parametrize(
@@ -218,6 +347,20 @@ def test_an_endpoint_that_is_none_is_refused() -> None:
         )
 
 
+@pytest.mark.parametrize("bucket", ["s3://x", "a/b", "/a", "a b"])
+def test_a_bucket_that_is_none_is_one_line(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = {"MINIO_ROOT_USER": "u", "MINIO_ROOT_PASSWORD": "p", "S3_BUCKET": bucket}
+    for name, value in wrong.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["prepare.py"])
+    monkeypatch.setattr(prepare, "make_topic", lambda *_: "was there")
+    assert prepare.main() == 2
+    said = f"prepare: S3_BUCKET={bucket} is not the name of a bucket\n"
+    assert capsys.readouterr() == ("", said)
+
+
 # The rates
 
 
@@ -246,6 +389,26 @@ def test_the_bank_s_file_becomes_the_table(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert rates.main([str(bank), "--since", "2027-01-01", "--to", str(target)]) == 1
     assert rates.main([str(bank), "--since", "2026-01-01", "--to", "/nonexistent/x.csv"]) == 1
+
+
+def test_a_table_cut_by_a_full_disk_does_not_take_the_old_one_s_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A half of 180 is 18, a rate as good as any."""
+
+    def write_half(path: Path, text: str, **_: Any) -> None:
+        with path.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    bank, target = tmp_path / "eurofxref-hist.csv", tmp_path / "rates.csv"
+    bank.write_text("Date,USD,JPY,CHF,GBP,\n2026-01-05,1.1,180,0.9,0.87,\n")
+    target.write_text("the old one\n")
+    monkeypatch.setattr(Path, "write_text", write_half)
+    assert rates.main([str(bank), "--since", "2026-01-01", "--to", str(target)]) == 1
+    assert capsys.readouterr().err == f"rates: --to {target}: No space left on device\n"
+    assert target.read_text() == "the old one\n"
+    assert sorted(tmp_path.iterdir()) == [bank, target]
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,24 @@
 """The consumer's writing and its refusals, on a folder instead of a bucket: no server is needed."""
 
 import logging
+import math
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pyarrow.dataset as ds
 import pytest
+from kafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
+from py4j.protocol import Py4JError
 from pyarrow import fs
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
@@ -26,6 +31,7 @@ from pipelines.transactions.consumer_spark import (
     Metrics,
     Writer,
     check_checkpoint,
+    check_topic,
     load_config,
 )
 from pipelines.transactions.store import Store, StoreError
@@ -144,6 +150,27 @@ def test_batches_without_their_checkpoint_are_not_overwritten(
     check_checkpoint(store)
 
 
+def test_a_topic_made_anew_is_not_taken_for_the_old_one(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"topic_id": UUID(int=0)}
+    admin = SimpleNamespace(describe_topics=lambda _: [told])
+    monkeypatch.setattr(consumer_spark, "KafkaAdminClient", lambda **_: nullcontext(admin))
+    checkpoint = store.folder / "bucket/checkpoint"
+    checkpoint.mkdir(parents=True)
+    check_topic(store, CONFIG)
+    assert not list(checkpoint.iterdir())
+    for number in (7, 7, 0):  # 0: Kafka tells none
+        told["topic_id"] = UUID(int=number)
+        check_topic(store, CONFIG)
+    check_checkpoint(store)
+    told["topic_id"] = UUID(int=8)
+    with pytest.raises(StoreError, match=r"topic transactions was deleted .* \(S3_BUCKET\)$"):
+        check_topic(store, CONFIG)
+    with pytest.raises(StoreError, match=r"is that of topic transactions, not of other: choose"):
+        check_topic(store, replace(CONFIG, topic="other"))
+
+
 # What reads what is written
 
 
@@ -183,6 +210,59 @@ def test_from_amounts_that_are_all_the_same_nothing_is_learnt(spark: SparkSessio
         score.learn(rows.union(rows))
 
 
+def test_what_comes_to_no_cent_has_no_size(spark: SparkSession) -> None:
+    rows = spark.sql(
+        "SELECT montant_eur, timestamp_ntz'2026-10-24 10:00' timestamp_paris "
+        "FROM VALUES (5.00BD), (7.00BD), (0.00BD) AS t(montant_eur)"
+    )
+    history = score.learn(rows)
+    assert history.mean == pytest.approx((math.log(5) + math.log(7)) / 2)
+    assert history.hours[10] == 2 / 25
+    scored = score.score_model(history, 1.0).transform(rows.where("montant_eur = 0"))
+    assert [(row["score"], row["suspect"]) for row in scored.collect()] == [(0.0, False)]
+
+
+@pytest.mark.parametrize("kind", [PySparkException, Py4JError])
+def test_what_spark_fails_of_is_one_line(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind("An error occurred\n: java.io.IOException: away\n\tat org.x.Y(Y.scala:1)")
+
+    for name in ("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setattr(Store, "check", lambda _: None)
+    monkeypatch.setattr(score, "spark_session", lambda *_: None)
+    monkeypatch.setattr(score, "read_parquet", fail)
+    assert score.main([]) == 1
+    assert capsys.readouterr().err == "score: Spark has failed: java.io.IOException: away\n"
+
+
+def test_a_spark_that_does_not_start_is_one_line(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Builder:
+        def same(self, *_: object, **__: object) -> "Builder":
+            return self
+
+        appName = master = config = same  # Spark's names
+
+        def getOrCreate(self) -> None:
+            raise RuntimeError(
+                "An error occurred while calling None.x.\n: org.x.SparkException: Could not parse "
+                "Master URL: 'bogus'\n\tat org.x.SparkContext$.createTaskScheduler(x.scala:1)\n"
+            )
+
+    monkeypatch.setattr(spark_session, "SparkSession", SimpleNamespace(builder=Builder()))
+    monkeypatch.setattr(spark_session, "connectors", list)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "")
+    with pytest.raises(spark_session.SparkError) as raised:
+        spark_session.spark_session("x", store)
+    said = "Spark does not start (org.x.SparkException: Could not parse Master URL: 'bogus'): is "
+    assert str(raised.value).startswith(said)
+
+
 def test_the_score_finds_frauds_better_than_the_amount_alone(spark: SparkSession) -> None:
     """README's claim, on the transactions that score.py chooses and judges on by default."""
     history = score.simulated(spark, 10_000, 0.01, seed=42).cache()
@@ -198,6 +278,7 @@ def run(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> Callable[..., tuple[int, str]]:
     """Return a function: what each query does, what the servers lack -> exit code and log."""
+    monkeypatch.setattr(consumer_spark, "check_topic", lambda *_: None)
 
     def run_all(ends: list[Exception | int], wrong: tuple[str, ...] = ()) -> tuple[int, str]:
         metrics, stop = Metrics(CollectorRegistry()), threading.Event()
@@ -239,4 +320,20 @@ def test_an_outage_is_no_failure_of_the_batch(run: Callable[..., tuple[int, str]
     code, logged = run([*failures, 3], ("the store does not answer", "") * 12)
     assert code == 0
     assert "gave up" not in logged
+    assert "stopped read=3 written=3 rejected=0" in logged
+
+
+def test_a_server_that_goes_away_before_the_query_is_waited_for(
+    run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([KafkaError("away"), OSError("away")])
+
+    def check(*_: object) -> None:
+        for exc in errors:
+            raise exc
+
+    monkeypatch.setattr(consumer_spark, "check_topic", check)
+    code, logged = run([3], ("Kafka does not answer", "", "the store does not answer", ""))
+    assert code == 0
+    assert logged.count("nothing is lost, trying again") == 2
     assert "stopped read=3 written=3 rejected=0" in logged
