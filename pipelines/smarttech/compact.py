@@ -42,7 +42,6 @@ from delta.exceptions import (
 )
 from deltalake import DeltaTable as RustTable
 from deltalake.exceptions import DeltaError
-from dotenv import load_dotenv
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
@@ -55,7 +54,9 @@ from pipelines.smarttech.lake import (  # noqa: E402  # works from any folder
     DEFAULT_LAKE,
     PARTITIONED_BY,
     SCHEMAS,
+    STAGES,
     LakeError,
+    check_checkpoint,
     configure_logging,
     lock_lake,
     one_line,
@@ -63,7 +64,7 @@ from pipelines.smarttech.lake import (  # noqa: E402  # works from any folder
     spark_session,
     table_path,
 )
-from pipelines.smarttech.options import at_least  # noqa: E402
+from pipelines.smarttech.options import at_least, load_env  # noqa: E402
 
 log = logging.getLogger("smarttech")
 
@@ -127,8 +128,12 @@ def check_read(lake: Path, checkpoints: Path) -> None:
     """Refuse to go on while a stream has something left to read.
 
     Raises:
-        LakeError: it has.
+        LakeError: it has, or these are not the checkpoints of this lake.
     """
+    # In others no batch would be open, whatever this lake's streams have left to read.
+    for stage, tables in STAGES.items():
+        paths = [table_path(lake, table) for table in tables]
+        check_checkpoint(stage, paths, checkpoints / stage)
     # A batch that is not noted as done is read again, though its rows may be in the tables already.
     is_open = bool(open_batches(checkpoints))
     rows = {name: RustTable(str(table_path(lake, name))).count() for name in SCHEMAS}
@@ -190,7 +195,7 @@ def load_options(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argp
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compact the tables; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    load_env()
     options = load_options(argv, os.environ)
     configure_logging()
     try:

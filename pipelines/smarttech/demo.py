@@ -5,7 +5,7 @@ Starts Kafka, sends three hours of readings at once, some of them wrong on purpo
 the tables, then runs producer and consumer live for half a minute, shows the tables and compares
 everything with what was sent. The output is in French, like README.
 
-Environment (or .env): as the scripts. Exit code: that of verify.py, or 1.
+Environment (or .env): as the scripts. Exit code: that of verify.py, or 1; 2 for a wrong .env.
 """
 
 import os
@@ -18,10 +18,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deltalake import DeltaTable
-from dotenv import load_dotenv
 
 FOLDER = Path(__file__).resolve().parent
 PROJECT = FOLDER.parents[1]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.smarttech.options import leave, load_env  # noqa: E402  # works from any folder
+
 COMPOSE = ("-f", str(PROJECT / "docker-compose.yml"), "-f", str(FOLDER / "compose.yml"))
 
 FIRST_COUNT, FIRST_RATE_HZ = 20_000, 2.0  # not quite three hours
@@ -132,7 +135,7 @@ def demonstrate() -> int:
 
 def main() -> int:
     """Run the demonstration; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")
+    load_env()
     began = time.monotonic()
     try:
         code = demonstrate()
@@ -157,4 +160,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

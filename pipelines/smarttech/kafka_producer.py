@@ -28,8 +28,8 @@ Environment (or .env at the root of the project; a flag wins over both):
     KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
     SMARTTECH_TOPIC           default sensor_data
 
-Exit codes: 0 done or stopped cleanly, 1 Kafka unreachable or a message not acknowledged,
-2 wrong usage or configuration.
+Exit codes: 0 done or stopped cleanly, 1 Kafka unreachable, a message not acknowledged, or not all
+written or noted; 2 wrong usage or configuration.
 """
 
 import argparse
@@ -52,9 +52,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dotenv import load_dotenv
 from kafka import KafkaProducer
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.producer.future import RecordMetadata
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -63,6 +62,7 @@ sys.path.insert(0, str(PROJECT))
 from pipelines.smarttech.options import (  # noqa: E402  # works from any folder
     KAFKA_START,
     at_least,
+    load_env,
     servers,
     topic_name,
 )
@@ -278,7 +278,6 @@ def write_files(messages: Iterable[Message], folder: Path) -> int:
 
     A file gets its name when it is complete: a stream that watches the folder takes each once.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     written = 0
     messages = iter(messages)
     while batch := list(islice(messages, FILE_READINGS)):
@@ -291,9 +290,14 @@ def write_files(messages: Iterable[Message], folder: Path) -> int:
 
 
 class Ledger:
-    """Notes what became of each message; without a file, nothing."""
+    """Notes what became of each message; without a file, nothing.
+
+    Attributes:
+        error: why it is not whole; after the first it notes no more.
+    """
 
     def __init__(self, path: Path | None) -> None:
+        self.error: OSError | None = None
         self.file = path.open("w", encoding="ascii", newline="") if path else None
         self.writer = csv.writer(self.file) if self.file else None
         if self.writer:
@@ -301,14 +305,22 @@ class Ledger:
 
     def note(self, message: Message, stored: RecordMetadata | None) -> None:
         """Note a message, and where it is stored if it was acknowledged."""
-        if self.writer:
-            where = [stored.partition, stored.offset] if stored else ["", ""]
+        if not self.writer or self.error:
+            return
+        where = [stored.partition, stored.offset] if stored else ["", ""]
+        try:
             self.writer.writerow([*where, f"{zlib.crc32(message.value):08x}", message.label])
+        except OSError as exc:  # kept: most often this is Kafka's thread, which would swallow it
+            self.error = exc
 
     def close(self) -> None:
-        """Close the file."""
-        if self.file:
+        """Close the file, which writes the rest of it."""
+        if not self.file:
+            return
+        try:
             self.file.close()
+        except OSError as exc:
+            self.error = self.error or exc
 
 
 class Sender:
@@ -382,16 +394,45 @@ class Sender:
             self.ledger.note(message, stored)
 
 
+class NoTopicError(Exception):
+    """Kafka answers, but has no such topic and makes none."""
+
+
+def make_topic(config: Config) -> None:
+    """Have the broker make the topic by its own rules, if it is not there and the broker may.
+
+    By a producer of its own, which waits for a short time only: that of the one that sends bounds
+    its every send as well.
+
+    Raises:
+        KafkaError: no broker answers.
+        NoTopicError: one does, but there is no topic.
+    """
+    producer = KafkaProducer(
+        bootstrap_servers=config.bootstrap_servers.split(","),
+        bootstrap_timeout_ms=2000,
+        max_block_ms=5000,
+    )
+    try:
+        producer.partitions_for(config.topic)
+    except KafkaTimeoutError as exc:
+        raise NoTopicError(f"there is no topic {config.topic}") from exc
+    finally:
+        producer.close(timeout=1)
+
+
 def connect(config: Config, stop: threading.Event) -> KafkaProducer | None:
-    """Return a producer whose topic is known, None when told to stop.
+    """Return a producer whose topic is there, None when told to stop.
 
     Raises:
         KafkaError: no broker answered in time.
+        NoTopicError: one did, but there is no topic.
     """
     deadline = time.monotonic() + config.wait_s
     while not stop.is_set():
         try:
-            producer = KafkaProducer(
+            make_topic(config)
+            return KafkaProducer(
                 bootstrap_servers=config.bootstrap_servers.split(","),
                 bootstrap_timeout_ms=2000,
                 acks="all",
@@ -400,9 +441,7 @@ def connect(config: Config, stop: threading.Event) -> KafkaProducer | None:
                 batch_size=128 * 1024,
                 compression_type="gzip",
             )
-            producer.partitions_for(config.topic)  # creates it, where the broker allows that
-            return producer
-        except KafkaError as exc:
+        except (KafkaError, NoTopicError) as exc:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise
@@ -500,7 +539,7 @@ def configure_logging() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Send readings until done or stopped; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    load_env()
     config = load_config(argv, os.environ, datetime.now(UTC))
     configure_logging()
     stop = threading.Event()
@@ -512,25 +551,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.devices, config.seed, timestamp(config.start),
     )  # fmt: skip
     messages = paced(Simulation(config).messages(), config, stop)
+    if config.console:
+        return print_all(messages)
     try:
-        if config.console:
-            return print_all(messages)
         if config.folder:
-            log.info("stopped written=%d", write_files(messages, config.folder))
-            return 0
-        with closing(Ledger(config.ledger)) as ledger:
-            return send_to_kafka(messages, config, ledger, stop)
+            config.folder.mkdir(parents=True, exist_ok=True)
+            return write_all(messages, config.folder)
+        ledger = Ledger(config.ledger)
     except OSError as exc:
         log.error("%s: %s", exc.filename, exc.strerror)
         return 2
+    with closing(ledger):
+        code = send_to_kafka(messages, config, ledger, stop)
+    if ledger.error:
+        log.error("the ledger is not whole: %s: %s", config.ledger, ledger.error.strerror)
+        return 1
+    return code
 
 
 def print_all(messages: Iterable[Message]) -> int:
     """Print the messages; return the exit code."""
     try:
         log.info("stopped printed=%d", print_messages(messages))
-    except BrokenPipeError:  # the reader has had enough, as `head` has: no fault
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor at Python's own end
+    except OSError as exc:
+        # What was not written fails once more at Python's own end, unless it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(exc, BrokenPipeError):  # the reader has had enough, as `head` has
+            log.error("stdout: %s", exc.strerror)
+            return 1
+    return 0
+
+
+def write_all(messages: Iterable[Message], folder: Path) -> int:
+    """Write the messages as files; return the exit code."""
+    try:
+        log.info("stopped written=%d", write_files(messages, folder))
+    except OSError as exc:
+        log.error("%s: %s: not all is written", folder, exc.strerror)
+        return 1
     return 0
 
 
@@ -545,6 +603,11 @@ def send_to_kafka(
             "Kafka does not answer at %s (%s): is it started? (%s)",
             config.bootstrap_servers, exc, KAFKA_START,
         )  # fmt: skip
+        return 1
+    except NoTopicError as exc:
+        log.error(
+            "%s at %s, and the broker makes none: make it first", exc, config.bootstrap_servers
+        )
         return 1
     if producer is None:
         return 0

@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltalake.exceptions import DeltaError
-from dotenv import load_dotenv
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
@@ -55,7 +54,7 @@ from pipelines.smarttech.lake import (  # noqa: E402
     table_path,
     what_ended,
 )
-from pipelines.smarttech.options import at_least  # noqa: E402
+from pipelines.smarttech.options import at_least, load_env  # noqa: E402
 
 log = logging.getLogger("smarttech")
 
@@ -76,9 +75,11 @@ class Config:
 
 def start(spark: SparkSession, config: Config) -> StreamingQuery:
     """Start the stream where its checkpoint says."""
-    lines = spark.readStream.option("maxFilesPerTrigger", 1000).text(
-        str(config.folder / "sensor_data")
-    )
+    files = spark.readStream.option("maxFilesPerTrigger", 1000)
+    # By default a file is passed over, and nothing said, that is 7 days older than the newest one
+    # taken: one that is moved in keeps its time.
+    files = files.option("maxFileAge", "36500d")
+    lines = files.text(str(config.folder / "sensor_data"))
     rows = parsed(lines.where(F.trim("value") != ""))
     writer = rows.repartition(*PARTITIONED_BY).writeStream.format("delta")
     writer = writer.partitionBy(*PARTITIONED_BY).queryName("simple")
@@ -173,7 +174,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stream until done or stopped; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    load_env()
     config = load_config(argv, os.environ)
     configure_logging()
     stop = threading.Event()

@@ -28,9 +28,12 @@ from typing import Any
 import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
-from dotenv import load_dotenv
 
 PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.smarttech.options import leave, load_env  # noqa: E402  # works from any folder
+
 TABLES = ("bronze", "silver", "gold", "anomalies", "quarantine", "duplicates", "simple")
 # What the last rows are the last by, the first of these that a table has.
 ORDERS = (
@@ -174,7 +177,7 @@ def load_options(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argp
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    load_env()
     options = load_options(argv, os.environ)
     try:
         if options.table:
@@ -187,9 +190,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = options.table or "the tables"
         sys.stderr.write(f"read_delta: cannot read {what} in {options.lake}: {reason}\n")
         return 1
-    sys.stdout.write(text + "\n")
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has had enough, as `head` has: no fault
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor at Python's own end
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

@@ -48,7 +48,6 @@ from delta import DeltaTable
 from delta.tables import DeltaMergeBuilder
 from deltalake import DeltaTable as RustTable
 from deltalake.exceptions import DeltaError
-from dotenv import load_dotenv
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError, KafkaTimeoutError
@@ -80,7 +79,13 @@ from pipelines.smarttech.lake import (  # noqa: E402
     table_path,
     what_ended,
 )
-from pipelines.smarttech.options import KAFKA_START, at_least, servers, topic_name  # noqa: E402
+from pipelines.smarttech.options import (  # noqa: E402
+    KAFKA_START,
+    at_least,
+    load_env,
+    servers,
+    topic_name,
+)
 from pipelines.smarttech.transforms import names  # noqa: E402
 
 log = logging.getLogger("smarttech")
@@ -617,7 +622,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the streams until done or stopped; return the exit code (see the module docstring)."""
-    load_dotenv(PROJECT / ".env")  # the real environment wins over it
+    load_env()
     config = load_config(argv, os.environ)
     configure_logging()
     stop = threading.Event()

@@ -27,6 +27,7 @@ import os
 import re
 import statistics
 import sys
+import time
 import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,18 +38,23 @@ from typing import Any, NamedTuple, NoReturn
 
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
-from dotenv import load_dotenv
 from kafka import KafkaConsumer
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.structs import TopicPartition
 
 PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.smarttech.options import leave, load_env  # noqa: E402  # works from any folder
+
 Where = tuple[int, int]  # partition, offset
 Row = dict[str, Any]
 
 FIELDS = ("timestamp", "device_id", "building", "floor", "type", "value", "unit")
 REPEATED = ("timestamp", "device_id", "building", "type")
 COORDINATES = ("topic", "partition", "offset", "kafka_timestamp", "key", "value")
+# What a message need not have; in every other column that is read here a row has a value.
+NULLABLE = {(name, column) for name in ("bronze", "quarantine") for column in ("key", "value")}
 RANGES = {  # type -> unit, lowest, highest, least MAD
     "temperature": ("C", -40, 85, 0.1),
     "humidity": ("%", 0, 100, 0.5),
@@ -62,6 +68,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What may become of a valid reading; that of a bad message is its label in the ledger.
 VALID_LABELS = {"reading", "spike", "duplicate", "late"}
 VALID_FATES = {"silver", "duplicate", "conflict", "too_late"}
+SILENCE_S = 60.0  # then Kafka has gone away: kafka-python waits for ever, and says nothing
 
 
 class Message(NamedTuple):
@@ -305,9 +312,17 @@ def outliers(readings: Sequence[Reading]) -> dict[Any, tuple[float, ...]]:
 
 
 def table(lake: Path, name: str, columns: Sequence[str]) -> list[Row]:
-    """Return the rows of a table, some of their columns."""
+    """Return the rows of a table, some of their columns.
+
+    Raises:
+        ValueError: a row lacks what each must have.
+    """
     stored = DeltaTable(str(lake / f"sensor_data_{name}"))
-    rows: list[Row] = stored.to_pyarrow_table(columns=list(columns)).to_pylist()
+    content = stored.to_pyarrow_table(columns=list(columns))
+    for column in columns:
+        if content[column].null_count and (name, column) not in NULLABLE:
+            raise ValueError(f"{name} holds a row without {column}")
+    rows: list[Row] = content.to_pylist()
     return rows
 
 
@@ -316,9 +331,12 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Where, Message], dict[int
 
     Raises:
         ValueError: there is no such topic.
+        KafkaError: it cannot be read to its end, or has lost what was not read yet.
     """
     with KafkaConsumer(
-        bootstrap_servers=servers.split(","), bootstrap_timeout_ms=10_000
+        bootstrap_servers=servers.split(","),
+        bootstrap_timeout_ms=10_000,
+        auto_offset_reset="none",  # what retention deletes meanwhile is said, not passed over
     ) as consumer:
         known = consumer.partitions_for_topic(topic)
         if not known:
@@ -330,6 +348,7 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Where, Message], dict[int
         consumer.assign(sorted(left))
         for partition in left:
             consumer.seek(partition, first[partition])
+        reached, moved_at = dict(first), time.monotonic()
         while left:
             for partition, polled in consumer.poll(1000, max_records=5000).items():
                 for message in polled:
@@ -337,7 +356,12 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Where, Message], dict[int
                         messages[message.partition, message.offset] = Message(
                             message.key, message.value, message.timestamp
                         )
-            left = {p for p in left if consumer.position(p) < end[p]}
+            now_at = {p: consumer.position(p, timeout_ms=1000) for p in left}
+            if any(now_at[p] != reached[p] for p in left):
+                reached, moved_at = now_at, time.monotonic()
+            elif time.monotonic() > moved_at + SILENCE_S:
+                raise KafkaTimeoutError("nothing comes any more")
+            left = {p for p in left if now_at[p] < end[p]}
         return messages, {p.partition: first[p] for p in partitions}
 
 
@@ -358,6 +382,9 @@ def verify(
         lateness: as the consumer was told.
         window: as the consumer was told.
         ledger: what the producer has noted.
+
+    Raises:
+        ValueError: a table or the ledger cannot be compared.
     """
     verdict = Verdict(topic=len(messages))
     bronze = table(lake, "bronze", COORDINATES)
@@ -378,8 +405,11 @@ def verify(
     verdict.made_up += sorted(set(fates) - set(fated))
     silver = list(readings.values())
     verdict.gold += unlike(summarise(silver, window), stored_gold(verdict, lake, window))
-    anomalies = stored_anomalies(verdict, lake)
+    anomalies, anomalous = stored_anomalies(verdict, lake)
     verdict.anomalies += unlike(outliers(silver), anomalies)
+    by_key = {(*reading.series, reading.timestamp): reading for reading in silver}
+    differing = {key for key, reading in anomalous.items() if by_key.get(key) != reading}
+    verdict.anomalies += sorted(differing.difference(verdict.anomalies))
     if ledger:
         compare_ledger(verdict, ledger, messages, fates, readings, set(anomalies))
     return verdict
@@ -469,19 +499,21 @@ def stored_gold(verdict: Verdict, lake: Path, window: timedelta) -> dict[Any, tu
     return found
 
 
-def stored_anomalies(verdict: Verdict, lake: Path) -> dict[Any, tuple[float, ...]]:
-    """Return anomalies, as `outliers` does."""
-    rows = table(
-        lake, "anomalies", ["device_id", "type", "timestamp", "median", "mad", "score", "history"]
-    )
+def stored_anomalies(
+    verdict: Verdict, lake: Path
+) -> tuple[dict[Any, tuple[float, ...]], dict[Any, Reading]]:
+    """Return anomalies, as `outliers` does, and under the same keys their readings."""
+    rows = table(lake, "anomalies", [*FIELDS, "median", "mad", "score", "history"])
     verdict.rows["anomalies"] = len(rows)
     found: dict[Any, tuple[float, ...]] = {}
+    readings: dict[Any, Reading] = {}
     for row in rows:
         key = (row["device_id"], row["type"], row["timestamp"])
         if key in found:
             verdict.anomalies.append(key)
         found[key] = (row["median"], row["mad"], row["score"], row["history"])
-    return found
+        readings[key] = Reading(*(row[field] for field in FIELDS))
+    return found, readings
 
 
 def unlike(
@@ -502,7 +534,11 @@ def compare_ledger(
     verdict: Verdict, ledger: Path, messages: Mapping[Where, Message],
     fates: Mapping[Where, str], readings: Mapping[Where, Reading], anomalies: set[Any],
 ) -> None:  # fmt: skip
-    """Note how the topic and the tables differ from what the producer noted."""
+    """Note how the topic and the tables differ from what the producer noted.
+
+    Raises:
+        ValueError: it is no ledger, or one of nothing.
+    """
     with ledger.open(encoding="ascii", newline="") as file:
         for row in csv.DictReader(file):
             try:
@@ -521,6 +557,8 @@ def compare_ledger(
                 verdict.spikes += 1
                 reading = readings[where]
                 verdict.spikes_found += (*reading.series, reading.timestamp) in anomalies
+    if not verdict.ledger:
+        raise ValueError(f"{ledger} notes no acknowledged message")
 
 
 def print_verdict(verdict: Verdict, topic: str) -> None:
@@ -561,7 +599,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--window", type=duration, default=timedelta(minutes=5), metavar="DURATION",
         help="as the consumer was told (default: 5 minutes)")  # fmt: skip
     options = parser.parse_args(argv)
-    load_dotenv(PROJECT / ".env")
+    load_env()
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092"
     topic = os.environ.get("SMARTTECH_TOPIC") or "sensor_data"
@@ -571,7 +609,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         verdict = verify(
             messages, first, lake, topic, options.lateness, options.window, options.ledger
         )
-    except (KafkaError, DeltaError, OSError, ValueError) as exc:
+    except (KafkaError, DeltaError, OSError, ValueError, TypeError, KeyError) as exc:
+        # The last two: of a table whose columns are of other types.
         sys.stderr.write(f"verify: cannot compare: {' '.join(str(exc).split())[:300]}\n")
         return 1
     except KeyboardInterrupt:
@@ -585,4 +624,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

@@ -6,6 +6,7 @@ streams on the Spark session of the tests, which is already warm.
 """
 
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -20,18 +21,22 @@ from contextlib import closing, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pyarrow as pa
 import pytest
 from delta.exceptions import ConcurrentDeleteReadException
 from deltalake import DeltaTable, write_deltalake
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaConsumer
+from kafka.errors import KafkaTimeoutError, OffsetOutOfRangeError
 from pyspark.sql import SparkSession
 
 from pipelines.smarttech import (
     compact,
+    demo,
+    kafka_producer,
     lake,
+    options,
     pipeline_streaming_simple,
     read_delta,
     spark_kafka_consumer,
@@ -45,6 +50,7 @@ from .conftest import Scripts
 TABLES = ("bronze", "silver", "gold", "anomalies", "quarantine", "duplicates")
 WRONG = ("--bad", "0.05", "--duplicate", "0.05", "--late", "0.05", "--spike", "0.01")
 SENT_1, SENT_2, SENT_3 = 3000, 2000, 500
+LEDGER_HEADER = "partition,offset,crc32,label\n"
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 240) -> Any:
@@ -265,6 +271,7 @@ def test_verify_finds_what_is_wrong(scene: Scripts, tmp_path: Path) -> None:
         ("anomalies", lose, "anomalies unlike silver"),
         ("anomalies", double, "anomalies unlike silver"),
         ("anomalies", change("history", "history - 1"), "anomalies unlike silver"),
+        ("anomalies", change("floor", "floor + 1"), "anomalies unlike silver"),
     ]
     window, lateness = timedelta(minutes=5), timedelta(minutes=10)
     seen = []
@@ -359,6 +366,8 @@ def test_compaction_tries_again_when_the_consumer_was_faster() -> None:
 def test_cleaning_at_once_is_refused_while_something_is_unread(scene: Scripts) -> None:
     checkpoints = scene.lake / "checkpoints"
     compact.check_read(scene.lake, checkpoints)
+    with pytest.raises(lake.LakeError, match="elsewhere/bronze is not"):
+        compact.check_read(scene.lake, scene.lake / "elsewhere")
     # Killed after gold's MERGE, before the note in the checkpoint: the batch is read again.
     note = checkpoints / "gold/commits" / str(lake.newest_file(checkpoints / "gold/commits"))
     note.rename(note.with_name("away"))
@@ -381,7 +390,14 @@ def test_a_consumer_that_comes_before_any_producer_waits_for_messages(
     assert "sender's clock" not in err
 
 
-def test_verify_says_what_it_cannot_compare(scripts: Callable[[str], Scripts]) -> None:
+def in_each(offset: int) -> Mock:
+    """Return a method of a consumer that says the same offset of each partition."""
+    return Mock(side_effect=lambda partitions: dict.fromkeys(partitions, offset))
+
+
+def test_verify_says_what_it_cannot_compare(
+    scripts: Callable[[str], Scripts], monkeypatch: pytest.MonkeyPatch
+) -> None:
     nothing = scripts("nothing")
     _, err = nothing.run("verify.py", code=1)
     assert err.startswith("verify: cannot compare: there is no topic nothing")
@@ -392,6 +408,60 @@ def test_verify_says_what_it_cannot_compare(scripts: Callable[[str], Scripts]) -
         write_deltalake(str(nothing.lake / f"sensor_data_{name}"), pa.table(columns))
     _, err = nothing.run("verify.py", code=1)
     assert err == "verify: nothing to compare: nothing and the tables are empty\n"
+    # Retention was faster: what was the first message when it began is there no more.
+    monkeypatch.setattr(KafkaConsumer, "beginning_offsets", in_each(5))
+    monkeypatch.setattr(KafkaConsumer, "end_offsets", in_each(10))
+    with pytest.raises(OffsetOutOfRangeError):
+        verify.read_topic(nothing.kafka, "nothing")
+
+
+def test_verify_does_not_wait_for_ever_for_a_kafka_that_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    consumer = MagicMock()
+    consumer.__enter__.return_value = consumer
+    consumer.partitions_for_topic.return_value = {0}
+    consumer.beginning_offsets, consumer.end_offsets = in_each(0), in_each(10)
+    consumer.poll.return_value = {}
+    consumer.position.side_effect = [0, 3, 3, 3, 3]
+    monkeypatch.setattr(verify, "KafkaConsumer", lambda **_: consumer)
+    clock = itertools.count(0.0, 25.0)  # seconds, a look at a time
+    monkeypatch.setattr(verify, "time", Mock(monotonic=lambda: next(clock)))
+    with pytest.raises(KafkaTimeoutError, match="nothing comes any more"):
+        verify.read_topic("127.0.0.1:1", "topic")
+    assert consumer.position.call_count == 5
+
+
+def test_verify_says_in_one_line_that_a_stored_row_is_not_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verify, "read_topic", lambda *_: ({}, {}))
+    monkeypatch.setenv("SMARTTECH_LAKE", str(tmp_path))
+    bronze = {
+        "topic": ["t"], "partition": [0], "offset": [0],
+        "kafka_timestamp": pa.array([None], pa.timestamp("us", "UTC")),
+        "key": pa.array([None], pa.binary()), "value": pa.array([None], pa.binary()),
+    }  # fmt: skip
+    write_deltalake(str(tmp_path / "sensor_data_bronze"), pa.table(bronze))
+    assert verify.main([]) == 1
+    said = "verify: cannot compare: bronze holds a row without kafka_timestamp\n"
+    assert capsys.readouterr().err == said
+    written_as_text = bronze | {"kafka_timestamp": ["2025-12-15T10:00:00Z"]}
+    write_deltalake(
+        str(tmp_path / "sensor_data_bronze"), pa.table(written_as_text),
+        mode="overwrite", schema_mode="overwrite",
+    )  # fmt: skip
+    assert verify.main([]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("verify: cannot compare: ")
+
+
+@pytest.mark.parametrize("text", ["", LEDGER_HEADER, f"{LEDGER_HEADER},,00000000,reading\n"])
+def test_a_ledger_of_nothing_is_not_agreed_with(tmp_path: Path, text: str) -> None:
+    ledger = tmp_path / "ledger.csv"
+    ledger.write_text(text)
+    with pytest.raises(ValueError, match=r"ledger\.csv notes no acknowledged message"):
+        verify.compare_ledger(verify.Verdict(), ledger, {}, {}, {}, set())
 
 
 def test_verify_is_interrupted_in_one_line(
@@ -405,6 +475,49 @@ def test_verify_is_interrupted_in_one_line(
 def test_a_full_disk_is_not_called_the_end_of_java() -> None:
     assert lake.what_ended(OSError(28, "No space left")) == "[Errno 28] No space left"
     assert lake.what_ended(ConnectionRefusedError("refused")) == "Java has ended: refused"
+
+
+@pytest.mark.parametrize(
+    "main",
+    [
+        kafka_producer.main, spark_kafka_consumer.main, pipeline_streaming_simple.main,
+        verify.main, compact.main, read_delta.main, lambda _: demo.main(),
+    ],
+)  # fmt: skip
+def test_an_env_file_that_is_no_text_is_said_in_one_line(
+    main: Callable[[list[str]], int], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(options, "PROJECT", tmp_path)
+    monkeypatch.delenv("PYTHON_DOTENV_DISABLED")
+    (tmp_path / ".env").write_bytes("SMARTTECH_TOPIC=\xe9tage\n".encode("latin-1"))
+    with pytest.raises(SystemExit) as exit_info:
+        main([])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == f"{tmp_path}/.env is not in UTF-8: save it so\n"
+
+
+def test_a_ledger_that_is_not_whole_is_said_after_the_last_message(
+    scripts: Callable[[str], Scripts],
+) -> None:
+    full = scripts("full")
+    options = ("--at-once", "--count", "1000", "--ledger", "/dev/full")
+    _, err = full.run("kafka_producer.py", *options, code=1)
+    assert "acknowledged=1000 failed=0" in err
+    assert err.splitlines()[-1].endswith(
+        "the ledger is not whole: /dev/full: No space left on device"
+    )
+
+
+def test_a_reader_of_read_delta_that_has_had_enough_is_no_fault(tmp_path: Path) -> None:
+    scripts = Scripts("127.0.0.1:1", "none", tmp_path / "lake")
+    write_deltalake(str(scripts.lake / "sensor_data_gold"), pa.table({"a": [1]}))
+    with scripts.started("read_delta.py") as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        err = process.stderr.read()
+        assert (process.wait(60), err) == (0, "")
 
 
 def test_read_delta_says_that_there_is_no_table(tmp_path: Path) -> None:
@@ -443,6 +556,9 @@ def test_the_simple_mode_takes_each_file_once_and_drops_no_line(
     assert table.metadata().partition_columns == ["building", "type"]
     # Started again where it stopped, it takes what has come since.
     scripts.run("kafka_producer.py", "--count", "150", *options)
+    last = max(folder.glob("*.json"))  # as one that is moved in: it keeps its time
+    long_ago = time.time() - 30 * 86_400
+    os.utime(last, (long_ago, long_ago))
     config = pipeline_streaming_simple.load_config(["--available-now"], scripts.environ)
     again = pipeline_streaming_simple.start(spark, config)
     assert again.awaitTermination(240)
@@ -522,7 +638,7 @@ def test_a_late_reading_renews_an_anomaly_whose_score_it_leaves(
         batch = spark.createDataFrame(rows, transforms.SILVER)
         batch.write.format("delta").mode("append").save(pipeline.path("silver"))
         pipeline.refresh(batch, number)
-    stored = verify.stored_anomalies(verify.Verdict(), tmp_path)
+    stored, _ = verify.stored_anomalies(verify.Verdict(), tmp_path)
     [(_, _, _, history)] = stored.values()
     assert history == 31
     assert verify.unlike(verify.outliers([*readings, late]), stored) == []

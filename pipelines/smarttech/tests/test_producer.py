@@ -1,15 +1,20 @@
 """The producer: the same seed gives the same bytes, and each label says the truth."""
 
+import errno
 import json
+import logging
 import subprocess
 import sys
 import threading
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
+from kafka.errors import KafkaTimeoutError
 
 from pipelines.smarttech import kafka_producer, transforms, verify
 from pipelines.tests.unanswered import LIMIT, Unanswered, check_bound
@@ -106,6 +111,64 @@ def test_a_reader_that_has_had_enough_is_no_fault() -> None:
     assert "ERROR" not in err
     assert "Exception" not in err
     assert len(err.splitlines()) == 1  # what it simulates
+
+
+def test_a_disk_that_is_full_is_said_of_what_is_printed() -> None:
+    script = [sys.executable, kafka_producer.__file__, "--console", "--at-once", "--count", "3"]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(script, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 1
+    _, line = ended.stderr.splitlines()  # what it simulates, and:
+    assert line.endswith("stdout: No space left on device")
+
+
+def test_a_disk_that_is_full_is_said_of_what_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert kafka_producer.write_all(messages(count=3), tmp_path) == 1
+    assert caplog.messages == [f"{tmp_path}: No space left on device: not all is written"]
+
+
+def test_a_ledger_that_cannot_be_written_says_why() -> None:
+    ledger = kafka_producer.Ledger(Path("/dev/full"))
+    for message in messages(count=2000):  # more than a file keeps in memory
+        ledger.note(message, None)
+    assert ledger.error
+    assert ledger.error.errno == errno.ENOSPC
+    ledger.close()
+    short = kafka_producer.Ledger(Path("/dev/full"))
+    short.note(messages(count=1)[0], None)
+    short.close()
+    assert short.error
+    assert short.error.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("flag", ["--folder", "--ledger"])
+def test_what_cannot_be_opened_exits_with_2(tmp_path: Path, flag: str) -> None:
+    (tmp_path / "file").touch()
+    unopenable = str(tmp_path / "file/x")
+    script = [sys.executable, kafka_producer.__file__, "--count", "1", flag, unopenable]
+    ended = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].endswith("Not a directory")
+
+
+def test_a_topic_that_is_not_there_and_is_not_made_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Mock()
+    made.return_value.partitions_for.side_effect = KafkaTimeoutError("Failed to update metadata")
+    monkeypatch.setattr(kafka_producer, "KafkaProducer", made)
+    config = kafka_producer.load_config(["--wait", "0"], {}, NOW)
+    ledger = kafka_producer.Ledger(None)
+    with caplog.at_level(logging.ERROR):
+        assert kafka_producer.send_to_kafka([], config, ledger, threading.Event()) == 1
+    [line] = caplog.messages
+    assert line.startswith("there is no topic sensor_data at localhost:9092")
+    assert made.call_args.kwargs["max_block_ms"] == 5000  # after which it looks whether to stop
+    assert made.return_value.close.call_count == made.call_count == 1
 
 
 def test_what_is_on_its_way_is_bounded_whatever_kafka_does(monkeypatch: pytest.MonkeyPatch) -> None:
