@@ -46,6 +46,11 @@ def load_env() -> None:
         raise SystemExit(2) from None
 
 
+def with_dated(index: str) -> str:
+    """Return an index and those of the days or months beside it (ELASTICSEARCH_INDEX_BY)."""
+    return f"{index},{index}-*.*"
+
+
 class RefusedError(Exception):
     """Kafka does not let us in, in one line with what to mend."""
 

@@ -29,6 +29,7 @@ from tools.connection import (  # noqa: E402  # works from any folder
     explained,
     kafka_options,
     load_env,
+    with_dated,
 )
 from tools.verify import Verdict, print_verdict, verify  # noqa: E402  # works from any folder
 
@@ -53,11 +54,6 @@ def french(number: float) -> str:
 def script(name: str, *arguments: str) -> list[str]:
     """Return the command line of one of the two scripts."""
     return [sys.executable, str(PROJECT / name), *arguments]
-
-
-def with_dated(index: str) -> str:
-    """Return an index and those of the days or months beside it (ELASTICSEARCH_INDEX_BY)."""
-    return f"{index},{index}-*.*"
 
 
 def last_reading(client: Elasticsearch, index: str) -> datetime | None:

@@ -35,7 +35,12 @@ from kafka.structs import TopicPartition
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from tools.connection import elasticsearch_client, kafka_options, load_env  # noqa: E402
+from tools.connection import (  # noqa: E402
+    elasticsearch_client,
+    kafka_options,
+    load_env,
+    with_dated,
+)
 
 DAY_S = 86_400
 SHARD_BYTES = 50e9
@@ -153,7 +158,7 @@ def measure_index(client: Elasticsearch, index: str) -> tuple[int, float]:
         ApiError, TransportError: Elasticsearch does not answer, or has no such index.
         ValueError: it is empty.
     """
-    indices = f"{index},{index}-*.*"
+    indices = with_dated(index)
     client.indices.flush(index=indices, wait_if_ongoing=True)
     found = client.indices.stats(index=indices, metric="docs,store")["_all"]["primaries"]
     documents = found.get("docs", {"count": 0})["count"]

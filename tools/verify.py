@@ -46,6 +46,7 @@ from tools.connection import (  # noqa: E402  # works from any folder
     explained,
     kafka_options,
     load_env,
+    with_dated,
 )
 
 STALL_S = 30
@@ -182,7 +183,7 @@ def verify(
         with suppress(KeyError, ValueError, TypeError):  # not the consumer's
             where = (int(headers["source.partition"]), int(headers["source.offset"]))
             dead.add((*where, zlib.crc32(letter.value or b"")))
-    indices = f"{index},{index}-*.*"  # those of a day or a month too
+    indices = with_dated(index)
     client.indices.refresh(index=indices)
     documents: dict[Key, tuple[Any, ...]] = {}
     for hit in scan(client, index=indices, size=5000):

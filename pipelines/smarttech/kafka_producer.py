@@ -398,9 +398,10 @@ class NoTopicError(Exception):
     """Kafka answers, but has no such topic and makes none."""
 
 
-def make_topic(config: Config) -> None:
-    """Have the broker make the topic by its own rules, if it is not there and the broker may.
+def make_topic(bootstrap_servers: str, topic: str) -> None:
+    """Have the broker make a topic by its own rules, if it is not there and the broker may.
 
+    A producer's question for one topic makes it; a consumer's, which is for all of them, does not.
     By a producer of its own, which waits for a short time only: that of the one that sends bounds
     its every send as well.
 
@@ -409,14 +410,14 @@ def make_topic(config: Config) -> None:
         NoTopicError: one does, but there is no topic.
     """
     producer = KafkaProducer(
-        bootstrap_servers=config.bootstrap_servers.split(","),
+        bootstrap_servers=bootstrap_servers.split(","),
         bootstrap_timeout_ms=2000,
         max_block_ms=5000,
     )
     try:
-        producer.partitions_for(config.topic)
+        producer.partitions_for(topic)
     except KafkaTimeoutError as exc:
-        raise NoTopicError(f"there is no topic {config.topic}") from exc
+        raise NoTopicError(f"there is no topic {topic}") from exc
     finally:
         producer.close(timeout=1)
 
@@ -431,7 +432,7 @@ def connect(config: Config, stop: threading.Event) -> KafkaProducer | None:
     deadline = time.monotonic() + config.wait_s
     while not stop.is_set():
         try:
-            make_topic(config)
+            make_topic(config.bootstrap_servers, config.topic)
             return KafkaProducer(
                 bootstrap_servers=config.bootstrap_servers.split(","),
                 bootstrap_timeout_ms=2000,

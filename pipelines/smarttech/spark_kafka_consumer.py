@@ -40,7 +40,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +48,9 @@ from delta import DeltaTable
 from delta.tables import DeltaMergeBuilder
 from deltalake import DeltaTable as RustTable
 from deltalake.exceptions import DeltaError
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.errors import KafkaError
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -62,6 +62,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
 from pipelines.smarttech import transforms  # noqa: E402  # works from any folder
+from pipelines.smarttech.kafka_producer import NoTopicError, make_topic  # noqa: E402
 from pipelines.smarttech.lake import (  # noqa: E402
     DEFAULT_LAKE,
     PARTITIONED_BY,
@@ -432,7 +433,8 @@ def wait_for_kafka(config: Config, stop: threading.Event) -> None:
     deadline = time.monotonic() + config.wait_s
     while not stop.is_set():
         try:
-            make_topic(config)
+            with suppress(NoTopicError):  # said below
+                make_topic(config.bootstrap_servers, config.topic)
             with KafkaConsumer(
                 bootstrap_servers=config.bootstrap_servers.split(","), bootstrap_timeout_ms=2000
             ) as consumer:
@@ -446,27 +448,6 @@ def wait_for_kafka(config: Config, stop: threading.Event) -> None:
             raise LakeError(f"{trouble}: is it started? ({KAFKA_START})")
         log.warning("%s, %.0f s left", trouble, left_s)
         stop.wait(min(2.0, left_s))
-
-
-def make_topic(config: Config) -> None:
-    """Have the broker make the topic by its own rules, if it is not there and the broker may.
-
-    A producer's question for one topic makes it; a consumer's, which is for all of them, does not.
-
-    Raises:
-        KafkaError: no broker answers.
-    """
-    producer = KafkaProducer(
-        bootstrap_servers=config.bootstrap_servers.split(","),
-        bootstrap_timeout_ms=2000,
-        max_block_ms=5000,
-    )
-    try:
-        producer.partitions_for(config.topic)
-    except KafkaTimeoutError:
-        log.debug("the broker does not make topics by itself")
-    finally:
-        producer.close(timeout=1)
 
 
 def warn_of_sender_times(config: Config) -> None:
