@@ -94,13 +94,13 @@ bench: setup ## measure the consumer beside the limit and its peers (15 minutes)
 	@$(BIN)/python benches/throughput.py $(BENCH_OPTIONS)
 
 bench-tuning bench-latency bench-growth bench-generator bench-outage: bench-%: setup
-	@$(PYTHON) -m stack.prerequisites java maven
+	@$(PYTHON) -m stack.prerequisites java maven curl
 	@$(BIN)/python benches/$*.py $(BENCH_OPTIONS)
 
-bench-tuning: ## measure what each of the consumer's choices is worth (8 minutes)
+bench-tuning: ## measure what each of the consumer's choices is worth (12 minutes)
 bench-latency: ## measure the time from a reading's send until a search finds it (3 minutes)
-bench-growth: ## measure the rate by backlog, partitions, consumers, message size (10 minutes)
-bench-generator: ## measure the generator: rates held, fastest, beside other producers (10 minutes)
+bench-growth: ## measure the rate by backlog, partitions, consumers, message size (20 minutes)
+bench-generator: ## measure the generator: rates held, fastest, beside other producers (12 minutes)
 
 bench-outage: ## measure the lag under faults and rebalances, and the catching up (5 minutes)
 

@@ -30,7 +30,6 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("agg")  # a file, no window
-from dotenv import load_dotenv
 from elasticsearch import ApiError, Elasticsearch, TransportError
 from matplotlib import dates, pyplot
 from matplotlib.axes import Axes
@@ -41,8 +40,9 @@ from matplotlib.transforms import Bbox
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from kafka_to_elasticsearch import SetupError  # noqa: E402
 from kibana.server import FILES, KibanaError, SavedObject, read_objects  # noqa: E402
-from tools.connection import elasticsearch_client  # noqa: E402  # works from any folder
+from tools.connection import elasticsearch_client, load_env  # noqa: E402
 
 WIDTH_IN, HEADER_IN, DPI = 19.2, 0.6, 100
 COLUMN_IN, ROW_IN = WIDTH_IN / 48, 0.28  # of a dashboard's grid, as Kibana's at 1920 pixels
@@ -537,10 +537,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = options_of.parse_args(argv)
     if not 0 < options.hours <= 1e6:
         options_of.error("--hours: not between 0 and 1000000")
-    load_dotenv(PROJECT / ".env")
+    load_env()
     try:
         client = elasticsearch_client("VERIFIER")
-    except ValueError as exc:
+    except SetupError as exc:
         options_of.error(str(exc))
     # The files name the usual indices; these may be others.
     indices = {

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,11 @@ class Pipeline:
         }
 
     def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
+        """Start a script by its path, or a module by its dotted name, from the project's folder."""
+        program = [script] if script.endswith(".py") else ["-m", script]
         process = subprocess.Popen(
-            [sys.executable, PROJECT / script, *arguments],
+            [sys.executable, *program, *arguments],
+            cwd=PROJECT,
             env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -122,6 +126,10 @@ class Pipeline:
     def generate(self, *arguments: str) -> str:
         return self.run("sensor_generator.py", *arguments)[1]
 
+    def generate_faulty(self, *arguments: str) -> str:
+        """Run the generator with faults: it takes --fault and --ledger besides its options."""
+        return self.run("tools.faulty_sensors", *arguments)[1]
+
     def consume(self, *arguments: str, code: int = 0) -> str:
         return self.run(
             "kafka_to_elasticsearch.py", "--exit-when-idle", "2", *arguments, code=code
@@ -129,16 +137,15 @@ class Pipeline:
 
     def send(self, *values: bytes | None, key: bytes = b"k") -> None:
         """Send raw messages to partition 0."""
-        with KafkaProducer(bootstrap_servers=self.kafka) as producer:
+        with closing(KafkaProducer(bootstrap_servers=self.kafka)) as producer:
             for future in [producer.send(self.topic, v, key=key, partition=0) for v in values]:
                 future.get(timeout=30)
 
     def messages(self, topic: str | None = None) -> list[Any]:
         """Return everything a topic holds."""
         topic = topic or self.topic
-        with KafkaConsumer(
-            bootstrap_servers=self.kafka, isolation_level="read_committed"
-        ) as consumer:
+        options = {"bootstrap_servers": self.kafka, "isolation_level": "read_committed"}
+        with closing(KafkaConsumer(**options)) as consumer:
             partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
             if not partitions:  # nobody has created it yet
                 return []
@@ -164,14 +171,15 @@ class Pipeline:
 
     def ends(self) -> int:
         """Return the number of offsets that the topic has given, over all partitions."""
-        with KafkaConsumer(bootstrap_servers=self.kafka) as consumer:
+        with closing(KafkaConsumer(bootstrap_servers=self.kafka)) as consumer:
             numbers = consumer.partitions_for_topic(self.topic)
             partitions = [TopicPartition(self.topic, number) for number in numbers]
             return sum(consumer.end_offsets(partitions).values())
 
     def committed_offsets(self) -> dict[int, int]:
         """Return what the group has committed, by partition; 0 where it has not."""
-        with KafkaConsumer(bootstrap_servers=self.kafka, group_id=self.group) as consumer:
+        options = {"bootstrap_servers": self.kafka, "group_id": self.group}
+        with closing(KafkaConsumer(**options)) as consumer:
             numbers = consumer.partitions_for_topic(self.topic)
             return {n: consumer.committed(TopicPartition(self.topic, n)) or 0 for n in numbers}
 
@@ -187,7 +195,7 @@ def pipeline(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Pipeline]
     name = f"{stem}-{uuid4().hex[:8]}"
     url = f"http://{stack.servers['elasticsearch'].address}"
     with Elasticsearch(url, request_timeout=60) as client:
-        index = f"sensors_{name}"  # of the pattern that Elasticsearch may not create by itself
+        index = f"sensors_{name}"  # tools/retention.py deletes only from such indices
         pipeline = Pipeline(stack.servers["kafka"].address, url, name, index, name, client)
         yield pipeline
         for process in pipeline.started:  # what a failed test has left running
@@ -195,7 +203,9 @@ def pipeline(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Pipeline]
                 process.kill()
         for index in (pipeline.index, pipeline.dead_letter_index):
             client.indices.delete(index=index, ignore_unavailable=True)
-            client.options(ignore_status=404).indices.delete_index_template(name=index)
+            client.options(ignore_status=404).indices.delete_index_template(
+                name=f"smart-city-{index}"
+            )
 
 
 def interrupt(process: subprocess.Popen[str], signum: signal.Signals = signal.SIGTERM) -> str:

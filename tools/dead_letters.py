@@ -27,7 +27,6 @@ Exit codes: 0 done, 1 Kafka unreachable, no such topic, or stopped midway; 2 wro
 import argparse
 import heapq
 import itertools
-import os
 import re
 import sys
 import threading
@@ -40,25 +39,38 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
-from kafka.structs import OffsetAndMetadata, TopicPartition
+from kafka.structs import OffsetAndMetadata
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from kafka_to_elasticsearch import (  # noqa: E402  # works from any folder
     DEAD_LETTER_BYTES,
-    InvalidReadingError,
+    SetupError,
     one_line,
     parse_reading,
-    servers,
-    topic_name,
 )
-from tools.connection import RefusedError, explained, kafka_options, load_env  # noqa: E402
+from tools.connection import (  # noqa: E402
+    ANSWER_TIMEOUT_MS,
+    CONNECT_TIMEOUT_MS,
+    Offsets,
+    existing_topics,
+    failure,
+    kafka_consumer,
+    kafka_options,
+    kafka_servers,
+    kafka_topic,
+    load_env,
+    partitions_of,
+    read_between,
+    run,
+)
 
+ROLE = "REPLAYER"
 BATCH = 500  # letters in one transaction
-TIMEOUT_MS = 30_000  # for an answer of Kafka, and until it gives up a killed replay's transaction
+SETTLE_S = 1.0  # until offsets that a killed replay has committed are there to be read
 COLUMNS = {"time (UTC)": 23, "partition/offset": 16, "key": 14, "reason": 34, "message": 25}
 WIDTH = 120
 # What differs between two reasons of one cause: quoted values; ids, positions, long numbers.
@@ -66,10 +78,9 @@ MASKS = (
     (re.compile(r"""(?<!\w)(['"]).*?\1(?!\w)"""), "'*'"),
     (re.compile(r"[\w.:-]+@[\w.:-]+|\d+:\d+|(?<=byte )\d+|\d{7,}"), "*"),
 )
-# In how many ways kafka-python says that the transactional id is no longer this producer's.
-FENCED = re.compile("ProducerFenced|InvalidProducerEpoch|BUMPING_PRODUCER_EPOCH")
+# The two errors by which Kafka says that the transactional id is no longer this producer's.
+FENCED = re.compile("ProducerFenced|InvalidProducerEpoch")
 
-Offsets = dict[TopicPartition, int]
 Outcome = Counter[str]
 
 
@@ -102,33 +113,46 @@ def read_letter(message: Any, topic: str) -> Letter:
 class DeadLetters:
     """The dead-letter topic, and how far replays have come in it."""
 
-    def __init__(self, brokers: list[str], topic: str, security: dict[str, str]) -> None:
-        self.topic = topic
+    def __init__(self, servers: str, topic: str, security: dict[str, Any]) -> None:
+        """Connect to Kafka, which has the topic or that of its dead letters.
+
+        Raises:
+            KafkaError: it does not answer, or has neither.
+        """
+        self.servers, self.topic, self.security = servers, topic, security
         self.name = f"{topic}.dead-letter"
         self.group = f"{topic}.dead-letter-replay"
-        self.consumer = KafkaConsumer(
-            bootstrap_servers=brokers,
-            group_id=self.group,  # never joined: it only keeps the offsets
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",  # when retention overtakes us, go on behind it
-            isolation_level="read_committed",
-            bootstrap_timeout_ms=10_000,
-            **security,
-        )
+        self.topics = existing_topics(servers, security)
+        if self.name not in self.topics:
+            self.require_topic()
+        # It never joins the group, which only keeps the offsets.
+        self.consumer = kafka_consumer(servers, security, group_id=self.group)
+
+    def require_topic(self) -> None:
+        """Check that the topic is there: sending to it would create it.
+
+        Raises:
+            UnknownTopicOrPartitionError: it is not.
+        """
+        if self.topic not in self.topics:
+            raise UnknownTopicOrPartitionError(f"topic {self.topic} does not exist")
 
     def bounds(self) -> tuple[Offsets, Offsets, Offsets]:
         """Return for each partition its first offset, its first pending one, and its end for now.
 
         There is no partition when nobody has filed a letter yet.
         """
-        numbers = self.consumer.partitions_for_topic(self.name)
-        partitions = [TopicPartition(self.name, number) for number in sorted(numbers)]
-        # Just after a replay was killed, the answer comes when Kafka has given up its transaction.
-        committed = {p: self.consumer.committed(p, timeout_ms=2 * TIMEOUT_MS) for p in partitions}
+        partitions = partitions_of(self.consumer, self.name) if self.name in self.topics else []
+        try:
+            committed = {
+                p: self.consumer.committed(p, timeout_ms=ANSWER_TIMEOUT_MS) for p in partitions
+            }
+        except KafkaTimeoutError as exc:  # the library's own says nothing
+            raise KafkaTimeoutError("it does not tell how far replays have come") from exc
         # Asked for after the committed offsets, it is not before them (except in a topic that was
         # made anew): letters that another replay has just taken are not taken for pending.
-        end: Offsets = self.consumer.end_offsets(partitions, timeout_ms=TIMEOUT_MS)
-        first: Offsets = self.consumer.beginning_offsets(partitions, timeout_ms=TIMEOUT_MS)
+        end: Offsets = self.consumer.end_offsets(partitions)
+        first: Offsets = self.consumer.beginning_offsets(partitions)
         pending = dict(first)
         for partition, offset in committed.items():
             if offset is not None and first[partition] <= offset <= end[partition]:
@@ -141,25 +165,8 @@ class DeadLetters:
         Raises:
             KafkaTimeoutError: Kafka has ceased to deliver.
         """
-        left = {partition for partition in begin if begin[partition] < end[partition]}
-        self.consumer.assign(sorted(left))
-        for partition in left:
-            self.consumer.seek(partition, begin[partition])
-        last = time.monotonic()
-        while left:
-            polled = self.consumer.poll(1000, max_records=BATCH)
-            messages = [m for p, some in polled.items() for m in some if m.offset < end[p]]
-            if messages:
-                yield [read_letter(message, self.topic) for message in messages]
-            # By position: a transaction's marker has an offset, but is no message to count.
-            at = {p: self.consumer.position(p, timeout_ms=TIMEOUT_MS) or 0 for p in left}
-            reached = {p for p in left if at[p] >= end[p]}
-            self.consumer.pause(*reached)
-            left -= reached
-            if polled or reached:
-                last = time.monotonic()
-            elif time.monotonic() - last > TIMEOUT_MS / 1000:
-                raise KafkaTimeoutError("it delivers nothing")
+        for messages in read_between(self.consumer, begin, end, at_once=BATCH):
+            yield [read_letter(message, self.topic) for message in messages]
 
 
 # list
@@ -244,7 +251,7 @@ def onward(letter: Letter, topic: str) -> tuple[str, dict[str, Any]]:
         return "foreign", {**again, "headers": headers}
     try:
         parse_reading(message.value)
-    except InvalidReadingError as exc:
+    except ValueError as exc:
         reason = f"invalid: {one_line(exc)}".encode()
         headers = [(name, reason if name == "reason" else content) for name, content in headers]
         return "still_invalid", {**again, "headers": headers}
@@ -267,12 +274,14 @@ def send_batch(producer: KafkaProducer, batch: Sequence[Letter], letters: DeadLe
             outcome[became] += 1
             sent.append(producer.send(**arguments))
         for future in sent:  # a commit succeeds although a message could not be sent: ask for each
-            future.get(timeout=TIMEOUT_MS / 1000)
+            future.get(timeout=ANSWER_TIMEOUT_MS / 1000)
         offsets = {
             one.partition: OffsetAndMetadata(one.message.offset + 1, "", -1) for one in batch
         }
-        within(TIMEOUT_MS, lambda: producer.send_offsets_to_transaction(offsets, letters.group))
-        within(TIMEOUT_MS, producer.commit_transaction)
+        within(
+            ANSWER_TIMEOUT_MS, lambda: producer.send_offsets_to_transaction(offsets, letters.group)
+        )
+        within(ANSWER_TIMEOUT_MS, producer.commit_transaction)
     except BaseException:
         with suppress(KafkaError):  # if it cannot be told, Kafka does so by itself after a while
             within(5000, producer.abort_transaction)
@@ -303,29 +312,29 @@ def within(timeout_ms: int, call: Callable[[], None]) -> None:
         raise KafkaTimeoutError("it does not answer") from exc
 
 
-def replay(letters: DeadLetters, brokers: list[str], security: dict[str, str]) -> None:
+def replay(letters: DeadLetters) -> None:
     """Send each pending letter onward, and print what became of them.
 
     Raises:
         KafkaError: it was stopped midway; what is printed then is done for good.
     """
+    letters.require_topic()
     outcome: Outcome = Counter(replayed=0, still_invalid=0, foreign=0)
     producer = KafkaProducer(
-        bootstrap_servers=brokers,
+        bootstrap_servers=letters.servers.split(","),
         transactional_id=letters.group,
-        transaction_timeout_ms=TIMEOUT_MS,
+        transaction_timeout_ms=ANSWER_TIMEOUT_MS,  # then Kafka gives up a killed replay's
         compression_type="lz4",
         max_request_size=DEAD_LETTER_BYTES + 1_000_000,  # with what Kafka adds
-        max_block_ms=TIMEOUT_MS,
-        bootstrap_timeout_ms=10_000,
-        **security,
+        max_block_ms=ANSWER_TIMEOUT_MS,
+        api_version_auto_timeout_ms=CONNECT_TIMEOUT_MS,
+        **letters.security,
     )
     try:
         producer.init_transactions()  # stops other replays, and undoes what they had begun
+        time.sleep(SETTLE_S)  # Kafka notes the offsets of a transaction just after its end
         _, begin, end = letters.bounds()  # not sooner: now nobody else can take a letter
         for batch in letters.read(begin, end):
-            if not letters.consumer.partitions_for_topic(letters.topic):  # sending would create it
-                raise UnknownTopicOrPartitionError(f"topic {letters.topic} does not exist")
             outcome.update(send_batch(producer, batch, letters))
     finally:
         sys.stdout.write(" ".join(f"{name}={count}" for name, count in outcome.items()) + "\n")
@@ -338,9 +347,9 @@ def replay(letters: DeadLetters, brokers: list[str], security: dict[str, str]) -
 
 def positive(text: str) -> int:
     """Return a whole number of 1 or more."""
-    if (number := int(text)) < 1:
-        raise ValueError(text)
-    return number
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -355,24 +364,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     load_env()
     try:
-        security = kafka_options("REPLAYER")
-        address = servers(os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092")
-        topic = topic_name(os.environ.get("KAFKA_TOPIC") or "smart-city-sensors")
-    except (argparse.ArgumentTypeError, ValueError) as exc:
-        parser.error(str(exc))
+        servers, topic, security = kafka_servers(), kafka_topic(), kafka_options(ROLE)
+    except SetupError as exc:
+        sys.stderr.write(f"dead_letters: {exc}\n")
+        return 2
     try:
-        with explained(address, "REPLAYER", security):
-            letters = DeadLetters(address.split(","), topic, security)
+        letters = DeadLetters(servers, topic, security)
         with closing(letters.consumer):
             if arguments.command == "list":
                 print_letters(letters, arguments.last)
             else:
-                replay(letters, address.split(","), security)
+                replay(letters)
     except KafkaError as exc:
         fenced = "another replay of this topic has begun, or this one took too long"
-        why = fenced if FENCED.search(repr(exc)) else f"Kafka at {address}: {one_line(exc)}"
-    except RefusedError as exc:
-        why = str(exc)
+        why = fenced if FENCED.search(repr(exc)) else failure(exc, ROLE)
     except KeyboardInterrupt:
         why = "interrupted"
     else:
@@ -382,4 +387,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

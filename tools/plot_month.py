@@ -2,6 +2,7 @@
 """Draw a month of the simulated city, and one of its days: what the generator's physics gives.
 
     python tools/plot_month.py docs/month.png [--seed 42] [--start 2026-06-01]
+    python tools/plot_month.py --sensors 7    # a table of the first 7 sensors and their places
 
 One curve a place, one row a field; the labels are in French, like the report that shows it.
 
@@ -9,11 +10,9 @@ Exit codes: 0 done, 2 wrong usage.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import matplotlib as mpl
@@ -43,18 +42,32 @@ Series = tuple[list[datetime], dict[str, list[float]]]
 
 def series(number: int, seed: int, start: datetime) -> Series:
     """Return one sensor's times and, by field, its values, every STEP_S seconds of the month."""
-    argv = ["--seed", str(seed), "--start", start.isoformat(), "--sensors", "5"]
-    argv += ["--interval", str(STEP_S), str(STEP_S)]
-    config = generator.load_config(argv, {}, datetime.now(UTC))
+    sensor = generator.Sensor(seed, number)
+    start_ms = round(start.timestamp() * 1000)
     times: list[datetime] = []
     values: dict[str, list[float]] = {field: [] for field in FIELDS}
-    messages = generator.sensor_messages(number, config)
-    for message in islice(messages, DAYS * 86_400 // STEP_S):
-        reading = json.loads(message.value)
+    for step in range(1, DAYS * 86_400 // STEP_S + 1):
+        reading = sensor.read(start_ms + 1000 * STEP_S * step)
         times.append(datetime.fromisoformat(reading["timestamp"]))
         for field in FIELDS:
             values[field].append(reading[field])
     return times, values
+
+
+def table_of_sensors(count: int) -> Iterator[str]:
+    """Yield a table of the first sensors and their places, line by line."""
+    yield (
+        f"{'sensor':<12}{'place':<12}{'km E':>6}{'km N':>6}"
+        f"{'°C':>7}{'ppm':>6}{'sky':>6}{'lamps lx':>10}"
+    )
+    for number in range(1, count + 1):
+        sensor = generator.Sensor(0, number)  # it stands there whatever the seed
+        place = sensor.place
+        yield (
+            f"{sensor.name:<12}{place.name:<12}{sensor.east_km:>+6.1f}{sensor.north_km:>+6.1f}"
+            f"{place.warmer_c:>+7.1f}{place.traffic_ppm:>+6.0f}"
+            f"{place.open_sky:>6.0%}{place.lamps_lux:>10.0f}"
+        )
 
 
 def draw(found: dict[str, Series], start: datetime, title: str, file: Path) -> None:
@@ -87,10 +100,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", type=Path, metavar="FILE.png")
+    parser.add_argument("file", type=Path, nargs="?", metavar="FILE.png")
+    parser.add_argument(
+        "--sensors",
+        type=generator.number(1, 100_000, int),
+        metavar="N",
+        help="print a table of the first N sensors",
+    )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--start", type=generator.parse_time, default="2026-06-01")
     options = parser.parse_args(argv)
+    if bool(options.file) == bool(options.sensors):
+        parser.error("give FILE.png or --sensors N")
+    if options.sensors:
+        return generator.print_lines(table_of_sensors(options.sensors))
     found = {
         place.name: series(number, options.seed, options.start)
         for number, place in enumerate(generator.PLACES, 1)

@@ -28,7 +28,6 @@ Exit codes: 0 done, 1 Elasticsearch unreachable, or it refused; 2 wrong usage.
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -36,18 +35,27 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from elasticsearch import ApiError, BadRequestError, Elasticsearch, TransportError
+from elasticsearch import BadRequestError, Elasticsearch
 from elasticsearch.helpers import BulkIndexError, scan, streaming_bulk
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from kafka_to_elasticsearch import one_line  # noqa: E402  # works from any folder
-from sensor_generator import parse_duration  # noqa: E402
-from tools.connection import elasticsearch_client, load_env  # noqa: E402
+from kafka_to_elasticsearch import (  # noqa: E402  # works from any folder
+    MAPPING_FILE,
+    SetupError,
+)
+from tools.connection import (  # noqa: E402
+    ELASTICSEARCH_ERRORS,
+    elasticsearch_client,
+    elasticsearch_index,
+    failure,
+    load_env,
+    run,
+)
 
+ROLE = "ADMIN"
 LIFECYCLE_FILE = PROJECT / "mappings/lifecycle.json"
-MAPPING_FILE = PROJECT / "mappings/sensors_data.json"
 
 
 class RetentionError(Exception):
@@ -175,14 +183,14 @@ def daily_template(index: str) -> dict[str, Any]:
     """Return the index template of daily indices: that of the readings, with the lifecycle.
 
     Two dots: a monthly index is not meant, whose name Elasticsearch cannot read a day from. Of the
-    templates that match a daily index, this is the one with the longer pattern (see the consumer).
+    templates that match a daily index, the one of the highest priority counts.
     """
     template = json.loads(MAPPING_FILE.read_text(encoding="utf-8"))
     lifecycle = {"name": index, "parse_origination_date": True}
     template["settings"] = {**template["settings"], "index.lifecycle": lifecycle}
     return {
         "index_patterns": [f"{index}-*.*.*"],
-        "priority": 100 + len(f"{index}-"),
+        "priority": 1_000_000,
         "allow_auto_create": False,
         "template": template,
     }
@@ -198,34 +206,54 @@ def index_name(text: str) -> str:
     return text
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one of the two commands; return the exit code (see the module docstring)."""
-    load_env()
+def time_before(age: str) -> datetime:
+    """Return when a reading of that age was measured. No unit that could be minutes or months."""
+    if not (match := re.fullmatch(r"([1-9]\d*)([hd])", age)):
+        raise argparse.ArgumentTypeError(f"{age!r} is not hours or days, such as 12h or 90d")
+    try:
+        hours = int(match[1]) * (24 if match[2] == "d" else 1)
+        return datetime.now(UTC) - timedelta(hours=hours)
+    except (OverflowError, ValueError):  # of timedelta, of int
+        raise argparse.ArgumentTypeError(f"{age[:20]} is longer than the calendar") from None
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return what the command line asks for; a wrong value ends with code 2.
+
+    Raises:
+        SetupError: the environment's index is none.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = os.environ.get("ELASTICSEARCH_INDEX") or "sensors_data"
+    default = elasticsearch_index()
     parser.add_argument("--index", type=index_name, default=default, help="another index")
     commands = parser.add_subparsers(dest="command", required=True)
     deleting = commands.add_parser("delete", help="delete old readings now")
-    deleting.add_argument("--older-than", type=parse_duration, default="30d", metavar="AGE",
-        help="such as 12h or 90d (default: 30d)")  # fmt: skip
+    deleting.add_argument("--older-than", type=time_before, default="30d", metavar="AGE",
+        dest="before", help="in hours or days, such as 12h or 90d (default: 30d)")  # fmt: skip
     deleting.add_argument(
         "--dry-run", action="store_true", help="delete nothing, say what would be"
     )
     commands.add_parser("lifecycle", help="have Elasticsearch delete daily indices by itself")
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of the two commands; return the exit code (see the module docstring)."""
+    load_env()
     try:
-        with elasticsearch_client("ADMIN") as client:
+        arguments = parse_arguments(argv)
+        with elasticsearch_client(ROLE) as client:
             if arguments.command == "delete":
-                before = datetime.now(UTC) - arguments.older_than
-                delete(client, arguments.index, before, arguments.dry_run)
+                delete(client, arguments.index, arguments.before, arguments.dry_run)
             else:
                 install_lifecycle(client, arguments.index)
-    except (RetentionError, ApiError, TransportError, BulkIndexError, ValueError) as exc:
-        why = one_line(exc)
-    except OverflowError:
-        parser.error("--older-than: longer than the calendar")
+    except SetupError as exc:
+        sys.stderr.write(f"retention: {exc}\n")
+        return 2
+    except (RetentionError, *ELASTICSEARCH_ERRORS, BulkIndexError) as exc:
+        why = failure(exc, ROLE)
     except KeyboardInterrupt:
         why = "interrupted: what is printed is done, run it again for the rest"
     else:
@@ -235,4 +263,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

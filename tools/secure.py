@@ -32,12 +32,12 @@ import base64
 import hashlib
 import ipaddress
 import json
-import logging
 import os
 import secrets
+import ssl
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -53,18 +53,23 @@ from kafka.admin import (
     ACL,
     ACLOperation,
     ACLPermissionType,
+    NewTopic,
     ResourcePattern,
     ResourceType,
-    UserScramCredentialUpsertion,
 )
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from kafka_to_elasticsearch import DEAD_LETTER_BYTES  # noqa: E402  # works from any folder
+from tools import connection  # noqa: E402
+from tools.connection import kafka_admin, keep_kafka_errors, load_env, run  # noqa: E402
+from tools.scram import set_passwords  # noqa: E402
+
 FOLDER = PROJECT / ".secure"
-ENV_FILE = PROJECT / ".env"
 
 CERTIFICATE_DAYS = 825  # what clients accept at most of a server
-DEAD_LETTER_BYTES = 100_000_000  # as kafka_to_elasticsearch.py: what could be read can be filed
 # Elasticsearch's Hasher (x-pack core, authc/support): {PBKDF2_STRETCH}rounds$salt$key, in base64.
 HASH_ROUNDS = 10_000
 # What a service token starts with (x-pack security, authc/service/ServiceAccountToken).
@@ -311,7 +316,8 @@ def complete_env() -> None:
     Raises:
         SecureError: a secret that it has is too short to be one.
     """
-    text = ENV_FILE.read_text(encoding="utf-8") if ENV_FILE.exists() else ""
+    file = connection.ENV_FILE
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
     there = read_env()
     made = new_secrets()
     if short := [name for name in made if len(there.get(name, made[name])) < SECRET_LENGTH]:
@@ -325,13 +331,13 @@ def complete_env() -> None:
     lines = [line for line in text.splitlines() if line.partition("=")[0] not in added]
     lines += [f"{name}={value}" for name, value in added.items()]
     # Beside it first: a full disk must not take the secrets that are there.
-    write(new := ENV_FILE.resolve().with_name(".env.new"), "\n".join([*lines, ""]), 0o600)
-    new.replace(ENV_FILE.resolve())
+    write(new := file.resolve().with_name(".env.new"), "\n".join([*lines, ""]), 0o600)
+    new.replace(file.resolve())
 
 
 def read_env() -> dict[str, str]:
     """Return what .env says, without what is empty there."""
-    values = dotenv_values(ENV_FILE, interpolate=False)
+    values = dotenv_values(connection.ENV_FILE, interpolate=False)
     return {name: value for name, value in values.items() if value}
 
 
@@ -392,15 +398,19 @@ def admin_client(environ: Environ) -> KafkaAdminClient:
     """Return a client that may do everything, by the administrator's certificate.
 
     Raises:
+        SecureError: there is no certificate.
         KafkaError: Kafka does not answer.
     """
-    return KafkaAdminClient(
-        bootstrap_servers=admin_address(environ),
-        bootstrap_timeout_ms=10_000,
-        security_protocol="SSL",
-        ssl_cafile=str(FOLDER / "ca.pem"),
-        ssl_certfile=str(FOLDER / "admin.pem"),
-    )
+    certificate, authority = FOLDER / "admin.pem", FOLDER / "ca.pem"
+    if not certificate.exists():
+        raise SecureError(f"there is no {certificate}: run `python tools/secure.py files` first")
+    keep_kafka_errors()
+    context = ssl.create_default_context(cafile=authority)
+    context.load_cert_chain(certificate)
+    # TLS 1.3 sends session tickets when nothing is asked, and kafka-python hangs up then.
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    security = {"security_protocol": "SSL", "ssl_context": context}
+    return kafka_admin(admin_address(environ), security)
 
 
 def admin_address(environ: Environ) -> str:
@@ -411,31 +421,31 @@ def admin_address(environ: Environ) -> str:
 def make_topics(admin: KafkaAdminClient, environ: Environ) -> None:
     """Make the two topics, so that nobody else needs the right to."""
     topic, _ = topic_and_group(environ)
-    letters = {"configs": {"max.message.bytes": str(DEAD_LETTER_BYTES)}}
-    for name, details in ((topic, {}), (f"{topic}.dead-letter", letters)):
+    letters = {"max.message.bytes": str(DEAD_LETTER_BYTES)}
+    for name, configs in ((topic, {}), (f"{topic}.dead-letter", letters)):
         with suppress(TopicAlreadyExistsError):
-            admin.create_topics({name: details})
+            admin.create_topics([NewTopic(name, topic_configs=configs)])
 
 
 def make_users(admin: KafkaAdminClient, environ: Environ) -> None:
-    """Set the users' passwords, of which only salted hashes are sent, and give them their rights.
+    """Set the users' passwords and give them their rights.
 
     Raises:
-        SecureError: a password is not in .env, or Kafka refuses.
+        SecureError: a password is not in .env, or Kafka refuses a right.
+        KafkaError: Kafka does not answer, or refuses a password.
     """
-    changes = []
+    passwords = {}
     for user in KAFKA_USERS:
-        password = environ.get(f"{user.upper()}_KAFKA_PASSWORD")
-        if not password:
-            raise SecureError(f"{user.upper()}_KAFKA_PASSWORD is not set: run this with `files`")
-        changes.append(UserScramCredentialUpsertion(user, "SCRAM-SHA-512", password))
-    refusals = [why for why in admin.alter_user_scram_credentials(changes).values() if why]
-    refusals += admin.create_acls(acls(environ))["failed"]
-    if refusals:
-        raise SecureError(f"Kafka refuses to make the users: {refusals[0]}")
-    say(f"{'user':<12}{'may':<8}{'on':<18}name")
+        variable = f"{user.upper()}_KAFKA_PASSWORD"
+        if not (password := environ.get(variable)):
+            raise SecureError(f"{variable} is not set: run this with `files`")
+        passwords[user] = password
+    set_passwords(admin, passwords)
+    for acl, error in admin.create_acls(acls(environ))["failed"]:
+        raise SecureError(f"Kafka refuses to give a right: {error.__name__}: {acl}")
+    say(f"{'user':<12}{'may':<10}{'on':<18}name")
     for user, kind, name, operation in rights(environ):
-        say(f"{user:<12}{operation.name.lower():<8}{kind.name.lower():<18}{name}")
+        say(f"{user:<12}{operation.name.lower():<10}{kind.name.lower():<18}{name}")
 
 
 # The command.
@@ -454,13 +464,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=["files", "users"])
     command = parser.parse_args(argv).command
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    load_env()
     environ = {**read_env(), **os.environ}
     try:
         if command == "files":
             make_files()
         else:
-            with admin_client(environ) as admin:
+            with closing(admin_client(environ)) as admin:
                 make_topics(admin, environ)
                 make_users(admin, environ)
     except SecureError as exc:
@@ -469,8 +479,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         why = f"Kafka does not answer the administrator at {admin_address(environ)} ({exc}): "
         why += "is the secure variant started? (make secure)"
     except OSError as exc:
-        why = f"{exc.filename or 'a file'}: {exc.strerror or exc}"
-        why += ": run `python tools/secure.py files` first" if command == "users" else ""
+        why = f"{exc.filename or 'standard output'}: {exc.strerror or exc}"
     else:
         return 0
     sys.stderr.write(f"secure: {why}\n")
@@ -478,4 +487,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

@@ -20,33 +20,45 @@ Exit codes: 0 printed, 1 a server is unreachable or holds nothing, 2 wrong usage
 """
 
 import argparse
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil
 from pathlib import Path
+from typing import Any
 
-from elasticsearch import ApiError, Elasticsearch, TransportError
-from kafka import KafkaAdminClient, KafkaConsumer
+from elasticsearch import Elasticsearch
 from kafka.errors import KafkaError
-from kafka.structs import TopicPartition
+from kafka.protocol.admin import DescribeLogDirsRequest
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from kafka_to_elasticsearch import SetupError  # noqa: E402  # works from any folder
 from tools.connection import (  # noqa: E402
+    ELASTICSEARCH_ERRORS,
     elasticsearch_client,
+    elasticsearch_index,
+    failure,
+    kafka_admin,
+    kafka_consumer,
     kafka_options,
+    kafka_servers,
+    kafka_topic,
     load_env,
+    partitions_of,
+    run,
     with_dated,
 )
 
+ROLE = "VERIFIER"
 DAY_S = 86_400
 SHARD_BYTES = 50e9
 SHARD_DOCUMENTS = 200e6
 NODE_SHARDS = 1000
 DISK_PART = 0.85
+SMALLEST, LARGEST = 1e-6, 1e12  # of the numbers that can be asked for
 
 
 @dataclass(frozen=True)
@@ -118,41 +130,42 @@ def needs(load: Load, message_bytes: float, document_bytes: float) -> Needs:
     )
 
 
-def measure_topic(servers: str, topic: str) -> tuple[int, float]:
+def measure_topic(servers: str, topic: str, security: Mapping[str, Any]) -> tuple[int, float]:
     """Return how many messages the topic holds, and the bytes of log that each takes in one copy.
 
     Raises:
         KafkaError: Kafka does not answer.
         ValueError: there is none.
     """
-    kafka = {
-        "bootstrap_servers": servers.split(","), "bootstrap_timeout_ms": 10_000,
-        **kafka_options("VERIFIER"),
-    }  # fmt: skip
-    with KafkaConsumer(**kafka, allow_auto_create_topics=False) as consumer:
-        numbers = consumer.partitions_for_topic(topic) or set()
-        partitions = [TopicPartition(topic, number) for number in numbers]
-        first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+    with closing(kafka_admin(servers, security)) as admin:
+        if topic not in admin.list_topics():
+            raise ValueError(f"there is no topic {topic}, or none that we may see")
+        brokers = [broker["node_id"] for broker in admin.describe_cluster()["brokers"]]
+        # Each broker tells the sizes of the copies that it holds.
+        answers = [admin.send_request(DescribeLogDirsRequest[0](), node_id=n) for n in brokers]
+    sizes = [
+        partition_bytes
+        for answer in answers
+        for _error, _folder, topics in answer.log_dirs
+        for name, partitions in topics
+        for _number, partition_bytes, _lag, _is_future in partitions
+        if name == topic
+    ]
+    with closing(kafka_consumer(servers, security)) as consumer:
+        numbers = partitions_of(consumer, topic)
+        first, end = consumer.beginning_offsets(numbers), consumer.end_offsets(numbers)
     messages = sum(end.values()) - sum(first.values())
     if messages == 0:
         raise ValueError(f"no message in topic {topic}: start the generator first")
-    with KafkaAdminClient(**kafka) as admin:
-        sizes = [
-            partition["partition_size"]
-            for broker in admin.describe_log_dirs([topic])
-            for folder in broker["log_dirs"]
-            for found in folder["topics"]
-            for partition in found["partitions"]
-        ]
-    if not sizes:  # the library says nothing of the refusal
+    if not sizes:  # Kafka's answer is empty then
         raise ValueError(f"Kafka does not tell the size of {topic}: no right to DESCRIBE CLUSTER")
-    return messages, sum(sizes) / (len(sizes) / len(partitions)) / messages
+    return messages, sum(sizes) / (len(sizes) / len(numbers)) / messages
 
 
 def measure_index(client: Elasticsearch, index: str) -> tuple[int, float]:
     """Return how many documents the indices have, and the bytes of disk of each in one copy.
 
-    The index and those of a day or a month (the consumer's --index-by).
+    The index and those of a day or a month beside it.
 
     Raises:
         ApiError, TransportError: Elasticsearch does not answer, or has no such index.
@@ -187,8 +200,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Load:
     option("--kafka-copies", int, load.kafka_copies, "of each partition")
     option("--disk-gb", float, load.disk_bytes / 1e9, "of one Elasticsearch node")
     given = parser.parse_args(argv)
-    if not all(0 < number < inf for number in vars(given).values()):
-        parser.error("every number must be above 0, and end")
+    if not all(SMALLEST <= number <= LARGEST for number in vars(given).values()):
+        parser.error(f"every number must be above 0: from {SMALLEST:g} to {LARGEST:g}")
     return Load(
         given.sensors, given.every, given.days, given.kafka_days, given.copies,
         given.kafka_copies, given.disk_gb * 1e9,
@@ -222,15 +235,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, compute and print; return the exit code (see the module docstring)."""
     load = parse_arguments(argv)
     load_env()
-    servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092"
-    topic = os.environ.get("KAFKA_TOPIC") or "smart-city-sensors"
-    index = os.environ.get("ELASTICSEARCH_INDEX") or "sensors_data"
     try:
-        messages, message_bytes = measure_topic(servers, topic)
-        with elasticsearch_client("VERIFIER") as client:
-            documents, document_bytes = measure_index(client, index)
-    except (KafkaError, ApiError, TransportError, ValueError) as exc:
-        sys.stderr.write(f"sizing: cannot measure: {' '.join(str(exc).split())}\n")
+        servers, topic, index = kafka_servers(), kafka_topic(), elasticsearch_index()
+        security, client = kafka_options(ROLE), elasticsearch_client(ROLE)
+    except SetupError as exc:
+        sys.stderr.write(f"sizing: {exc}\n")
+        return 2
+    try:
+        messages, message_bytes = measure_topic(servers, topic, security)
+        documents, document_bytes = measure_index(client, index)
+    except (KafkaError, *ELASTICSEARCH_ERRORS, ValueError) as exc:
+        sys.stderr.write(f"sizing: cannot measure: {failure(exc, ROLE)}\n")
         return 1
     say(f"a message in {topic}", f"{message_bytes:.1f} bytes", f"measured on {messages:,}")
     say(f"a document in {index}", f"{document_bytes:.1f} bytes", f"measured on {documents:,}")
@@ -239,4 +254,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

@@ -2,56 +2,64 @@
 """Compare what is in the topic with what is in the index and in the dead letters.
 
     python tools/verify.py
-    python tools/verify.py --ledger FILE    # FILE as sensor_generator.py --ledger has written it
+    python tools/verify.py --ledger FILE    # what tools/faulty_sensors.py --ledger has written
 
 Every message of the topic is read again and must be in exactly one place: in the index, once and
 with the same values, or in the dead-letter topic, under its own partition and offset. Nothing else
 may be in the index, unless the topic has already forgotten its first messages. This is independent
 of the consumer: no code that reads a message, and no document id, is shared with it. With a ledger,
 each message that it notes must also be in the topic where Kafka acknowledged it, byte for byte; the
-malformed ones must be in the dead letters, and no other.
+malformed ones must be in the dead letters, and no other. What an open transaction hides is neither
+read by the consumer nor compared; it is counted.
 
 Environment (or .env): as the consumer, see kafka_to_elasticsearch.py, with VERIFIER_ in the place
 of CONSUMER_.
 
-Exit codes: 0 they agree, 1 they do not, or a server is unreachable; 2 wrong usage.
+Exit codes: 0 they agree, 1 they do not, there is nothing to compare, or a server is unreachable;
+2 wrong usage.
 """
 
 import argparse
 import csv
 import json
-import os
 import sys
-import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from elasticsearch import ApiError, Elasticsearch, TransportError
-from elasticsearch.helpers import ScanError, scan
-from kafka import KafkaConsumer
-from kafka.errors import KafkaError, KafkaTimeoutError
-from kafka.structs import TopicPartition
+from elasticsearch import Elasticsearch
+from elasticsearch.helpers import scan
+from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from tools.connection import (  # noqa: E402  # works from any folder
-    RefusedError,
+from kafka_to_elasticsearch import SetupError  # noqa: E402  # works from any folder
+from tools.connection import (  # noqa: E402
+    ELASTICSEARCH_ERRORS,
     elasticsearch_client,
-    explained,
+    elasticsearch_index,
+    existing_topics,
+    failure,
+    kafka_consumer,
     kafka_options,
+    kafka_servers,
+    kafka_topic,
     load_env,
+    partitions_of,
+    read_between,
+    run,
     with_dated,
 )
 
-STALL_S = 30
+ROLE = "VERIFIER"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Key = tuple[str, int]  # sensor_id, epoch ms: what makes a reading
+Values = tuple[Any, ...]  # everything else in a reading
 Where = tuple[int, int]  # partition, offset
 
 
@@ -71,6 +79,7 @@ class Verdict:
         unexpected: documents that no message accounts for.
         strange: ids of documents that are no readings.
         forgotten: messages that the topic has deleted, so that their documents cannot be checked.
+        hidden: offsets that an open transaction hides for now.
         ledger: messages that the ledger notes.
         unacknowledged: those of them that Kafka has not acknowledged.
         altered: acknowledged, but the topic does not hold these bytes there.
@@ -88,6 +97,7 @@ class Verdict:
     unexpected: list[Key] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
     forgotten: int = 0
+    hidden: int = 0
     ledger: int = 0
     unacknowledged: int = 0
     altered: list[Where] = field(default_factory=list)
@@ -95,47 +105,45 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing is lost, changed or made up."""
+        """Whether something was compared, and nothing is lost, changed or made up."""
         wrong = self.missing or self.differing or self.doubled or self.altered or self.misjudged
-        return not (wrong or self.strange or (self.unexpected and not self.forgotten))
+        made_up = self.unexpected and not (self.forgotten or self.hidden)
+        return bool(self.messages) and not (wrong or self.strange or made_up)
 
 
-def read_topic(servers: str, topic: str, security: Mapping[str, str]) -> tuple[Iterator[Any], int]:
-    """Return the messages that the topic holds now, and the number that it has already deleted.
+class Topic(NamedTuple):
+    """What a topic holds when it is first asked.
+
+    Attributes:
+        messages: those that are committed, each partition in order.
+        forgotten: how many messages it has deleted before them.
+        hidden: how many offsets an open transaction hides behind them for now.
+    """
+
+    messages: Iterator[Any]
+    forgotten: int
+    hidden: int
+
+
+def read_topic(servers: str, topic: str, security: Mapping[str, Any]) -> Topic:
+    """Return what a topic holds; it exists.
 
     Raises:
         KafkaError: Kafka does not answer, or delivers nothing any more.
     """
-    consumer = KafkaConsumer(
-        bootstrap_servers=servers.split(","),
-        auto_offset_reset="earliest",  # when retention overtakes us, go on behind it
-        isolation_level="read_committed",
-        bootstrap_timeout_ms=10_000,
-        **security,
-    )
-    partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
-    first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+    consumer = kafka_consumer(servers, security)
+    partitions = partitions_of(consumer, topic)
+    begin, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+    with closing(kafka_consumer(servers, security, isolation_level="read_uncommitted")) as other:
+        written = other.end_offsets(partitions)
 
     def messages() -> Iterator[Any]:
-        left = {p for p in partitions if first[p] < end[p]}
-        with consumer:
-            consumer.assign(sorted(left))
-            for partition in left:
-                consumer.seek(partition, first[partition])
-            last = time.monotonic()
-            while left:
-                polled = consumer.poll(1000, max_records=5000)
-                for partition, found in polled.items():
-                    yield from (message for message in found if message.offset < end[partition])
-                at = {p: consumer.position(p, timeout_ms=1000 * STALL_S) or 0 for p in left}
-                reached = {p for p in left if at[p] >= end[p]}
-                left -= reached
-                if polled or reached:
-                    last = time.monotonic()
-                elif time.monotonic() - last > STALL_S:
-                    raise KafkaTimeoutError(f"topic {topic}: Kafka delivers nothing any more")
+        with closing(consumer):
+            for some in read_between(consumer, begin, end, at_once=5000):
+                yield from some
 
-    return messages(), sum(first.values())
+    hidden = sum(written[partition] - end[partition] for partition in partitions)
+    return Topic(messages(), sum(begin.values()), max(0, hidden))
 
 
 def reading_key(reading: dict[str, Any]) -> Key:
@@ -147,12 +155,12 @@ def reading_key(reading: dict[str, Any]) -> Key:
     return sensor_id, since_epoch // timedelta(milliseconds=1)  # what is finer is cut
 
 
-def reading_values(reading: dict[str, Any]) -> tuple[Any, ...]:
+def reading_values(reading: dict[str, Any]) -> Values:
     """Return everything else, in a fixed order."""
     return tuple(value for name, value in sorted(reading.items()) if name != "timestamp")
 
 
-def read(value: bytes | None) -> tuple[Key, tuple[Any, ...]] | None:
+def read(value: bytes | None) -> tuple[Key, Values] | None:
     """Return what a message says, None when it is not a reading."""
     try:
         reading = json.loads(value or b"")
@@ -161,31 +169,26 @@ def read(value: bytes | None) -> tuple[Key, tuple[Any, ...]] | None:
         return None
 
 
-def verify(
-    servers: str, topic: str, client: Elasticsearch, index: str, ledger: Path | None = None,
-    security: Mapping[str, str] | None = None,
-) -> Verdict:  # fmt: skip
-    """Compare topic, index, dead letters and, when it is given, the generator's ledger.
-
-    Security holds kafka-python's options for TLS and a password, if any.
-
-    Raises:
-        KafkaError, ApiError, TransportError: a server does not answer.
-        ScanError: a part of the index is away.
-        OSError, ValueError: the ledger cannot be read, or is none.
-    """
-    verdict = Verdict()
-    noted = read_ledger(ledger, verdict) if ledger else {}
-    letters, _ = read_topic(servers, f"{topic}.dead-letter", security or {})
-    dead: set[tuple[int, int, int]] = set()  # with the CRC-32 of the bytes
+def read_dead_letters(letters: Iterator[Any]) -> set[tuple[int, int, int]]:
+    """Return where the dead letters were in the topic, each with the CRC-32 of its bytes."""
+    dead = set()
     for letter in letters:
         headers = dict(letter.headers)
         with suppress(KeyError, ValueError, TypeError):  # not the consumer's
             where = (int(headers["source.partition"]), int(headers["source.offset"]))
             dead.add((*where, zlib.crc32(letter.value or b"")))
+    return dead
+
+
+def read_index(client: Elasticsearch, index: str, verdict: Verdict) -> dict[Key, Values]:
+    """Return the readings of the index; count its documents, and those that are none or twice.
+
+    Raises:
+        ApiError, TransportError, ScanError: it does not answer, or not wholly.
+    """
     indices = with_dated(index)
     client.indices.refresh(index=indices)
-    documents: dict[Key, tuple[Any, ...]] = {}
+    documents: dict[Key, Values] = {}
     for hit in scan(client, index=indices, size=5000):
         try:
             key = reading_key(hit["_source"])
@@ -196,9 +199,45 @@ def verify(
             verdict.doubled.append(key)
         documents[key] = reading_values(hit["_source"])
     verdict.indexed = client.count(index=indices)["count"]
+    return documents
+
+
+def verify(
+    servers: str, topic: str, client: Elasticsearch, index: str, ledger: Path | None = None,
+    security: Mapping[str, Any] | None = None,
+) -> Verdict:  # fmt: skip
+    """Compare topic, index, dead letters and, when it is given, the generator's ledger.
+
+    Security holds kafka-python's options for TLS and a password, if any.
+
+    Raises:
+        KafkaError: Kafka does not answer, or has no such topic.
+        ApiError, TransportError: Elasticsearch does not answer.
+        ScanError: a part of the index is away.
+        OSError, ValueError: the ledger cannot be read, or is none.
+    """
+    verdict = Verdict()
+    noted = read_ledger(ledger, verdict) if ledger else {}
+    security, letters = security or {}, f"{topic}.dead-letter"
+    topics = existing_topics(servers, security)
+    if topic not in topics:
+        raise UnknownTopicOrPartitionError(f"there is no topic {topic}, or none that we may see")
+    dead = set()
+    if letters in topics:  # else nothing was ever filed
+        dead = read_dead_letters(read_topic(servers, letters, security).messages)
+    documents = read_index(client, index, verdict)
+    messages, verdict.forgotten, verdict.hidden = read_topic(servers, topic, security)
+    compare(messages, documents, dead, noted, verdict)
+    return verdict
+
+
+def compare(
+    messages: Iterator[Any], documents: dict[Key, Values], dead: set[tuple[int, int, int]],
+    noted: dict[Where, tuple[int, bool]], verdict: Verdict,
+) -> None:  # fmt: skip
+    """Look for each message in the index or the dead letters, then for what is there besides."""
     accounted: set[Key] = set()
-    rejected: dict[Key, list[tuple[Where, tuple[Any, ...]]]] = {}
-    messages, verdict.forgotten = read_topic(servers, topic, security or {})
+    filed: dict[Key, list[tuple[Where, Values]]] = {}  # readings among the dead letters
     for message in messages:
         verdict.messages += 1
         where = (message.partition, message.offset)
@@ -214,32 +253,41 @@ def verify(
         if is_dead:
             verdict.dead_lettered += 1
             if found:
-                rejected.setdefault(found[0], []).append((where, found[1]))
-            continue
-        if found is None:  # malformed, and nobody has said so
+                filed.setdefault(found[0], []).append((where, found[1]))
+        elif found is None:  # malformed, and nobody has said so
             verdict.missing.append(where)
-            continue
-        key, values = found
-        if key not in documents:
-            verdict.missing.append(where)
-        elif documents[key] != values:
-            verdict.differing.append(where)
-        elif key in accounted:
-            verdict.repeated += 1
-        accounted.add(key)
-    # Of two readings of one sensor and time either may be the one that stays.
-    conflicts: set[Where] = set()
-    for key, claims in rejected.items():
-        stored = documents.get(key)
-        if stored and any(values != stored for _, values in claims):
-            conflicts |= {where for where, _ in claims}
-            if any(values == stored for _, values in claims):
-                accounted.add(key)
-    verdict.conflicting = len(conflicts)
-    verdict.misjudged = [where for where in verdict.misjudged if where not in conflicts]
+        else:
+            key, values = found
+            if key not in documents:
+                verdict.missing.append(where)
+            elif documents[key] != values:
+                verdict.differing.append(where)
+            elif key in accounted:
+                verdict.repeated += 1
+            accounted.add(key)
+    judge_filed(filed, documents, accounted, verdict)
     verdict.unexpected = sorted(set(documents) - accounted)
     verdict.altered += sorted(noted)  # what is left of it is not in the topic
-    return verdict
+
+
+def judge_filed(
+    filed: dict[Key, list[tuple[Where, Values]]], documents: dict[Key, Values],
+    accounted: set[Key], verdict: Verdict,
+) -> None:  # fmt: skip
+    """Account for the dead letters that are readings: in conflict, or indexed later.
+
+    Of two readings of one sensor and time either may be the one that stays. One that was refused
+    may be indexed when the topic is read again, its cause being mended.
+    """
+    conflicts: set[Where] = set()
+    for key, claims in filed.items():
+        stored = documents.get(key)
+        if stored and any(values == stored for _, values in claims):
+            accounted.add(key)
+        if stored and any(values != stored for _, values in claims):
+            conflicts |= {where for where, _ in claims}
+    verdict.conflicting = len(conflicts)
+    verdict.misjudged = [where for where in verdict.misjudged if where not in conflicts]
 
 
 def read_ledger(path: Path, verdict: Verdict) -> dict[Where, tuple[int, bool]]:
@@ -264,7 +312,7 @@ def read_ledger(path: Path, verdict: Verdict) -> dict[Where, tuple[int, bool]]:
                 verdict.ledger += 1
                 verdict.unacknowledged += not row["offset"]
         except (KeyError, TypeError, AttributeError, csv.Error) as exc:
-            raise ValueError(f"{path} is not a ledger of sensor_generator.py") from exc
+            raise ValueError(f"{path} is not a ledger of tools/faulty_sensors.py") from exc
     return noted
 
 
@@ -276,20 +324,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="what the generator sent")
     ledger = parser.parse_args(argv).ledger
     load_env()
-    servers = os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or "localhost:9092"
-    topic = os.environ.get("KAFKA_TOPIC") or "smart-city-sensors"
-    index = os.environ.get("ELASTICSEARCH_INDEX") or "sensors_data"
     try:
-        security, client = kafka_options("VERIFIER"), elasticsearch_client("VERIFIER")
-    except ValueError as exc:
-        parser.error(str(exc))
+        servers, topic, index = kafka_servers(), kafka_topic(), elasticsearch_index()
+        security, client = kafka_options(ROLE), elasticsearch_client(ROLE)
+    except SetupError as exc:
+        sys.stderr.write(f"verify: {exc}\n")
+        return 2
     try:
-        with explained(servers, "VERIFIER", security):
-            verdict = verify(servers, topic, client, index, ledger, security)
-    except (
-        RefusedError, KafkaError, ApiError, TransportError, ScanError, OSError, ValueError,
-    ) as exc:  # fmt: skip
-        sys.stderr.write(f"verify: cannot compare: {' '.join(str(exc).split())}\n")
+        verdict = verify(servers, topic, client, index, ledger, security)
+    except (KafkaError, *ELASTICSEARCH_ERRORS, OSError, ValueError) as exc:
+        sys.stderr.write(f"verify: cannot compare: {failure(exc, ROLE)}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("verify: interrupted\n")
@@ -319,7 +363,11 @@ def print_verdict(verdict: Verdict, topic: str, index: str) -> None:
         write(f"   for example {', '.join(map(str, found[:3]))}\n" if found else "\n")
     if verdict.forgotten:
         write(f"{'deleted by the topic, not checked':<40} {verdict.forgotten:>9}\n")
+    if verdict.hidden:
+        write(f"{'hidden by an open transaction, not read':<40} {verdict.hidden:>9}\n")
+    if not verdict.messages:
+        write(f"nothing to compare: topic {topic} holds no message\n")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(main))

@@ -10,8 +10,11 @@ that shows the broker's metrics to Prometheus, configured by JMX_EXPORTER_CONFIG
 """
 
 import socket
+import ssl
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
@@ -226,24 +229,29 @@ def zookeeper_is_ready(port: int) -> bool:
         return False
 
 
+def tls_options(settings: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options of kafka-python for whom the broker's own certificate names."""
+    context = ssl.create_default_context(cafile=settings["ssl.truststore.location"])
+    context.load_cert_chain(settings["ssl.keystore.location"])
+    # TLS 1.3 sends session tickets when nothing is asked, and kafka-python hangs up then.
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    return {"security_protocol": "SSL", "ssl_context": context}
+
+
 def kafka_is_ready(settings: Mapping[str, str]) -> bool:
     """Ask the broker for the cluster's metadata, as a broker: by the listener that those have."""
     listener = settings["inter.broker.listener.name"]
     address = listener_entry(settings["advertised.listeners"], f"{listener}://")
-    options = {}
-    if listener_entry(settings["listener.security.protocol.map"], f"{listener}:") == "SSL":
-        options = {
-            "security_protocol": "SSL",
-            "ssl_cafile": settings["ssl.truststore.location"],
-            "ssl_certfile": settings["ssl.keystore.location"],
-        }
+    is_tls = listener_entry(settings["listener.security.protocol.map"], f"{listener}:") == "SSL"
     try:
         host, _, port = address.partition(":")
         with socket.create_connection((host, int(port)), timeout=2):
             pass  # the client below logs every refused connection
-        with KafkaAdminClient(
-            bootstrap_servers=address, bootstrap_timeout_ms=5000, **options
-        ) as admin:
+        options = tls_options(settings) if is_tls else {}
+        admin = KafkaAdminClient(
+            bootstrap_servers=address, api_version_auto_timeout_ms=5000, **options
+        )
+        with closing(admin):
             return bool(admin.describe_cluster()["brokers"])
     except (OSError, KafkaError):
         return False

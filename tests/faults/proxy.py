@@ -20,7 +20,7 @@ class TcpProxy:
     Attributes:
         latency_s: how late each piece arrives.
         open: whether new connections are carried; when not, they are reset at once.
-        stalled: set, nothing moves, and nobody is told.
+        flowing: cleared, nothing moves, and nobody is told.
     """
 
     def __init__(self, target: tuple[str, int], port: int = 0) -> None:
@@ -29,7 +29,6 @@ class TcpProxy:
         self.open = True
         self.flowing = threading.Event()
         self.flowing.set()
-        self.carried = 0
         self.connections: set[socket.socket] = set()
         self.listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self.listener.getsockname()[1]
@@ -73,7 +72,6 @@ class TcpProxy:
                     time.sleep(self.latency_s)
                 self.flowing.wait()
                 sink.sendall(data)
-                self.carried += len(data)
         except OSError:
             pass
         self._close(source)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,10 @@ def asked(question: Callable[[], Any]) -> Any:
 
 def in_sync(pipeline: Pipeline) -> set[int]:
     """Return the numbers of brokers in sync that the topic's partitions have."""
-    with KafkaAdminClient(bootstrap_servers=pipeline.kafka) as admin:
+    with closing(KafkaAdminClient(bootstrap_servers=pipeline.kafka)) as admin:
         (topic,) = admin.describe_topics([pipeline.topic])
     assert len(topic["partitions"]) == 3
-    return {len(partition["isr_nodes"]) for partition in topic["partitions"]}
+    return {len(partition["isr"]) for partition in topic["partitions"]}
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ def test_a_broker_and_a_node_die_under_load_and_come_back(cluster: Stack, tmp_pa
             with logs.open("ab") as log:
                 return subprocess.Popen(command, env=pipeline.environ, stdout=log, stderr=log)
 
-        generator = start("sensor_generator.py", "--rate", "300", "--ledger", str(ledger))
+        generator = start("tools/faulty_sensors.py", "--rate", "300", "--ledger", str(ledger))
         consumers = [start("kafka_to_elasticsearch.py") for _ in range(2)]
         try:
             wait_until(lambda: pipeline.committed() > 1000, "something is committed", 90)

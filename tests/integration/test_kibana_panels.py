@@ -34,7 +34,7 @@ def panels() -> dict[str, preview.Panel]:
 
 def test_every_panel_shows_what_was_sent(pipeline: Pipeline, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.csv"
-    pipeline.generate(
+    pipeline.generate_faulty(
         "--backfill", "4h", "--interval", "20", "40", "--fault", "malformed=0.05",
         "--seed", "11", "--ledger", str(ledger),
     )  # fmt: skip

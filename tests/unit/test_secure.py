@@ -1,16 +1,11 @@
 """Who logs in as whom, what tools/secure.py writes, and that no secret is shown."""
 
 import json
-import socket
-import ssl
 import stat
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import certifi
@@ -28,57 +23,43 @@ def role(name: str, values: dict[str, str]) -> dict[str, str]:
     return {f"{name}_{variable}": value for variable, value in values.items()}
 
 
-def test_kafka_s_user_and_authority() -> None:
+@pytest.mark.parametrize("security", [generator.kafka_security, indexer.kafka_security])
+def test_kafka_s_user_and_authority(security: Callable[..., dict[str, Any]]) -> None:
     tls = {"KAFKA_CA_FILE": CA}
-    for name, security in (
-        ("GENERATOR", generator.kafka_security), ("CONSUMER", indexer.kafka_security),
-    ):  # fmt: skip
-        assert security({}) == security(role("OTHER_KAFKA", USER)) == {}
-        assert security(tls) == {"security.protocol": "SSL", "ssl.ca.location": CA}
-        assert security({**role(f"{name}_KAFKA", USER), **tls}) == {
-            "security.protocol": "SASL_SSL",
-            "sasl.mechanism": "SCRAM-SHA-512",
-            "sasl.username": "me",
-            "sasl.password": "mine",
-            "ssl.ca.location": CA,
-        }
-
-
-def test_kafka_s_user_and_authority_for_a_tool(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in role("OTHER_KAFKA", USER).items():
-        monkeypatch.setenv(name, value)
-    assert connection.kafka_options("ROLE") == {}
-    monkeypatch.setenv("KAFKA_CA_FILE", CA)
-    assert connection.kafka_options("ROLE") == {"security_protocol": "SSL", "ssl_cafile": CA}
-    for name, value in role("ROLE_KAFKA", USER).items():
-        monkeypatch.setenv(name, value)
-    assert connection.kafka_options("ROLE") == {
+    assert security({}, "ROLE") == security(role("OTHER_KAFKA", USER), "ROLE") == {}
+    assert security(tls, "ROLE")["security_protocol"] == "SSL"
+    options = security({**role("ROLE_KAFKA", USER), **tls}, "ROLE")
+    assert {name: value for name, value in options.items() if not name.startswith("ssl_")} == {
         "security_protocol": "SASL_SSL",
         "sasl_mechanism": "SCRAM-SHA-512",
         "sasl_plain_username": "me",
         "sasl_plain_password": "mine",
-        "ssl_cafile": CA,
     }
 
 
+def test_a_tool_comes_in_its_own_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in role("OTHER_KAFKA", USER).items():
+        monkeypatch.setenv(name, value)
+    assert connection.kafka_options("ROLE") == {}
+    for name, value in role("ROLE_KAFKA", USER).items():
+        monkeypatch.setenv(name, value)
+    assert connection.kafka_options("ROLE")["sasl_plain_username"] == "me"
+
+
 @pytest.mark.parametrize(
-    ("environ", "told"),
+    "environ",
     [
-        ({"GENERATOR_KAFKA_USER": "me", "CONSUMER_KAFKA_PASSWORD": "x"}, "set both, or neither"),
-        ({"KAFKA_CA_FILE": "/nowhere.pem"}, "KAFKA_CA_FILE: /nowhere.pem has no certificates"),
-        ({"KAFKA_CA_FILE": __file__}, f"KAFKA_CA_FILE: {__file__} has no certificates"),
+        {"ROLE_KAFKA_USER": "me"},
+        {"ROLE_KAFKA_PASSWORD": "mine"},
+        {"KAFKA_CA_FILE": "/nowhere.pem"},
     ],
 )
-def test_half_a_login_is_wrong_usage(
-    environ: dict[str, str], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        generator.load_config([], environ, datetime.now(UTC))
-    assert ended.value.code == 2
-    with pytest.raises(SystemExit) as ended:
-        indexer.load_config([], environ)
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.count(told) == 2
+def test_half_a_login_and_no_certificate_are_said_at_once(environ: dict[str, str]) -> None:
+    (name,) = environ
+    with pytest.raises(generator.SetupError, match=name):
+        generator.kafka_security(environ, "ROLE")
+    with pytest.raises(indexer.SetupError, match=name):
+        indexer.kafka_security(environ, "ROLE")
 
 
 def test_elasticsearch_s_user_key_and_authority() -> None:
@@ -94,25 +75,33 @@ def test_elasticsearch_s_user_key_and_authority() -> None:
     assert options(key) == options({**key, **user}) == {"api_key": "abc"}
     assert options(tls) == {"ca_certs": CA}
     assert options(tls, "http://localhost:9200") == {}
-    with pytest.raises(ValueError, match="ROLE_ELASTICSEARCH_PASSWORD: set both, or neither"):
+    with pytest.raises(indexer.SetupError, match="ROLE_ELASTICSEARCH_PASSWORD: set both, or neith"):
         options({"ROLE_ELASTICSEARCH_USER": "me"})
-    with pytest.raises(ValueError, match="/nowhere has no certificates"):
+    with pytest.raises(indexer.SetupError, match="ELASTICSEARCH_CA_FILE"):
         options({"ELASTICSEARCH_CA_FILE": "/nowhere"})
 
 
-@pytest.mark.parametrize("key", ["SECRET\r", "SEC RET", "SECRÉT", "SECRET\n"])
+@pytest.mark.parametrize(
+    ("environ", "url"),
+    [
+        (role("ROLE_ELASTICSEARCH", USER), "http://elsewhere:9200"),
+        ({"ROLE_ELASTICSEARCH_API_KEY": "abc"}, "http://localhost:9200,http://elsewhere:9200"),
+        ({}, "http://me:mine@elsewhere:9200"),
+    ],
+)
+def test_no_secret_leaves_this_machine_in_the_clear(environ: dict[str, str], url: str) -> None:
+    with pytest.raises(indexer.SetupError, match="https") as raised:
+        indexer.elasticsearch_security(environ, "ROLE", url)
+    assert "mine" not in str(raised.value)
+    assert indexer.elasticsearch_security({}, "ROLE", "http://elsewhere:9200") == {}
+
+
+@pytest.mark.parametrize("key", ["SEC\rRET", "SEC RET", "SECRÉT", "SEC\nRET"])
 def test_a_key_that_cannot_be_one_is_refused_and_not_shown(key: str) -> None:
-    told, environ = "ROLE_ELASTICSEARCH_API_KEY: a key has", {"ROLE_ELASTICSEARCH_API_KEY": key}
-    with pytest.raises(ValueError, match=told) as raised:
+    environ = {"ROLE_ELASTICSEARCH_API_KEY": key}
+    with pytest.raises(indexer.SetupError, match="ROLE_ELASTICSEARCH_API_KEY") as raised:
         indexer.elasticsearch_security(environ, "ROLE", "https://host")
     assert "SEC" not in str(raised.value)
-
-
-def test_a_configuration_shows_no_secret() -> None:
-    environ = {**role("CONSUMER_KAFKA", USER), **role("CONSUMER_ELASTICSEARCH", USER)}
-    assert "mine" not in repr(indexer.load_config([], environ))
-    environ = role("GENERATOR_KAFKA", USER)
-    assert "mine" not in repr(generator.load_config([], environ, datetime.now(UTC)))
 
 
 @pytest.fixture
@@ -138,59 +127,15 @@ def asked() -> Iterator[tuple[str, list[str | None]]]:
         server.shutdown()
 
 
-def test_the_api_key_is_shown_to_elasticsearch(asked: tuple[str, list[str | None]]) -> None:
-    url, shown = asked
-    config = indexer.load_config(
-        [], {"ELASTICSEARCH_URL": url, "CONSUMER_ELASTICSEARCH_API_KEY": "abc"}
-    )
-    indexer.connect_to_elasticsearch(config).close()
-    assert shown == ["ApiKey abc"]
-
-
-@pytest.fixture
-def tls_server(tmp_path: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """A server that speaks TLS and hangs up: its port, and what each connection sent first."""
-    file = tmp_path / "server.pem"
-    file.write_bytes(b"".join(secure.Authority().issue("localhost")))
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(file)
-    first: list[bytes] = []
-
-    class Handler(BaseRequestHandler):
-        def handle(self) -> None:
-            first.append(self.request.recv(1000, socket.MSG_PEEK))
-            with suppress(OSError), context.wrap_socket(self.request, server_side=True):
-                pass
-
-    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_address[1], first
-        server.shutdown()
-
-
-@pytest.mark.parametrize(
-    "environ",
-    [
-        {"CONSUMER_ELASTICSEARCH_API_KEY": "c2VjcmV0"},
-        role("CONSUMER_ELASTICSEARCH", USER),
-        {"ELASTICSEARCH_URL": "http://me:mine@127.0.0.1:PORT"},
-    ],
-)
-def test_no_secret_goes_in_clear_where_tls_is_spoken(
-    tls_server: tuple[int, list[bytes]], environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_the_api_key_is_shown_to_elasticsearch(
+    asked: tuple[str, list[str | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port, first = tls_server
-    url = environ.get("ELASTICSEARCH_URL", "http://127.0.0.1:PORT").replace("PORT", str(port))
-    environ = {**environ, "ELASTICSEARCH_URL": url}
-    told = f"^Elasticsearch at http://127.0.0.1:{port} speaks TLS: let ELASTICSEARCH_URL begin with"
-    with pytest.raises(indexer.SetupError, match=told):
-        indexer.connect_to_elasticsearch(indexer.load_config([], environ))
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=told):
-        connection.elasticsearch_client("CONSUMER")
-    assert len(first) == 2
-    assert all(sent.startswith(b"\x16\x03") for sent in first)  # handshakes, no request
+    url, shown = asked
+    monkeypatch.setenv("ELASTICSEARCH_URL", url)
+    monkeypatch.setenv("ROLE_ELASTICSEARCH_API_KEY", "abc")
+    with connection.elasticsearch_client("ROLE") as client:
+        client.cluster.health()
+    assert shown == ["ApiKey abc"]
 
 
 # tools/secure.py
@@ -201,7 +146,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project for `files`."""
     monkeypatch.setattr(secure, "PROJECT", tmp_path)
     monkeypatch.setattr(secure, "FOLDER", tmp_path / ".secure")
-    monkeypatch.setattr(secure, "ENV_FILE", tmp_path / ".env")
+    monkeypatch.setattr(connection, "ENV_FILE", tmp_path / ".env")
     (tmp_path / ".env.example").write_text("COMPOSE_FILE=docker-compose.yml\nKAFKA_CA_FILE=\n")
     return tmp_path
 

@@ -1,0 +1,57 @@
+"""What tools/demo.py says when a step fails: its name, not that of another."""
+
+import sys
+from typing import Any
+
+import pytest
+from kafka.errors import KafkaError
+
+from tools import demo
+from tools.connection import elasticsearch_client
+from tools.verify import Verdict
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_the_scripts_that_fail_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = {"un": python("raise SystemExit(3)"), "deux": python(""), "trois": python("1/0")}
+    assert demo.run_together(commands) == ["un (code 3)", "trois (code 1)"]
+    monkeypatch.setattr(demo, "WITHIN_S", 1)
+    slow = {"lent": python("import time; time.sleep(99)")}
+    assert demo.run_together(slow) == ["lent (pas fini après 1 s)"]
+
+
+@pytest.mark.parametrize(
+    ("failing", "told"),
+    [
+        ("run_pipeline", "la lecture de l'index : Kafka at "),
+        ("verify", "la vérification : Kafka at "),
+        ("print_tables", "les tableaux : Kafka at "),
+    ],
+)
+def test_the_step_that_fails_is_named(
+    failing: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> Any:
+        raise KafkaError("away")
+
+    monkeypatch.setattr(demo, "run_pipeline", lambda *_: [])
+    monkeypatch.setattr(demo, "verify", lambda *_, **__: Verdict(messages=1, indexed=1))
+    monkeypatch.setattr(demo, "print_tables", lambda *_: None)
+    monkeypatch.setattr(demo, failing, fail)
+    (step,) = demo.check(elasticsearch_client("VERIFIER"), "sensors_data")
+    assert step.startswith(told)
+
+
+def test_what_is_lost_is_said_only_when_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "run_pipeline", lambda *_: ["le consommateur (code 1)"])
+    monkeypatch.setattr(demo, "print_tables", lambda *_: None)
+    client = elasticsearch_client("VERIFIER")
+    monkeypatch.setattr(demo, "verify", lambda *_, **__: Verdict(messages=1, indexed=1))
+    assert demo.check(client, "sensors_data") == ["le consommateur (code 1)"]
+    monkeypatch.setattr(demo, "verify", lambda *_, **__: Verdict(messages=1, missing=[(0, 0)]))
+    failed = demo.check(client, "sensors_data")
+    assert failed[0] == "le consommateur (code 1)"
+    assert failed[1].startswith("la vérification : ce qui est produit n'est pas")
