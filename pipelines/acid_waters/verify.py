@@ -33,6 +33,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from http import HTTPStatus
@@ -149,9 +150,13 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Place, Any], dict[int, in
         VerifyError: there is no such topic, it has never held anything, or Kafka delivers nothing
             any more.
     """
-    with KafkaConsumer(
-        bootstrap_servers=servers.split(","), bootstrap_timeout_ms=10_000
-    ) as consumer:
+    consumer = KafkaConsumer(
+        bootstrap_servers=servers.split(","),
+        isolation_level="read_committed",  # not what a transaction has taken back
+        api_version_auto_timeout_ms=10_000,
+        receive_message_max_bytes=2**31 - 1,  # its default, 1 MB, is less than a fetch may bring
+    )
+    with closing(consumer):
         numbers = consumer.partitions_for_topic(topic)
         if not numbers:
             raise VerifyError(f"no topic {topic} at {servers}: nothing to compare")

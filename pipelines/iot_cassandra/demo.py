@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from cassandra import DriverException
@@ -130,10 +131,11 @@ def messages_in(servers: str, topic: str) -> int:
     Raises:
         KafkaError: Kafka does not answer.
     """
-    with KafkaConsumer(
-        bootstrap_servers=servers.split(","), bootstrap_timeout_ms=10_000,
-        allow_auto_create_topics=False,
-    ) as consumer:  # fmt: skip
+    consumer = KafkaConsumer(
+        bootstrap_servers=servers.split(","), api_version_auto_timeout_ms=10_000,
+        isolation_level="read_committed", allow_auto_create_topics=False,
+    )  # fmt: skip
+    with closing(consumer):
         partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
         return sum(consumer.end_offsets(partitions).values())
 

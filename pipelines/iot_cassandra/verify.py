@@ -29,6 +29,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -116,7 +117,8 @@ def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], Mapping[int, in
     consumer = KafkaConsumer(
         bootstrap_servers=servers.split(","),
         isolation_level="read_committed",
-        bootstrap_timeout_ms=10_000,
+        api_version_auto_timeout_ms=10_000,
+        receive_message_max_bytes=2**31 - 1,  # its default, 1 MB, is less than a fetch may bring
         auto_offset_reset="none",  # else it goes on after what is deleted, and says nothing
         allow_auto_create_topics=False,  # one that is absent stays so
     )
@@ -125,7 +127,7 @@ def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], Mapping[int, in
 
     def messages() -> Iterator[Any]:
         left = {p: first[p] for p in partitions if first[p] < end[p]}  # what is read next
-        with consumer:
+        with closing(consumer):
             consumer.assign(sorted(left))
             for partition, offset in left.items():
                 consumer.seek(partition, offset)

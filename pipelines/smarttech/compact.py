@@ -58,7 +58,7 @@ from pipelines.smarttech.lake import (  # noqa: E402  # works from any folder
     LakeError,
     check_checkpoint,
     configure_logging,
-    lock_lake,
+    lock,
     one_line,
     open_batches,
     spark_session,
@@ -159,10 +159,10 @@ def run(options: argparse.Namespace) -> None:
         raise LakeError(f"no table {missing if there else 'at all'} in {lake}")
     is_short = options.retain_hours < SAFE_HOURS
     settings = {"spark.databricks.delta.retentionDurationCheck.enabled": str(not is_short).lower()}
-    with spark_session(lake, settings) as spark:
+    checkpoints = (options.checkpoints or lake / "checkpoints").absolute()
+    folders = [lake, checkpoints] if is_short else []
+    with lock(*folders) as locks, spark_session(lake, settings, locks) as spark:
         if is_short:
-            checkpoints = (options.checkpoints or lake / "checkpoints").absolute()
-            lock_lake(spark, lake, checkpoints)
             check_read(lake, checkpoints)
         sys.stdout.write(f"{'table':<12}{'files':>9}{'read s':>18}{'bytes on disk':>26}\n")
         for table in options.tables or there:

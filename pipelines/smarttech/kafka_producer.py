@@ -73,7 +73,7 @@ UNITS = {"temperature": "C", "humidity": "%", "energy": "kWh", "co2": "ppm"}
 BUILDINGS, FLOORS = "ABC", 4
 LATEST_S = 900.0  # of a late reading
 FILE_READINGS = 100  # in one file of --folder
-FLUSH_S = 15.0
+GIVE_UP_S = 15.0  # at the end, without an acknowledgement
 MAX_PENDING = 20_000  # messages that are not acknowledged yet
 PROGRESS_S = 5.0
 
@@ -337,22 +337,22 @@ class Sender:
         self.pending: dict[int, Message] = {}
         self.sent = self.acknowledged = self.failed = 0
         self.last_error = ""
+        self.next_report = time.monotonic() + PROGRESS_S
 
     def send_all(self, messages: Iterable[Message]) -> None:
-        """Send messages and wait until the outcome of each is known."""
-        next_progress = time.monotonic() + PROGRESS_S
+        """Send messages and wait for their outcomes; a message without one has failed."""
         for message in messages:
             self.send(message)
-            if time.monotonic() >= next_progress:
-                log.info("progress sent=%d acknowledged=%d", self.sent, self.acknowledged)
-                next_progress += PROGRESS_S
-        error = KafkaError("its outcome is not known")
-        try:
-            self.producer.close(timeout=FLUSH_S)
-        except KafkaError as exc:
-            error = exc
+            self.report()
+        self.wait_for_outcomes()
         for serial in list(self.pending):
-            self.settle(serial, None, error)
+            self.settle(serial, None, KafkaTimeoutError("Kafka does not answer"))
+
+    def report(self) -> None:
+        """Log the counts every few seconds."""
+        if time.monotonic() >= self.next_report:
+            log.info("progress sent=%d acknowledged=%d", self.sent, self.acknowledged)
+            self.next_report = time.monotonic() + PROGRESS_S
 
     def send(self, message: Message) -> None:
         """Hand a message to the producer."""
@@ -374,10 +374,23 @@ class Sender:
         """Wait until half of what is on its way has an outcome: kafka-python takes any number.
 
         Its thread, which sends them, gets little of Python's time while this one makes more: they
-        would fill the memory, and expire.
+        would fill the memory.
         """
         while len(self.pending) > MAX_PENDING // 2 and not self.stop.wait(0.01):
-            pass
+            self.report()
+
+    def wait_for_outcomes(self) -> None:
+        """Close the producer; wait as long as outcomes come.
+
+        kafka-python's close() waits for Kafka without limit, so it gets a thread that need not end.
+        """
+        ending = threading.Thread(target=self.producer.close, daemon=True)
+        ending.start()
+        left, last_outcome = len(self.pending), time.monotonic()
+        while ending.is_alive() and time.monotonic() < last_outcome + GIVE_UP_S:
+            ending.join(0.1)
+            if len(self.pending) < left:
+                left, last_outcome = len(self.pending), time.monotonic()
 
     def settle(
         self, serial: int, stored: RecordMetadata | None, error: BaseException | None = None
@@ -409,11 +422,7 @@ def make_topic(bootstrap_servers: str, topic: str) -> None:
         KafkaError: no broker answers.
         NoTopicError: one does, but there is no topic.
     """
-    producer = KafkaProducer(
-        bootstrap_servers=bootstrap_servers.split(","),
-        bootstrap_timeout_ms=2000,
-        max_block_ms=5000,
-    )
+    producer = KafkaProducer(bootstrap_servers=bootstrap_servers.split(","), max_block_ms=5000)
     try:
         producer.partitions_for(topic)
     except KafkaTimeoutError as exc:
@@ -435,9 +444,12 @@ def connect(config: Config, stop: threading.Event) -> KafkaProducer | None:
             make_topic(config.bootstrap_servers, config.topic)
             return KafkaProducer(
                 bootstrap_servers=config.bootstrap_servers.split(","),
-                bootstrap_timeout_ms=2000,
                 acks="all",
                 enable_idempotence=True,  # a send that is retried is stored once
+                # A message waits for Kafka as long as it takes. With a shorter time-out this
+                # producer may never send again after a message that expired.
+                delivery_timeout_ms=30 * 86_400_000,
+                reconnect_backoff_max_ms=2000,
                 linger_ms=20,
                 batch_size=128 * 1024,
                 compression_type="gzip",

@@ -6,20 +6,24 @@ LAKE/options.json                            what its rows depend on; the same a
 LAKE/spark.log                               what Java says; our own log goes to the terminal
 """
 
+import fcntl
 import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
-from delta import DeltaTable, configure_spark_with_delta_pip
+from delta import DeltaTable
 from deltalake import DeltaTable as RustTable
 from py4j.protocol import Py4JError, Py4JNetworkError
+from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
+from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
 from pipelines.smarttech import transforms
@@ -42,11 +46,15 @@ STAGES = {
     "gold": ["gold", "anomalies"],
 }
 PARTITIONED_BY = ["building", "type"]
-KAFKA_CONNECTOR = "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.7"
+CONNECTORS = (
+    f"io.delta:delta-spark_2.12:{version('delta-spark')}",
+    "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.7",
+)
 LOCK_WAIT_S = 30.0
-HELD: list[Any] = []  # the locks of this process
 # For one laptop; README says what each is worth.
 SETTINGS = {
+    "spark.app.name": "smarttech",
+    "spark.jars.packages": ",".join(CONNECTORS),
     "spark.master": "local[2]",  # two tasks at a time, all in this one process
     "spark.driver.memory": "1g",  # so the driver's memory is all there is
     "spark.driver.host": "127.0.0.1",  # listen on loopback only
@@ -78,24 +86,29 @@ def table_path(lake: Path, table: str) -> Path:
 
 
 @contextmanager
-def spark_session(lake: Path, settings: Mapping[str, str]) -> Iterator[SparkSession]:
+def spark_session(
+    lake: Path, settings: Mapping[str, str], locks: Sequence[TextIO] = ()
+) -> Iterator[SparkSession]:
     """Give a Spark session whose Java process writes into LAKE/spark.log; stop it at the end.
+
+    Args:
+        lake: folder of the tables.
+        settings: of Spark, besides SETTINGS.
+        locks: what `lock` gave; Java holds them too.
 
     Raises:
         LakeError: it cannot be started, most often because Maven Central cannot be reached.
     """
     lake.mkdir(parents=True, exist_ok=True)
     file = lake / "spark.log"
-    builder = SparkSession.builder.appName("smarttech")
     # Its default is a folder spark-warehouse/ wherever we are called from.
     warehouse = {"spark.sql.warehouse.dir": str(lake / "warehouse")}
-    for name, value in (SETTINGS | warehouse | dict(settings)).items():
-        builder = builder.config(name, value)
+    conf = SparkConf().setAll(list((SETTINGS | warehouse | dict(settings)).items()))
     log.info("starting Spark (the first time it fetches its connectors); its log is %s", file)
     try:
         with output_into(file):  # Java keeps it
-            builder = configure_spark_with_delta_pip(builder, extra_packages=[KAFKA_CONNECTOR])
-            spark = builder.getOrCreate()
+            java = launch_gateway(conf, {"pass_fds": [held.fileno() for held in locks]})
+            spark = SparkSession(SparkContext(conf=conf, gateway=java))
     except (PySparkException, Py4JError, OSError) as exc:
         raise LakeError(f"Spark does not start: {one_line(exc)} (see {file})") from exc
     spark.sparkContext.setLogLevel("ERROR")
@@ -123,33 +136,40 @@ def output_into(file: Path) -> Iterator[None]:
             os.close(saved)
 
 
-def lock(spark: SparkSession, folder: Path) -> Any:
-    """Take a folder for this session alone, until its Java process ends.
+@contextmanager
+def lock(*folders: Path) -> Iterator[list[TextIO]]:
+    """Take folders for this process and the Java process of its `spark_session` alone.
 
-    That process holds the lock, not this one: when Python is killed, Java works on for a moment.
+    A folder is free again when neither of them has its file open. Java must hold the file too: when
+    Python is killed, Java works on for a moment.
+
+    Yields:
+        The open files.
 
     Raises:
-        LakeError: another process holds it and keeps it.
+        LakeError: another process holds one of the folders and keeps it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = spark._jvm.java.io.RandomAccessFile(str(folder / "lock"), "rw")
     deadline = time.monotonic() + LOCK_WAIT_S
-    while not (held := file.getChannel().tryLock()):
-        if time.monotonic() > deadline:
-            raise LakeError(f"another consumer is at work on {folder}: stop it first")
-        time.sleep(0.5)
-    HELD.append(held)  # Java closes the file of a lock that nobody refers to
-    return held
+    with ExitStack() as files:
+        held: list[TextIO] = []
+        for folder in dict.fromkeys(folders):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = files.enter_context((folder / "lock").open("w", encoding="ascii"))
+            while not try_lock(file):
+                if time.monotonic() > deadline:
+                    raise LakeError(f"another consumer is at work on {folder}: stop it first")
+                time.sleep(0.5)
+            held.append(file)
+        yield held
 
 
-def lock_lake(spark: SparkSession, lake: Path, checkpoints: Path) -> None:
-    """Take a lake and its checkpoints, which may be elsewhere, for this session alone.
-
-    Raises:
-        LakeError: another process holds one of them and keeps it.
-    """
-    for folder in (lake, checkpoints):
-        lock(spark, folder)
+def try_lock(file: TextIO) -> bool:
+    """Lock a file unless another process holds its lock; return whether it is locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def newest_file(folder: Path) -> int:

@@ -131,9 +131,8 @@ def run(config: Config, stop: threading.Event) -> None:
     Raises:
         LakeError: it cannot start, or cannot go on.
     """
-    with spark_session(config.folder, {}) as spark:
+    with lock(config.folder) as locks, spark_session(config.folder, {}, locks) as spark:
         stop_on_signals(stop)  # once more: Spark has put its own handler there
-        lock(spark, config.folder)
         checkpoint = config.folder / "checkpoints"
         check_checkpoint("the simple mode", [table_path(config.folder, "bronze")], checkpoint)
         create_table(spark, table_path(config.folder, "bronze"), TABLE)

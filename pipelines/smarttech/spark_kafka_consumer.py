@@ -40,7 +40,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,7 @@ from pipelines.smarttech.lake import (  # noqa: E402
     check_checkpoint,
     configure_logging,
     create_tables,
-    lock_lake,
+    lock,
     one_line,
     spark_session,
     stop_on_signals,
@@ -158,6 +158,7 @@ class Pipeline:
             .option("startingOffsets", "earliest")  # when there is no checkpoint yet
             .option("maxOffsetsPerTrigger", self.config.batch_messages)
             .option("failOnDataLoss", "true")  # a gap is said, never passed over
+            .option("kafka.isolation.level", "read_committed")  # not what a transaction took back
             .load()
         )
         stamped = messages.withColumnRenamed("timestamp", "kafka_timestamp")
@@ -416,12 +417,10 @@ class Supervisor:
 def kafka_answers(bootstrap_servers: str) -> bool:
     """Return whether a broker answers."""
     try:
-        with KafkaConsumer(
-            bootstrap_servers=bootstrap_servers.split(","), bootstrap_timeout_ms=2000
-        ):
-            return True
+        KafkaConsumer(bootstrap_servers=bootstrap_servers.split(",")).close()
     except KafkaError:
         return False
+    return True
 
 
 def wait_for_kafka(config: Config, stop: threading.Event) -> None:
@@ -433,14 +432,10 @@ def wait_for_kafka(config: Config, stop: threading.Event) -> None:
     deadline = time.monotonic() + config.wait_s
     while not stop.is_set():
         try:
-            with suppress(NoTopicError):  # said below
-                make_topic(config.bootstrap_servers, config.topic)
-            with KafkaConsumer(
-                bootstrap_servers=config.bootstrap_servers.split(","), bootstrap_timeout_ms=2000
-            ) as consumer:
-                if consumer.partitions_for_topic(config.topic):
-                    return
-                trouble = f"there is no topic {config.topic}"
+            make_topic(config.bootstrap_servers, config.topic)
+            return
+        except NoTopicError as exc:
+            trouble = str(exc)
         except KafkaError as exc:
             trouble = f"Kafka does not answer at {config.bootstrap_servers} ({exc})"
         left_s = deadline - time.monotonic()
@@ -452,15 +447,15 @@ def wait_for_kafka(config: Config, stop: threading.Event) -> None:
 
 def warn_of_sender_times(config: Config) -> None:
     """Say so when a message's time is the sender's: then its clock says what is in the future."""
-    topic = ConfigResource(ConfigResourceType.TOPIC, config.topic)
+    asked = ConfigResource(ConfigResourceType.TOPIC, config.topic, {TIMESTAMP_TYPE: None})
     brokers = config.bootstrap_servers.split(",")
     try:
-        with closing(
-            KafkaAdminClient(bootstrap_servers=brokers, bootstrap_timeout_ms=2000)
-        ) as admin:
-            found = admin.describe_configs([topic], config_filter="all")
-            kind = found["topic"][config.topic][TIMESTAMP_TYPE]["value"]
-    except (KafkaError, KeyError) as exc:  # some brokers do not let everybody ask
+        with closing(KafkaAdminClient(bootstrap_servers=brokers)) as admin:
+            [answer] = admin.describe_configs([asked])
+        [topic] = answer.to_object()["resources"]
+        [entry] = topic["config_entries"]
+        kind = entry["config_value"]
+    except (KafkaError, ValueError) as exc:  # some brokers do not let everybody ask
         log.debug("%s of %s is not known: %s", TIMESTAMP_TYPE, config.topic, exc)
         return
     if kind != "LogAppendTime":
@@ -631,9 +626,11 @@ def run(config: Config, stop: threading.Event) -> None:
     Raises:
         LakeError: they cannot start, or one cannot go on.
     """
-    with spark_session(config.lake, config.settings) as spark:
+    with (
+        lock(config.lake, config.checkpoints) as locks,
+        spark_session(config.lake, config.settings, locks) as spark,
+    ):
         stop_on_signals(stop)  # once more: Spark has put its own handler there
-        lock_lake(spark, config.lake, config.checkpoints)
         keep_options(config)
         check_checkpoints(config)
         create_tables(spark, config.lake)

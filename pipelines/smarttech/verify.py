@@ -31,6 +31,7 @@ import time
 import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -333,11 +334,14 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Where, Message], dict[int
         ValueError: there is no such topic.
         KafkaError: it cannot be read to its end, or has lost what was not read yet.
     """
-    with KafkaConsumer(
+    consumer = KafkaConsumer(
         bootstrap_servers=servers.split(","),
-        bootstrap_timeout_ms=10_000,
+        api_version_auto_timeout_ms=10_000,
+        request_timeout_ms=30_000,
+        isolation_level="read_committed",  # as the stream reads
         auto_offset_reset="none",  # what retention deletes meanwhile is said, not passed over
-    ) as consumer:
+    )
+    with closing(consumer):
         known = consumer.partitions_for_topic(topic)
         if not known:
             raise ValueError(f"there is no topic {topic} at {servers}")

@@ -7,15 +7,47 @@ from types import SimpleNamespace
 from typing import Any
 
 from kafka.errors import KafkaTimeoutError
-from kafka.future import Future
 
 LIMIT = 100  # of the messages on their way: the sender's MAX_PENDING, for the test
 
 
-class Answer(Future):  # type: ignore[misc]  # kafka-python has no types
-    """What send returns, with the one method that it adds to a plain future."""
+class Answer:
+    """What send returns: of kafka-python's future, what the senders use."""
 
-    def get(self, timeout: float) -> Any:
+    def __init__(self) -> None:
+        self.is_done = False
+        self.value: Any = None
+        self.exception: Exception | None = None
+        self.callbacks: list[Callable[[Any], object]] = []
+        self.errbacks: list[Callable[[Exception], object]] = []
+
+    def add_callback(self, callback: Callable[[Any], object]) -> "Answer":
+        if not self.is_done:
+            self.callbacks.append(callback)
+        elif not self.exception:
+            callback(self.value)
+        return self
+
+    def add_errback(self, errback: Callable[[Exception], object]) -> "Answer":
+        if not self.is_done:
+            self.errbacks.append(errback)
+        elif self.exception:
+            errback(self.exception)
+        return self
+
+    def success(self, value: Any) -> "Answer":
+        self.is_done, self.value = True, value
+        for callback in self.callbacks:
+            callback(value)
+        return self
+
+    def failure(self, exception: Exception) -> "Answer":
+        self.is_done, self.exception = True, exception
+        for errback in self.errbacks:
+            errback(exception)
+        return self
+
+    def get(self) -> Any:
         if self.exception:
             raise self.exception
         return self.value
@@ -25,9 +57,9 @@ class Unanswered:
     """A producer whose messages are acknowledged when the test says so."""
 
     def __init__(self) -> None:
-        self.futures: list[Any] = []
+        self.futures: list[Answer] = []
 
-    def send(self, *_: object, **__: object) -> Any:
+    def send(self, *_: object, **__: object) -> Answer:
         self.futures.append(Answer())
         return self.futures[-1]
 

@@ -50,7 +50,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -60,7 +59,7 @@ from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
@@ -72,9 +71,7 @@ log = logging.getLogger("capteur")
 PARIS = ZoneInfo("Europe/Paris")
 DEFAULT_START = "2026-10-24T00:00:00Z"
 PROGRESS_S = 5.0
-# kafka-python goes on sending for delivery_timeout_ms, 120 s, and waits 30 s at most for the answer
-# to a request. Given up before that, a record would be noted as not acknowledged and then stored.
-CLOSE_S = 150.0
+GIVE_UP_S = 15.0  # at the end, without an acknowledgement
 MAX_PENDING = 20_000  # records whose outcome is not known yet
 MAX_DURATION_S = 100 * 366 * 86_400.0
 DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -299,9 +296,12 @@ def connect(config: Config, stop: threading.Event) -> KafkaProducer | None:
         try:
             producer = KafkaProducer(
                 bootstrap_servers=config.bootstrap_servers.split(","),
-                bootstrap_timeout_ms=2000,
                 acks="all",  # acknowledged by every replica in sync
                 enable_idempotence=True,  # a send that is retried is stored once
+                # A record waits for Kafka as long as it takes. With a shorter time-out this
+                # producer may never send again after a record that expired.
+                delivery_timeout_ms=30 * 86_400_000,
+                reconnect_backoff_max_ms=2000,
                 linger_ms=20,  # a batch waits this long to fill ...
                 batch_size=128 * 1024,  # ... up to this many bytes: fewer, fuller requests
                 max_block_ms=60_000,  # how long a send waits for a broker that is away
@@ -370,25 +370,28 @@ class Sender:
         self.pending: deque[tuple[Record, Any]] = deque()  # with the future of its outcome
         self.sent = self.acknowledged = self.failed = 0
         self.last_error = ""
+        self.next_report = time.monotonic() + PROGRESS_S
 
     def __str__(self) -> str:
         return f"sent={self.sent} acknowledged={self.acknowledged} failed={self.failed}"
 
     def send_all(self, records: Iterator[Record]) -> None:
-        """Send records, say how far it is now and then, wait until each outcome is known."""
-        next_progress = time.monotonic() + PROGRESS_S
+        """Send records and wait for their outcomes; a record without one has failed."""
         for record in records:
             self.send(record)
             self.settle_known()
             if len(self.pending) >= MAX_PENDING:
                 self.wait_for_room()
-            if time.monotonic() >= next_progress:
-                log.info("progress %s", self)
-                next_progress = time.monotonic() + PROGRESS_S
-        with suppress(KafkaError):  # its outcomes say the same, one by one
-            self.producer.close(timeout=CLOSE_S)
+            self.report()
+        self.wait_for_outcomes()
         while self.pending:
             self.settle()
+
+    def report(self) -> None:
+        """Log the counts every few seconds."""
+        if time.monotonic() >= self.next_report:
+            log.info("progress %s", self)
+            self.next_report = time.monotonic() + PROGRESS_S
 
     def send(self, record: Record) -> None:
         """Hand a record to the producer; the id is the key, so that partitions are even."""
@@ -405,10 +408,25 @@ class Sender:
         """Wait until half of what is on its way has an outcome: kafka-python takes any number.
 
         Its thread, which sends them, gets little of Python's time while this one makes more: they
-        would fill the memory, and expire.
+        would fill the memory.
         """
         while len(self.pending) > MAX_PENDING // 2 and not self.stop.wait(0.01):
             self.settle_known()
+            self.report()
+
+    def wait_for_outcomes(self) -> None:
+        """Close the producer; wait as long as outcomes come.
+
+        kafka-python's close() waits for Kafka without limit, so it gets a thread that need not end.
+        """
+        ending = threading.Thread(target=self.producer.close, daemon=True)
+        ending.start()
+        left, last_outcome = len(self.pending), time.monotonic()
+        while ending.is_alive() and time.monotonic() < last_outcome + GIVE_UP_S:
+            ending.join(0.1)
+            self.settle_known()
+            if len(self.pending) < left:
+                left, last_outcome = len(self.pending), time.monotonic()
 
     def settle_known(self) -> None:
         """Count and note the outcomes that are known, in order."""
@@ -418,8 +436,11 @@ class Sender:
     def settle(self) -> None:
         """Count and note the outcome of the oldest record: not acknowledged if it has none yet."""
         record, future = self.pending.popleft()
+        if not future.is_done:
+            self.count(record, KafkaTimeoutError("Kafka does not answer"))
+            return
         try:
-            self.count(record, future.get(timeout=0))
+            self.count(record, future.get())
         except KafkaError as exc:
             self.count(record, exc)
 

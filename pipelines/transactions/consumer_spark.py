@@ -47,14 +47,17 @@ import signal
 import sys
 import threading
 import time
+from base64 import urlsafe_b64decode
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
@@ -110,6 +113,7 @@ WRITTEN = (
     "timestamp_paris", "score", "suspect", "kafka_partition", "kafka_offset", "date", "batch_id",
 )  # fmt: skip
 REJECTED = ("reason", "detail", "value", "kafka_partition", "kafka_offset", "batch_id")
+CLIENT_TIMEOUTS_MS = {"default.api.timeout.ms": "20000", "request.timeout.ms": "10000"}
 MAX_FAILURES = 5  # of one batch in a row, with both servers there
 MAX_WAIT_S = 10.0
 
@@ -364,17 +368,20 @@ class Writer:
 
     def delete(self, batch_id: int) -> None:
         """Delete what an earlier attempt has left of a batch."""
-        jvm: Any = self.spark.sparkContext._jvm  # Hadoop has no interface in Python
-        configuration = self.spark.sparkContext._jsc.hadoopConfiguration()
+        client, bucket = self.store.filesystem(), self.store.bucket
+        days = client.get_file_info(fs.FileSelector(f"{bucket}/{OUTPUT}", allow_not_found=True))
         # _temporary: what a job that was killed while it committed has left there, Hadoop takes for
         # a part of the next job, and commits with it.
-        left = (f"{OUTPUT}/date=*/batch_id={batch_id}", f"{REJECTS}/batch_id={batch_id}")
-        for pattern in (*left, f"{OUTPUT}/_temporary", f"{REJECTS}/_temporary"):
-            path = jvm.org.apache.hadoop.fs.Path(self.store.url(pattern))
-            files = path.getFileSystem(configuration)
-            for found in files.globStatus(path) or []:
-                log.info("batch id=%d was begun before: deleting %s", batch_id, found.getPath())
-                files.delete(found.getPath(), True)
+        left = [
+            *(f"{day.path}/batch_id={batch_id}" for day in days if "=" in day.base_name),
+            f"{bucket}/{REJECTS}/batch_id={batch_id}",
+            f"{bucket}/{OUTPUT}/_temporary",
+            f"{bucket}/{REJECTS}/_temporary",
+        ]
+        for found in client.get_file_info(left):
+            if found.type == fs.FileType.Directory:
+                log.info("batch id=%d was begun before: deleting %s", batch_id, found.path)
+                client.delete_dir(found.path)
 
 
 def check_model(store: Store) -> None:
@@ -429,20 +436,27 @@ def check_checkpoint(store: Store) -> None:
         )
 
 
-def topic_id(config: Config) -> str:
+def topic_id(jvm: Any, config: Config) -> str:
     """Return the id that Kafka gave the topic when it was made, "" where Kafka tells none.
 
+    Asked by Kafka's own client, which Spark's connector brings: kafka-python does not know the id.
+
+    Args:
+        jvm: of `spark_session`.
+        config: names the topic.
+
     Raises:
-        KafkaError: Kafka does not answer.
+        Py4JError: Kafka does not answer, or has no such topic.
     """
-    with KafkaAdminClient(
-        bootstrap_servers=config.bootstrap_servers.split(","), bootstrap_timeout_ms=5000
-    ) as admin:
-        found = str(admin.describe_topics([config.topic])[0].get("topic_id") or "")
-    return found if found.strip("0-") else ""  # zeros: of an old Kafka, or not known yet
+    settings = {"bootstrap.servers": config.bootstrap_servers, **CLIENT_TIMEOUTS_MS}
+    with closing(jvm.org.apache.kafka.clients.admin.AdminClient.create(settings)) as admin:
+        topics = admin.describeTopics([config.topic]).allTopicNames().get()
+        text = topics[config.topic].topicId().toString()  # in base 64
+    found = str(UUID(bytes=urlsafe_b64decode(f"{text}==")))
+    return found if found.strip("0-") else ""  # zeros: of an old Kafka
 
 
-def check_topic(store: Store, config: Config) -> None:
+def check_topic(jvm: Any, store: Store, config: Config) -> None:
     """Make sure that the topic is the one that the checkpoint is of; the first time, note it.
 
     Spark knows a topic by its name alone: in a new one of the same name it would go on at the old
@@ -450,9 +464,9 @@ def check_topic(store: Store, config: Config) -> None:
 
     Raises:
         StoreError: it is another one.
-        KafkaError, OSError: a server does not answer.
+        Py4JError, OSError: a server does not answer.
     """
-    if not (found := topic_id(config)):
+    if not (found := topic_id(jvm, config)):
         return
     client, path = store.filesystem(), f"{store.bucket}/{TOPIC_ID}"
     if client.get_file_info(path).type == fs.FileType.NotFound:
@@ -483,8 +497,8 @@ def start_query(
         .option("subscribe", config.topic)
         .option("startingOffsets", "earliest")  # the first time only; then the checkpoint's
         .option("maxOffsetsPerTrigger", config.max_records)
-        .option("kafka.default.api.timeout.ms", 20_000)
-        .option("kafka.request.timeout.ms", 10_000)
+        .option("kafka.isolation.level", "read_committed")  # not what a transaction took back
+        .options(**{f"kafka.{name}": value for name, value in CLIENT_TIMEOUTS_MS.items()})
         .load()
         .selectExpr("value", "partition AS kafka_partition", "offset AS kafka_offset")
     )
@@ -497,11 +511,12 @@ def start_query(
 
 
 def run(
-    spark: SparkSession, store: Store, config: Config, metrics: Metrics, stop: threading.Event
-) -> int:
+    spark: SparkSession, jvm: Any, store: Store, config: Config, metrics: Metrics,
+    stop: threading.Event,
+) -> int:  # fmt: skip
     """Run the stream until it is done or told to stop, through outages; return the exit code."""
     try:
-        return stream(spark, store, config, metrics, stop)
+        return stream(spark, jvm, store, config, metrics, stop)
     finally:  # however it ends
         counts = metrics.counts
         log.info(
@@ -511,14 +526,15 @@ def run(
 
 
 def stream(
-    spark: SparkSession, store: Store, config: Config, metrics: Metrics, stop: threading.Event
-) -> int:
+    spark: SparkSession, jvm: Any, store: Store, config: Config, metrics: Metrics,
+    stop: threading.Event,
+) -> int:  # fmt: skip
     """Do what `run` says, without its last line."""
     writer = Writer(spark, store, config, metrics)
     failures, progress = 0, metrics.counts["read"]
     while not stop.is_set():
         try:
-            check_topic(store, config)
+            check_topic(jvm, store, config)
             query = start_query(spark, store, config, writer)
             log.info(
                 "reading topic=%s at %s into %s",
@@ -526,7 +542,7 @@ def stream(
             )  # fmt: skip
             watch(query, metrics, stop)
             break
-        except (PySparkException, Py4JError, KafkaError, OSError) as exc:
+        except (PySparkException, Py4JError, OSError) as exc:
             if stop.is_set():
                 break
             cause = last_cause(exc)
@@ -571,9 +587,10 @@ def check_servers(store: Store, config: Config) -> str:
     """Return what is wrong with Kafka or the store, "" when both are there."""
     try:
         store.check()
-        with KafkaAdminClient(
-            bootstrap_servers=config.bootstrap_servers.split(","), bootstrap_timeout_ms=5000
-        ) as admin:
+        admin = KafkaAdminClient(
+            bootstrap_servers=config.bootstrap_servers.split(","), api_version_auto_timeout_ms=5000
+        )
+        with closing(admin):
             if config.topic in admin.list_topics():
                 return ""
         return (
@@ -713,9 +730,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metrics = Metrics()
         if config.metrics_port:
             serve_metrics(config.metrics_port)
-        spark = spark_session("transactions", store)
+        spark, jvm = spark_session("transactions", store)
         stop_on_signals(stop)  # again: Spark has put its own in place of the first
-        return run(spark, store, config, metrics, stop)
+        return run(spark, jvm, store, config, metrics, stop)
     except (SparkError, StoreError, OSError, ValueError) as exc:
         log.error("%s", exc)
         return 1

@@ -19,9 +19,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 from pyarrow import fs
 
@@ -59,11 +61,12 @@ def make_topic(servers: str, topic: str) -> str:
     Raises:
         KafkaError: no broker answers, or it refuses.
     """
-    with KafkaAdminClient(
-        bootstrap_servers=servers.split(","), bootstrap_timeout_ms=10_000
-    ) as admin:
+    admin = KafkaAdminClient(
+        bootstrap_servers=servers.split(","), api_version_auto_timeout_ms=10_000
+    )
+    with closing(admin):
         try:
-            admin.create_topics({topic: {"num_partitions": PARTITIONS, "replication_factor": 1}})
+            admin.create_topics([NewTopic(topic, PARTITIONS, replication_factor=1)])
         except TopicAlreadyExistsError:
             return "was there"
     return f"made, {PARTITIONS} partitions"

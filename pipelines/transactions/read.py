@@ -114,7 +114,7 @@ def totals_by_spark(store: Store) -> tuple[list[Total], Counter[str]]:
     )
 
     try:
-        spark = spark_session("read", store)
+        spark, _ = spark_session("read", store)
         try:
             totals: list[Total] = []
             if rows := read_parquet(spark, store.url(OUTPUT)):

@@ -251,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         store.check()
-        spark = spark_session("score", store)
+        spark, _ = spark_session("score", store)
         transactions = read_parquet(spark, store.url(OUTPUT))
         if transactions is None:
             raise StoreError("nothing is written yet: run consumer_spark.py first")

@@ -12,8 +12,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from pyspark import SparkConf, SparkContext
 from pyspark.errors import AnalysisException
+from pyspark.java_gateway import launch_gateway
 from pyspark.sql import DataFrame, SparkSession
 
 from pipelines.transactions.store import Store
@@ -36,11 +39,14 @@ class SparkError(Exception):
     """What keeps Spark from starting, in one line for the user."""
 
 
-def spark_session(name: str, store: Store) -> SparkSession:
+def spark_session(name: str, store: Store) -> tuple[SparkSession, Any]:
     """Return a session of this process's own, in UTC, with what Spark says in SPARK_LOG.
 
     Started by spark-submit, this process already has a Java of Spark's at hand, but one without the
     connectors: it is left alone, and another one started.
+
+    Returns:
+        The session, and the `jvm` of py4j, by which Python calls its Java.
 
     Raises:
         SparkError: the connectors cannot be fetched, or Java does not start.
@@ -54,10 +60,11 @@ def spark_session(name: str, store: Store) -> SparkSession:
     master, memory = (os.environ.get(name) or default for name, default in settings)
     jars = connectors()
     SPARK_LOG.parent.mkdir(exist_ok=True)
-    options = spark_options(jars) | {"spark.driver.memory": memory, **store.spark_options()}
-    builder = SparkSession.builder.appName(name)
+    conf = SparkConf().setAppName(name).setMaster(master).set("spark.driver.memory", memory)
+    conf.setAll([*spark_options(jars).items(), *store.spark_options().items()])
     try:
-        return builder.master(master).config(map=options).getOrCreate()
+        java = launch_gateway(conf)
+        return SparkSession(SparkContext(conf=conf, gateway=java)), java.jvm
     except Exception as exc:  # of many kinds, from two languages
         raise SparkError(
             f"Spark does not start ({last_cause(exc)}): is Java 17 there? See {SPARK_LOG}"
@@ -82,7 +89,7 @@ def read_parquet(spark: SparkSession, url: str) -> DataFrame | None:
         raise
 
 
-def spark_options(jars: list[Path]) -> dict[str, bool | float | int | str | None]:
+def spark_options(jars: list[Path]) -> dict[str, str]:
     """Return Spark's settings for one machine."""
     return {
         "spark.jars": ",".join(map(str, jars)),

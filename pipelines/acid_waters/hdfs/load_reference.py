@@ -51,6 +51,7 @@ sys.path.insert(0, str(PROJECT))
 from pipelines.acid_waters.settings import load_env  # noqa: E402  # works from any folder
 from pipelines.acid_waters.spark.session import (  # noqa: E402
     SparkError,
+    java,
     new_session,
     one_line,
 )
@@ -116,7 +117,7 @@ def read_folder(spark: SparkSession, folder: str, name: str) -> DataFrame:
         SparkError: it is not there, or whoever wrote it did not come to the end.
     """
     _, schema = REFERENCE[name]
-    files, path = file_system(spark, folder)
+    files, path = file_system(folder)
     if not files.exists(path):
         raise SparkError(f"{folder} is not there: {LOAD_FIRST}")
     if not files.exists(path.suffix("/_SUCCESS")):
@@ -124,11 +125,12 @@ def read_folder(spark: SparkSession, folder: str, name: str) -> DataFrame:
     return spark.read.options(**CSV, mode="FAILFAST").schema(schema).csv(folder)
 
 
-def file_system(spark: SparkSession, folder: str) -> tuple[Any, Any]:
+def file_system(folder: str) -> tuple[Any, Any]:
     """Return Hadoop's file system that holds a folder, and the folder's path there."""
-    jvm: Any = spark._jvm
+    jvm = java().jvm
     path = jvm.org.apache.hadoop.fs.Path(folder)
-    return path.getFileSystem(spark._jsc.hadoopConfiguration()), path
+    context = jvm.org.apache.spark.sql.SparkSession.active().sparkContext()
+    return path.getFileSystem(context.hadoopConfiguration()), path
 
 
 def load(spark: SparkSession, hdfs_url: str, name: str, rows: Sequence[Row]) -> Counter[Any]:
@@ -150,7 +152,7 @@ def load(spark: SparkSession, hdfs_url: str, name: str, rows: Sequence[Row]) -> 
     )
     differing = (given - found) + (found - given)
     if not differing:
-        files, path = file_system(spark, folder)
+        files, path = file_system(folder)
         files.delete(path, True)
         if not files.rename(path.suffix(".new"), path):
             raise SparkError(f"{new} cannot be renamed to {path.getName()}")

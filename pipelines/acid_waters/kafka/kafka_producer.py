@@ -54,12 +54,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import NewTopic
 from kafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -86,8 +87,7 @@ TIME_LIMITS_MS = {
     "message.timestamp.before.max.ms": 36_525 * DAY_MS,
     "message.timestamp.after.max.ms": DAY_MS,
 }
-# For what is not acknowledged at the end: longer than kafka-python tries (120 s), so that nothing
-# is called lost and delivered afterwards.
+# For what is not acknowledged at the end; after that it counts as not delivered.
 FLUSH_S = 150.0
 
 
@@ -209,13 +209,16 @@ def connect(config: Config) -> KafkaProducer:
     """
     address = {
         "bootstrap_servers": config.bootstrap_servers.split(","),
-        "bootstrap_timeout_ms": round(config.wait_s * 1000),
+        "api_version_auto_timeout_ms": max(1000, round(config.wait_s * 1000)),  # with 0 never
+        "reconnect_backoff_max_ms": 1000,
     }
-    with KafkaAdminClient(**address) as admin, suppress(TopicAlreadyExistsError):
-        configs = {name: str(limit) for name, limit in TIME_LIMITS_MS.items()}
-        topic = {"num_partitions": PARTITIONS, "replication_factor": 1, "configs": configs}
-        admin.create_topics({config.topic: topic}, wait_for_metadata=True)
-    return KafkaProducer(**address, linger_ms=20)
+    limits = {name: str(limit) for name, limit in TIME_LIMITS_MS.items()}
+    with closing(KafkaAdminClient(**address)) as admin, suppress(TopicAlreadyExistsError):
+        admin.create_topics([NewTopic(config.topic, PARTITIONS, 1, topic_configs=limits)])
+    # Idempotent: a lot that is sent again after an answer was lost is stored once.
+    # 30 days: after a message has expired, kafka-python 2.3 may send no more.
+    patience = {"delivery_timeout_ms": 30 * 86_400_000}
+    return KafkaProducer(**address, **patience, acks="all", enable_idempotence=True, linger_ms=20)
 
 
 def send_all(
@@ -223,23 +226,30 @@ def send_all(
 ) -> int:
     """Send the lots, one per interval, until stopped; return how many were not acknowledged.
 
+    The producer is closed afterwards.
+
     Raises:
         KafkaError: a lot cannot be sent at all, for instance because it is too large.
         TableError: the file cannot be read to its end.
     """
     sent: list[tuple[Lot, Any]] = []
     due = shown = time.monotonic()
-    for lot in lots:
-        if stop.wait(min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)):
-            break
-        due = max(due + config.interval_s, time.monotonic())
-        key = lot.batch_id.encode()
-        sent.append((lot, producer.send(config.topic, lot.value, key=key, headers=lot.headers())))
-        if config.interval_s >= 1 or time.monotonic() > shown + PROGRESS_S:
-            shown = time.monotonic()
-            log.info("sent batch_id=%s size=%d lots=%d", lot.batch_id, lot.size, len(sent))
-    with suppress(KafkaError):
-        producer.flush(timeout=FLUSH_S)
+    try:
+        for lot in lots:
+            if stop.wait(min(max(0.0, due - time.monotonic()), threading.TIMEOUT_MAX)):
+                break
+            due = max(due + config.interval_s, time.monotonic())
+            key = lot.batch_id.encode()
+            future = producer.send(config.topic, lot.value, key=key, headers=lot.headers())
+            if isinstance(future.exception, MessageSizeTooLargeError):
+                raise future.exception
+            sent.append((lot, future))
+            if config.interval_s >= 1 or time.monotonic() > shown + PROGRESS_S:
+                shown = time.monotonic()
+                log.info("sent batch_id=%s size=%d lots=%d", lot.batch_id, lot.size, len(sent))
+    finally:
+        with suppress(KafkaError):  # what is not acknowledged by then is counted below
+            producer.close(timeout=FLUSH_S)
     failed = [lot for lot, future in sent if not future.succeeded()]
     rows = sum(lot.size for lot, _ in sent)
     log.info("stopped lots=%d rows=%d failed=%d", len(sent), rows, len(failed))
@@ -324,6 +334,7 @@ def configure_logging() -> None:
     )
     # What the libraries log, traces included, is not for the user: what matters is said here.
     logging.root.handlers[0].addFilter(logging.Filter(log.name))
+    sys.unraisablehook = lambda _: None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -341,10 +352,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if first is None:
             log.error("no lot %d in %s", config.first, find_file(config.data, SAMPLES))
             return 2
-        with connect(config) as producer:
-            log.info("sending %s to topic=%s at %s", first.source_file, config.topic,
-                     config.bootstrap_servers)  # fmt: skip
-            return 1 if send_all(producer, itertools.chain([first], lots), config, stop) else 0
+        producer = connect(config)
+        log.info("sending %s to topic=%s at %s", first.source_file, config.topic,
+                 config.bootstrap_servers)  # fmt: skip
+        return 1 if send_all(producer, itertools.chain([first], lots), config, stop) else 0
     except TableError as exc:
         log.error("%s", exc)
         return 2

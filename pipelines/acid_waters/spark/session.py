@@ -2,10 +2,15 @@
 
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+from py4j.protocol import Py4JError
+from pyspark import SparkConf, SparkContext
 from pyspark.accumulators import AccumulatorServer
 from pyspark.errors import PySparkException
+from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
 HERE = Path(__file__).resolve().parent
@@ -39,17 +44,35 @@ def new_session(name: str) -> SparkSession:
     Raises:
         SparkError: the jars cannot be fetched, or Java does not start.
     """
-    jars = ",".join(str(jar) for jar in sorted(kafka_jars().glob("*.jar")))
-    builder = SparkSession.builder.appName(name).config("spark.jars", jars)
-    for setting, value in SETTINGS.items():
-        builder = builder.config(setting, value)
     # When Java dies, this server within Python would print a trace. What is left to do then fails
     # too, and that is said.
     AccumulatorServer.handle_error = lambda *_: None
     try:
-        return builder.getOrCreate()
-    except (PySparkException, OSError) as exc:
+        SparkContext(conf=spark_conf().setAppName(name), gateway=java())
+        return SparkSession.builder.getOrCreate()
+    except (PySparkException, Py4JError, OSError) as exc:
         raise SparkError(f"Spark does not start: {exc} (Java 17 is needed)") from exc
+
+
+@cache
+def java() -> Any:
+    """Return the way to Spark's Java process (a gateway of py4j), which is started the first time.
+
+    Raises:
+        SparkError: the jars cannot be fetched.
+        PySparkException, OSError: Java does not start.
+    """
+    return launch_gateway(spark_conf())
+
+
+def spark_conf() -> SparkConf:
+    """Return what Spark is started with.
+
+    Raises:
+        SparkError: the jars cannot be fetched.
+    """
+    jars = ",".join(str(jar) for jar in sorted(kafka_jars().glob("*.jar")))
+    return SparkConf().setAll([("spark.jars", jars), *SETTINGS.items()])
 
 
 def kafka_jars() -> Path:

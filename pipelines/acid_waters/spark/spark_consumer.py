@@ -46,14 +46,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
-from kafka import KafkaAdminClient, KafkaConsumer
+from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 from py4j.protocol import Py4JError, Py4JJavaError
@@ -67,7 +68,12 @@ from pipelines.acid_waters.hdfs.load_reference import read_reference  # noqa: E4
 from pipelines.acid_waters.postgresql import versions  # noqa: E402  # any folder
 from pipelines.acid_waters.settings import addresses, load_env  # noqa: E402
 from pipelines.acid_waters.spark import lots as transform  # noqa: E402
-from pipelines.acid_waters.spark.session import SparkError, new_session, one_line  # noqa: E402
+from pipelines.acid_waters.spark.session import (  # noqa: E402
+    SparkError,
+    java,
+    new_session,
+    one_line,
+)
 
 log = logging.getLogger("spark_consumer")
 
@@ -240,6 +246,7 @@ class Stream:
         messages = (
             self.integration.spark.readStream.format("kafka")
             .option("kafka.bootstrap.servers", config.bootstrap_servers)
+            .option("kafka.isolation.level", "read_committed")  # not what was taken back
             .option("subscribe", config.topic)
             .option("startingOffsets", offsets)
             .option("maxOffsetsPerTrigger", config.lots_per_batch)
@@ -270,12 +277,13 @@ def starting_offsets(config: Config, conn: versions.Connection) -> str:
         KafkaError: Kafka does not answer, or does not have the topic yet.
     """
     settled = versions.next_offsets(conn, config.topic)
-    address: dict[str, Any] = {
-        "bootstrap_servers": config.bootstrap_servers.split(","), "bootstrap_timeout_ms": 5000,
-    }  # fmt: skip
-    with KafkaAdminClient(**address) as admin:
-        topic_id = str(admin.describe_topics([config.topic])[0].get("topic_id") or "")
-    with KafkaConsumer(**address) as consumer:
+    consumer = KafkaConsumer(
+        bootstrap_servers=config.bootstrap_servers.split(","),
+        isolation_level="read_committed",
+        api_version_auto_timeout_ms=5000,
+        allow_auto_create_topics=False,
+    )
+    with closing(consumer):
         numbers = consumer.partitions_for_topic(config.topic)
         if not numbers:
             raise KafkaError(f"no topic {config.topic} yet: the producer makes it")
@@ -283,7 +291,8 @@ def starting_offsets(config: Config, conn: versions.Connection) -> str:
         first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
     # With more messages than the old one had, only its id gives it away. It is all zeros where
     # Kafka gives none, and for a topic that was just made.
-    if topic_id.strip("0-") and not versions.note_topic(conn, config.topic, topic_id):
+    current_id = topic_id(config)
+    if current_id.strip("0-") and not versions.note_topic(conn, config.topic, current_id):
         raise LossError(
             f"{config.topic} was deleted and made anew. Give it another name (WATER_TOPIC)"
         )
@@ -303,6 +312,23 @@ def starting_offsets(config: Config, conn: versions.Connection) -> str:
             )
         begin[str(number)] = max(wanted, first[partition])
     return json.dumps({config.topic: begin})
+
+
+def topic_id(config: Config) -> str:
+    """Return the id that Kafka has given the topic, asked by Java: kafka-python 2 does not know it.
+
+    Raises:
+        Py4JJavaError: Kafka does not answer.
+    """
+    settings = {"bootstrap.servers": config.bootstrap_servers, "default.api.timeout.ms": "10000",
+                "request.timeout.ms": "5000"}  # fmt: skip
+    admin = java().jvm.org.apache.kafka.clients.admin.Admin.create(settings)
+    try:
+        found = admin.describeTopics([config.topic]).allTopicNames().get()[config.topic].topicId()
+    finally:
+        admin.close()
+    halves = (found.getMostSignificantBits(), found.getLeastSignificantBits())
+    return str(UUID(bytes=b"".join(half.to_bytes(8, "big", signed=True) for half in halves)))
 
 
 def moment(milliseconds: int) -> datetime:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import NewTopic
 from pyspark.sql import SparkSession
 
 from pipelines.acid_waters import verify
@@ -99,22 +101,28 @@ class Scene:
         config = kafka_producer.load_config(
             ["--data", str(data), "--interval", "0", *arguments], self.environ
         )
-        with kafka_producer.connect(config) as producer:
-            lots = kafka_producer.lots_to_send(config)
-            assert kafka_producer.send_all(producer, lots, config, threading.Event()) == 0
+        producer = kafka_producer.connect(config)
+        lots = kafka_producer.lots_to_send(config)
+        assert kafka_producer.send_all(producer, lots, config, threading.Event()) == 0
+
+    @contextmanager
+    def admin(self) -> Iterator[KafkaAdminClient]:
+        address = self.environ["KAFKA_BOOTSTRAP_SERVERS"]
+        with closing(KafkaAdminClient(bootstrap_servers=address)) as admin:
+            yield admin
 
     def make_plain_topic(self) -> None:
         """Make the topic as Kafka does by itself: a message's time is what its sender says."""
-        with KafkaAdminClient(bootstrap_servers=self.environ["KAFKA_BOOTSTRAP_SERVERS"]) as admin:
-            topic = {"num_partitions": 3, "replication_factor": 1}
-            admin.create_topics({self.topic: topic}, wait_for_metadata=True)
+        with self.admin() as admin:
+            admin.create_topics([NewTopic(self.topic, 3, 1)])
 
     def send_raw(
         self,
         *messages: tuple[bytes | None, list[tuple[str, bytes]]],
         timestamp_ms: int | None = None,
     ) -> None:
-        with KafkaProducer(bootstrap_servers=self.environ["KAFKA_BOOTSTRAP_SERVERS"]) as producer:
+        address = self.environ["KAFKA_BOOTSTRAP_SERVERS"]
+        with closing(KafkaProducer(bootstrap_servers=address)) as producer:
             for value, headers in messages:
                 producer.send(self.topic, value, b"any", headers, 0, timestamp_ms).get(timeout=30)
 

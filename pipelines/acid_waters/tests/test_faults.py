@@ -16,7 +16,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from kafka import KafkaAdminClient
 
 from pipelines.acid_waters.hdfs import load_reference
 from pipelines.acid_waters.postgresql.versions import VersionError
@@ -264,7 +263,7 @@ def test_a_reference_that_is_not_whole_is_said(scene: Scene) -> None:
     """As the loader leaves it when it is killed while it writes, and as nobody should."""
     scene.load_reference()
     url = scene.environ["HDFS_URL"]
-    files, folder = load_reference.file_system(scene.spark, f"{url}/reference/sites")
+    files, folder = load_reference.file_system(f"{url}/reference/sites")
     with pytest.raises(SparkError, match="methods is not there: run hdfs"):
         load_reference.read_reference(scene.spark, f"{url}/elsewhere", "methods")
     files.delete(folder.suffix("/_SUCCESS"), False)
@@ -295,7 +294,7 @@ def test_a_topic_made_anew_is_said_however_long_it_is(scene: Scene) -> None:
     scene.load_reference()
     scene.send("--count", "1")
     scene.consume()
-    with KafkaAdminClient(bootstrap_servers=scene.environ["KAFKA_BOOTSTRAP_SERVERS"]) as admin:
+    with scene.admin() as admin:
         admin.delete_topics([scene.topic])
         wait_until(lambda: scene.topic not in admin.list_topics(), "it is deleted")
     scene.send()

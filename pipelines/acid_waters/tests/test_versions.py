@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import duckdb
 import psycopg
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer
+from kafka import KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 from pyspark.sql import SparkSession
@@ -56,7 +57,8 @@ def test_faulty_lots_are_isolated_whole_and_stop_nothing(scene: Scene) -> None:
     halves = ("--lot-size", "50")  # 16 lots, of which the last one has 10 rows
     scene.send(*halves, *(f"--fault={kind}={lot}" for lot, (kind, _) in FAULTS.items()))
     assert scene.consume() == 0
-    with KafkaConsumer(bootstrap_servers=scene.environ["KAFKA_BOOTSTRAP_SERVERS"]) as consumer:
+    consumer = KafkaConsumer(bootstrap_servers=scene.environ["KAFKA_BOOTSTRAP_SERVERS"])
+    with closing(consumer):
         assert consumer.partitions_for_topic(scene.topic) == {0, 1, 2}
     refused = {e.batch_id: e for e in scene.events() if e.state == "quarantined"}
     assert set(refused) == {batch(lot) for lot in FAULTS}
@@ -176,6 +178,28 @@ def test_kafka_refuses_a_time_that_spark_cannot_read(scene: Scene) -> None:
     for milliseconds in (NEVER_MS, -NEVER_MS, *MAD_TIMES):
         with pytest.raises(KafkaError, match=r"(?i)timestamp"):
             scene.send_raw((b"", []), timestamp_ms=milliseconds)
+
+
+def test_what_a_transaction_has_taken_back_is_no_lot(scene: Scene) -> None:
+    scene.load_reference()
+    scene.send("--count", "2")
+    producer = KafkaProducer(
+        bootstrap_servers=scene.environ["KAFKA_BOOTSTRAP_SERVERS"], transactional_id=scene.topic
+    )
+    with closing(producer):
+        producer.init_transactions()
+        producer.begin_transaction()
+        for _ in range(2):
+            value, headers = lot_with()
+            producer.send(scene.topic, value, headers=headers)
+        producer.flush()
+        producer.abort_transaction()
+    assert scene.consume() == 0
+    verdict = scene.verify()
+    assert (verdict.messages, verdict.integrated, verdict.quarantined) == (2, 2, 0)
+    scene.send("--first", "3")
+    assert scene.consume() == 0  # it goes on after them
+    assert scene.verify(data=SAMPLE).integrated == 8
 
 
 def test_lots_that_spark_cannot_read_are_named_and_end_it(
@@ -347,7 +371,7 @@ def test_the_commands_as_a_user_types_them(scene: Scene) -> None:
 def folder_of_rows(scene: Scene, column: str = "data_path") -> tuple[Any, Any]:
     """Return the file system, and the folder of the lots: the one that there is, or its archive."""
     ((name,),) = scene.query(f"SELECT DISTINCT {column} FROM lots")  # noqa: S608
-    return load_reference.file_system(scene.spark, f"{scene.environ['HDFS_URL']}/{name}")
+    return load_reference.file_system(f"{scene.environ['HDFS_URL']}/{name}")
 
 
 def spoil_archive(scene: Scene) -> None:
@@ -389,7 +413,7 @@ def isolate_second(scene: Scene) -> None:
 def delete_messages(scene: Scene, *partitions: int) -> None:
     """Delete all that partitions hold, as retention does."""
     everything = {TopicPartition(scene.topic, number): -1 for number in partitions}
-    with KafkaAdminClient(bootstrap_servers=scene.environ["KAFKA_BOOTSTRAP_SERVERS"]) as admin:
+    with scene.admin() as admin:
         admin.delete_records(everything)
 
 

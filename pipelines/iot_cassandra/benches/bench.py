@@ -35,7 +35,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -127,7 +127,8 @@ class Bench:
                     if "assigned" in line:
                         break
                 began = time.monotonic()
-                with KafkaConsumer(bootstrap_servers=self.kafka, group_id=group) as consumer:
+                consumer = KafkaConsumer(bootstrap_servers=self.kafka, group_id=group)
+                with closing(consumer):
                     partition = TopicPartition(TOPIC, 0)
                     while (consumer.committed(partition) or 0) < self.readings:
                         if process.poll() is not None:

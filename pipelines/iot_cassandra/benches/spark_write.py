@@ -17,7 +17,11 @@ def main() -> int:
     """Write once, print the seconds; return 0."""
     kafka, topic, hosts, keyspace = sys.argv[1:]
     spark = job.session(hosts)
-    source = {"kafka.bootstrap.servers": kafka, "subscribe": topic}
+    source = {
+        "kafka.bootstrap.servers": kafka,
+        "kafka.isolation.level": "read_committed",
+        "subscribe": topic,
+    }
     rows = job.judged(spark.read.format("kafka").options(**source).load()).cache()
     rows.count()
     began = time.monotonic()

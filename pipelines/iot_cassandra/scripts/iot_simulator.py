@@ -39,13 +39,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -168,15 +169,17 @@ def connect(config: Config, stop: threading.Event) -> KafkaProducer | None:
     servers = config.bootstrap_servers.split(",")
     while not stop.is_set():
         try:
-            with KafkaAdminClient(bootstrap_servers=servers, bootstrap_timeout_ms=2000) as admin:
-                if config.topic not in admin.list_topics():
-                    with suppress(TopicAlreadyExistsError):  # the writer was faster
-                        admin.create_topics({config.topic: {"num_partitions": config.partitions}})
+            with (
+                closing(KafkaAdminClient(bootstrap_servers=servers)) as admin,
+                suppress(TopicAlreadyExistsError),
+            ):  # with as many copies as the broker makes by default
+                admin.create_topics([NewTopic(config.topic, config.partitions, -1)])
             return KafkaProducer(
                 bootstrap_servers=servers,
-                bootstrap_timeout_ms=2000,
                 acks="all",
                 enable_idempotence=True,  # a send that is retried is stored once
+                # 30 days: after a message has expired, kafka-python 2.3 may send no more.
+                delivery_timeout_ms=30 * 86_400_000,
                 linger_ms=20,  # a batch waits this long to fill
                 max_block_ms=5000,
                 reconnect_backoff_max_ms=5000,
@@ -313,6 +316,8 @@ def configure_logging() -> None:
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    # Else a producer that is deleted while messages wait prints a trace: they are counted by us.
+    sys.unraisablehook = lambda _: None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,9 +19,11 @@ offset's last three digits. Offsets are committed only when all before them is a
 Cassandra or by the dead-letter topic. While one of them is away the writer waits, and holds no more
 than --batch messages.
 
-A progress line, every 5 seconds (consumed is always the sum of the three that follow):
+A progress line, every 5 seconds (consumed is always the sum of the three that follow), or what it
+waits for:
 
     progress consumed=5000 written=4996 dead_lettered=2 in_flight=2 rate_hz=1000
+    waiting for partitions of topic=iotdata; those of a writer that was killed are free after 20 s
 
 Environment (or .env in the project's folder; a flag wins over both):
     KAFKA_BOOTSTRAP_SERVERS   default localhost:9092
@@ -30,8 +32,8 @@ Environment (or .env in the project's folder; a flag wins over both):
     CASSANDRA_HOSTS           default localhost:9042
     CASSANDRA_KEYSPACE        default iot_keyspace
 
-Exit codes: 0 done or stopped cleanly, 1 a server unreachable or a reading unaccounted for,
-2 wrong usage or configuration.
+Exit codes: 0 done or stopped cleanly, 1 a server unreachable, a reading unaccounted for or messages
+that cannot be decoded, 2 wrong usage or configuration.
 """
 
 import json
@@ -45,14 +47,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -69,10 +70,9 @@ from cassandra.protocol import ErrorMessage, SyntaxException
 from cassandra.query import PreparedStatement
 from cassandra.util import Date
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer
-from kafka.admin import ConfigResource
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
-from kafka.structs import MemberState, OffsetAndMetadata, TopicPartition
+from kafka.admin import ConfigResource, NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.structs import OffsetAndMetadata, TopicPartition
 from msgspec import Meta
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -101,11 +101,11 @@ EPOCH, MS_PER_DAY = datetime(1970, 1, 1, tzinfo=UTC), 86_400_000
 FIRST_MS, LAST_MS = -2_208_988_800_000, 253_402_300_799_999
 REQUEST_TIMEOUT_S = 5.0  # Cassandra itself gives a write up after 2 s
 RETRY_BASE_S, RETRY_CAP_S = 0.2, 5.0
-STOP_GRACE_S = 5.0  # for what is in flight when told to stop
 SESSION_TIMEOUT_MS = 20_000  # a killed member's partitions are free after that
 DEAD_LETTER_BYTES = 100_000_000  # with its headers it is larger than what could be read
+LARGEST_ANSWER = 2**31 - 1  # bytes: Kafka's own limit (kafka-python's is 1 MB, for its first fetch)
+SET_BY_USER = 1  # for this topic: where a setting comes from, in Kafka's protocol
 KAFKA_TIMEOUT_MS = 5000
-HANDOVER_S = 10.0  # of partitions to a new member: each member is told by a heartbeat (3 s)
 PROGRESS_S = 5.0
 
 
@@ -133,8 +133,8 @@ class InvalidReadingError(ValueError):
     """A message that is not a reading; the text says why."""
 
 
-class StartError(Exception):
-    """What keeps the writer from starting, in one line, and the exit code for it."""
+class WriterError(Exception):
+    """What keeps the writer from starting or going on, in one line, and the exit code for it."""
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
@@ -245,7 +245,8 @@ def one_line(exc: Exception | None) -> str:
 
 # Where messages go.
 
-Delivery = Callable[[], Any]  # starts a row's or a dead letter's way; returns a future
+# Starts a row's or a dead letter's way, and returns what waits for the answer, or raises an error.
+Delivery = Callable[[], Callable[[], Any]]
 
 
 @dataclass
@@ -267,9 +268,14 @@ class Clients:
             insert.bind({column.name: row[column.name] for column in insert.column_metadata})
             for insert in self.inserts
         ]
-        return "written", [partial(self.session.execute_async, one) for one in statements]
+        return "written", [partial(self.write, statement) for statement in statements]
 
-    def bury(self, message: Any, reason: str) -> Any:
+    def write(self, statement: Any) -> Callable[[], Any]:
+        """Send a row to Cassandra."""
+        wait: Callable[[], Any] = self.session.execute_async(statement).result
+        return wait
+
+    def bury(self, message: Any, reason: str) -> Callable[[], Any]:
         """Send a message to the dead-letter topic: its key and bytes, why, where it came from."""
         headers = {
             "reason": reason,
@@ -278,12 +284,13 @@ class Clients:
             "source.offset": message.offset,
             "source.timestamp": message.timestamp,  # epoch ms
         }
-        return self.producer.send(
+        future = self.producer.send(
             self.dead_letter_topic,
             key=message.key,
             value=message.value or b"",
             headers=[(name, str(value).encode()) for name, value in headers.items()],
         )
+        return partial(future.get, timeout=4 * KAFKA_TIMEOUT_MS / 1000)  # it is given up before
 
 
 # The loop: poll a batch, have all of it acknowledged, commit.
@@ -292,10 +299,13 @@ class Clients:
 class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
     """The way of the messages through one process, and the accounts of what became of them.
 
+    Partitions come and go only during a poll, when all that was read before is settled. What could
+    not be committed by then is read again by the next owner, and that changes no row.
+
     Attributes:
-        next_offset: partition -> what should be read next, where that is known.
-        uncommitted: partition -> offset before which all is acknowledged, to be committed.
-        revoked: partitions that a rebalance has taken from us, not forgotten yet.
+        has_joined: whether the group has given us our share of the partitions (perhaps none).
+        settled: partition -> offset before which all is acknowledged: what should be read next.
+        committed: partition -> the same, as far as Kafka knows it.
         in_flight: number of messages read that are not acknowledged yet.
     """
 
@@ -306,68 +316,67 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         self.clients = clients
         self.consumer = consumer
         self.stop = stop
-        self.next_offset: dict[TopicPartition, int] = {}
-        self.uncommitted: dict[TopicPartition, int] = {}
-        self.revoked: set[TopicPartition] = set()
+        self.has_joined = False
+        self.settled: dict[TopicPartition, int] = {}
+        self.committed: dict[TopicPartition, int] = {}
         self.commit_refused = False
         self.totals: Counter[str] = Counter()
         self.in_flight = 0
-        self.give_up_at = math.inf
         self.began = self.last_progress = self.last_busy = time.monotonic()
 
     def run(self) -> None:
-        """Move messages until told to stop or idle for --exit-when-idle seconds."""
+        """Move messages until told to stop or idle for --exit-when-idle seconds.
+
+        Raises:
+            WriterError: messages cannot be read.
+        """
         self.consumer.subscribe([self.config.topic], listener=self)
         while not self.stop.is_set() and not self.is_idle():
+            self.report()
             polled = self.poll()
-            self.settle(polled)
-            self.commit()
+            if self.settle(chain.from_iterable(polled.values())):
+                for partition, messages in polled.items():
+                    self.settled[partition] = messages[-1].offset + 1
+                self.commit()
 
     def poll(self) -> Mapping[TopicPartition, Sequence[Any]]:
-        """Return the next messages, at most --batch."""
-        self.report()
+        """Return the next messages, at most --batch.
+
+        Raises:
+            WriterError: they cannot be read.
+        """
+        polled: Mapping[TopicPartition, Sequence[Any]]
         try:
-            self.consumer.resume(*self.consumer.paused())
-            polled: Mapping[TopicPartition, Sequence[Any]]
             polled = self.consumer.poll(100, max_records=self.config.batch)
-        except KafkaError as exc:
-            log.warning("Kafka: nothing can be read now (%s)", one_line(exc))
-            time.sleep(1)
-            return {}
-        self.forget_revoked()
+        except Exception as exc:
+            if getattr(exc, "retriable", False):  # Kafka is away
+                log.warning("Kafka: nothing can be read now (%s)", one_line(exc))
+                time.sleep(1)
+                return {}
+            # Not asked again: after a batch that it cannot decode, kafka-python never returns.
+            at = {p.partition: self.consumer.position(p, 0) for p in self.consumer.assignment()}
+            text = f"messages cannot be read: {one_line(exc)}; partition: next offset {at}"
+            raise WriterError(text, code=1) from exc
         for partition, messages in polled.items():
+            self.last_busy = time.monotonic()
             self.check_gap(partition, messages[0].offset)
-            self.next_offset[partition] = messages[-1].offset + 1
         return polled
 
-    def stay_in_group(self) -> None:
-        """Poll, as every member of a group must, but take no message: back-pressure."""
-        self.report()
-        with suppress(KafkaError):
-            self.consumer.pause(*self.consumer.assignment())
-            for partition, messages in self.consumer.poll(0).items():  # assigned just now
-                self.consumer.seek(partition, messages[0].offset)
-
-    def forget_revoked(self) -> None:
-        """Forget the partitions taken from us: their next owner reads again what is open."""
-        revoked, self.revoked = self.revoked, set()
-        for partition in revoked:
-            self.uncommitted.pop(partition, None)
-            self.next_offset.pop(partition, None)
-
     def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Note which partitions are taken from us: called during a poll."""
-        self.revoked.update(revoked)
+        """Forget where we are: called during a poll, before the partitions are shared out anew."""
+        self.has_joined = False
+        self.settled.clear()
+        self.committed.clear()
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Say which partitions come to us."""
-        if assigned:
-            numbers = ",".join(str(p.partition) for p in sorted(assigned))
-            log.info("assigned partitions=%s of topic=%s", numbers, self.config.topic)
+        self.has_joined = True
+        numbers = ",".join(str(p.partition) for p in sorted(assigned)) or "none"
+        log.info("assigned partitions=%s of topic=%s", numbers, self.config.topic)
 
     def check_gap(self, partition: TopicPartition, first: int) -> None:
         """Say so when messages are gone that we have not read."""
-        expected = self.next_offset.get(partition)
+        expected = self.settled.get(partition)
         with suppress(KafkaError):  # then a gap before our first message is not noticed
             if expected is None:
                 expected = self.consumer.committed(partition, timeout_ms=KAFKA_TIMEOUT_MS)
@@ -378,14 +387,14 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
                 partition.partition, first, expected,
             )  # fmt: skip
 
-    def settle(self, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
-        """Have each message written or dead-lettered; note what may be committed then.
+    def settle(self, messages: Iterable[Any]) -> bool:
+        """Have each message written or dead-lettered; return whether all of them are.
 
-        When told to stop it gives up after STOP_GRACE_S; what is open is then read again.
+        When told to stop it tries once more at most; what is open is then read again.
         """
         deliveries: list[Delivery] = []
         outcomes: Counter[str] = Counter()
-        for message in chain.from_iterable(polled.values()):
+        for message in messages:
             outcome, planned = self.clients.plan(message)
             outcomes[outcome] += 1
             deliveries += planned
@@ -395,89 +404,66 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
             deliveries, failure = self.deliver(deliveries)
             if not deliveries:
                 break
+            if self.stop.is_set():
+                return False
             self.back_off(attempt, failure)
-            if self.is_giving_up():
-                return
         self.totals += outcomes
         self.in_flight = 0
-        for partition, messages in polled.items():
-            if partition not in self.revoked:
-                self.uncommitted[partition] = messages[-1].offset + 1
+        return True
 
     def deliver(self, deliveries: list[Delivery]) -> tuple[list[Delivery], Exception | None]:
         """Start deliveries, wait for every answer; return those to start again, and why.
 
         A valid row cannot be refused for what it says: whatever the error, it may pass.
         """
-        answers: SimpleQueue[tuple[Delivery, Exception | None]] = SimpleQueue()
-        failed, failure = [], None
-        awaited = 0
-        for delivery in deliveries:
+        started: list[tuple[Delivery, Callable[[], Any]]] = []
+        failed: list[Delivery] = []
+        failure: Exception | None = None
+        for number, delivery in enumerate(deliveries):
             try:
-                future = delivery()
+                started.append((delivery, delivery()))
             except KafkaError as exc:  # the producer takes no more
-                failed, failure = deliveries[awaited:], exc
+                failed, failure = deliveries[number:], exc
                 break
-            awaited += 1
-            # Called by the clients' own threads.
-            future.add_callback(lambda _, done=delivery: answers.put((done, None)))
-            future.add_errback(lambda exc, done=delivery: answers.put((done, exc)))
-        while awaited:
+        for delivery, wait in started:
             try:
-                delivery, error = answers.get(timeout=0.2)
-            except Empty:
-                self.stay_in_group()
-                continue
-            awaited -= 1
-            if error:
+                wait()
+            except Exception as exc:  # noqa: BLE001  # see above
                 failed.append(delivery)
-                failure = error
+                failure = exc
         return failed, failure
 
     def back_off(self, attempt: int, failure: Exception | None) -> None:
-        """Wait longer at each attempt, up to a cap, at random, staying in the group."""
+        """Wait longer at each attempt, up to a cap, at random, or until told to stop."""
         delay_s = min(RETRY_CAP_S, RETRY_BASE_S * 2 ** min(attempt, 10)) * random.uniform(0.5, 1)
         server = "Kafka" if isinstance(failure, KafkaError) else "Cassandra"
         level = logging.WARNING if attempt <= 3 else logging.ERROR  # it lasts: louder
         log.log(level, "%s: %d messages wait (%s: %s); next try in %.1f s", server,
                 self.in_flight, type(failure).__name__, one_line(failure), delay_s)  # fmt: skip
-        until = time.monotonic() + delay_s
-        while time.monotonic() < until and not self.is_giving_up():
-            self.stay_in_group()
-            time.sleep(0.1)
-
-    def is_giving_up(self) -> bool:
-        """Return whether we were told to stop STOP_GRACE_S ago."""
-        if self.stop.is_set() and self.give_up_at == math.inf:
-            self.give_up_at = time.monotonic() + STOP_GRACE_S
-        return time.monotonic() > self.give_up_at
+        self.report()
+        self.stop.wait(delay_s)
 
     def commit(self) -> None:
-        """Commit the offsets of what is acknowledged, where the partition is still ours."""
-        self.forget_revoked()
-        marks = {p: OffsetAndMetadata(offset, "", -1) for p, offset in self.uncommitted.items()}
+        """Commit the offsets of what is acknowledged."""
+        if self.settled == self.committed:
+            return
+        marks = {p: OffsetAndMetadata(offset, "", -1) for p, offset in self.settled.items()}
         try:
-            if marks:
-                self.consumer.commit(marks, timeout_ms=KAFKA_TIMEOUT_MS)
+            self.consumer.commit(marks, timeout_ms=KAFKA_TIMEOUT_MS)
         except KafkaError as exc:  # a rebalance, or Kafka away: they go with the next commit
-            if not self.commit_refused:  # said once: it is tried ten times a second
+            if not self.commit_refused:  # said once: it is tried again and again
                 log.warning("offsets not committed yet (%s)", type(exc).__name__)
             self.commit_refused = True
             return
-        self.uncommitted, self.commit_refused = {}, False
+        self.committed, self.commit_refused = dict(self.settled), False
 
     def is_idle(self) -> bool:
-        """Return whether nothing has come for --exit-when-idle seconds, and all of ours is read.
-
-        A member of the group that has no partition, as when there are more members than partitions,
-        waits HANDOVER_S at least: one may be on its way.
-        """
-        consumed, mine = self.totals["consumed"], self.consumer.assignment()
-        is_member = mine or self.consumer.group_metadata().state == MemberState.STABLE
-        if consumed != self.totals["before"] or self.uncommitted or not is_member:
-            self.last_busy, self.totals["before"] = time.monotonic(), consumed
-        patience_s = max(self.config.exit_when_idle_s, 0 if mine else HANDOVER_S)
-        return time.monotonic() - self.last_busy >= patience_s and self.is_at_end()
+        """Return whether nothing has come for --exit-when-idle seconds, and all of ours is read."""
+        if not self.has_joined or self.settled != self.committed:
+            self.last_busy = time.monotonic()
+            return False
+        idle_s = time.monotonic() - self.last_busy
+        return idle_s >= self.config.exit_when_idle_s and self.is_at_end()
 
     def is_at_end(self) -> bool:
         """Return whether Kafka answers, and says that our partitions are read to their ends.
@@ -487,7 +473,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         mine = self.consumer.assignment()
         asked = mine or {TopicPartition(self.config.topic, 0)}  # which every topic has
         try:
-            ends = self.consumer.end_offsets(asked, timeout_ms=KAFKA_TIMEOUT_MS)
+            ends = self.consumer.end_offsets(asked)
             return all(
                 (self.consumer.position(partition, timeout_ms=KAFKA_TIMEOUT_MS) or 0)
                 >= ends[partition]
@@ -505,24 +491,26 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]
         return " ".join(f"{name}={number}" for name, number in counts.items())
 
     def report(self) -> None:
-        """Log the accounts every few seconds."""
+        """Log the accounts every few seconds, or what we wait for."""
         now = time.monotonic()
-        if (seconds := now - self.last_progress) >= PROGRESS_S:
+        if (seconds := now - self.last_progress) < PROGRESS_S:
+            return
+        if self.has_joined:
             rate_hz = (self.totals["consumed"] - self.totals["reported"]) / seconds
             log.info("progress %s rate_hz=%.0f", self.accounts(), rate_hz)
-            self.last_progress, self.totals["reported"] = now, self.totals["consumed"]
+        else:
+            log.info("waiting for partitions of topic=%s; those of a writer that was killed are "
+                     "free after %d s", self.config.topic, SESSION_TIMEOUT_MS // 1000)  # fmt: skip
+        self.last_progress, self.totals["reported"] = now, self.totals["consumed"]
 
     def finish(self) -> bool:
-        """Commit in bounded time what was acknowledged; return whether nothing is left open."""
-        deadline = time.monotonic() + STOP_GRACE_S
-        while self.uncommitted and time.monotonic() < deadline:  # perhaps a rebalance: let it end
-            self.stay_in_group()
-            self.commit()
+        """Say what became of all; return whether nothing is left open."""
         log.info("stopped %s seconds=%.1f", self.accounts(), time.monotonic() - self.began)
-        if self.in_flight or self.uncommitted:
+        uncommitted = len(self.settled.items() - self.committed.items())
+        if self.in_flight or uncommitted:
             log.error("not acknowledged: %d messages; not committed: %d partitions; all of that "
-                      "is read again", self.in_flight, len(self.uncommitted))  # fmt: skip
-        return not (self.in_flight or self.uncommitted)
+                      "is read again", self.in_flight, uncommitted)  # fmt: skip
+        return not (self.in_flight or uncommitted)
 
 
 # Connecting, and what must be there before the first row.
@@ -532,7 +520,7 @@ def patiently(where: str, connect: Callable[[], T], wait_s: float, stop: threadi
     """Return what connect returns, tried again until wait_s seconds are over.
 
     Raises:
-        StartError: the server did not answer in time, or we were told to stop.
+        WriterError: the server did not answer in time, or we were told to stop.
     """
     deadline = time.monotonic() + wait_s
     while True:
@@ -542,17 +530,17 @@ def patiently(where: str, connect: Callable[[], T], wait_s: float, stop: threadi
             why, left_s = one_line(exc), deadline - time.monotonic()
             if left_s <= 0:
                 text = f"{where} does not answer ({why}): is it started? (see README)"
-                raise StartError(text, code=1) from exc
+                raise WriterError(text, code=1) from exc
         log.warning("waiting for %s (%s), %.0f s left", where, why, left_s)
         if stop.wait(min(2.0, left_s)):
-            raise StartError("stopped while waiting", code=0)
+            raise WriterError("stopped while waiting", code=0)
 
 
 def connect_to_cassandra(config: Config) -> tuple[Session, list[PreparedStatement]]:
     """Return a session and the prepared inserts.
 
     Raises:
-        StartError: a table is missing or has other columns, or the keyspace can have no such name.
+        WriterError: a table is missing or has other columns, or the keyspace can have no such name.
         NoHostAvailable, DriverException, ErrorMessage: Cassandra does not answer yet.
     """
     profile = ExecutionProfile(
@@ -572,11 +560,11 @@ def connect_to_cassandra(config: Config) -> tuple[Session, list[PreparedStatemen
         cluster.shutdown()  # or its threads would go on trying
         if isinstance(exc, SyntaxException):  # the rest of the statements is written here
             text = f"{one_line(exc)}: is {config.keyspace} a reserved word of CQL?"
-            raise StartError(text, code=2) from exc
+            raise WriterError(text, code=2) from exc
         if not isinstance(exc, InvalidRequest):
             raise
         apply = "python pipelines/iot_cassandra/scripts/apply_schema.py"
-        raise StartError(f"{one_line(exc)}: apply the schema ({apply})", code=2) from exc
+        raise WriterError(f"{one_line(exc)}: apply the schema ({apply})", code=2) from exc
 
 
 def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
@@ -587,19 +575,26 @@ def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
     """
     common = {
         "bootstrap_servers": config.bootstrap_servers.split(","),
-        "bootstrap_timeout_ms": 2000,
         "reconnect_backoff_max_ms": 5000,
     }
-    with KafkaAdminClient(**common) as admin:
-        topics = {config.topic: {"num_partitions": config.partitions}, config.dead_letter_topic: {}}
-        for name in topics.keys() - set(admin.list_topics()):
-            with suppress(TopicAlreadyExistsError):  # another was faster
-                admin.create_topics({name: topics[name]})
-        # Also when it was there: Kafka may have made it by itself, for messages up to 1 MB.
-        limit = {"max.message.bytes": str(DEAD_LETTER_BYTES)}
-        answer = admin.alter_configs([ConfigResource("topic", config.dead_letter_topic, limit)])
-        if (said := answer["topic"][config.dead_letter_topic]) != "OK":
-            log.warning("large dead letters may be refused: %s", said)
+    topics = {config.topic: config.partitions, config.dead_letter_topic: -1}
+    with closing(KafkaAdminClient(**common)) as admin:
+        for topic, partitions in topics.items():
+            with suppress(TopicAlreadyExistsError):
+                admin.create_topics([NewTopic(topic, partitions, -1)])  # -1: the broker's default
+        allow_large_messages(admin, config.dead_letter_topic)
+    consumer = KafkaConsumer(
+        group_id=config.group_id,
+        auto_offset_reset="earliest",  # started after the simulator, it misses nothing
+        enable_auto_commit=False,  # only what is acknowledged is committed
+        isolation_level="read_committed",  # not what a transaction has taken back
+        session_timeout_ms=SESSION_TIMEOUT_MS,
+        request_timeout_ms=SESSION_TIMEOUT_MS + KAFKA_TIMEOUT_MS,  # it must be longer
+        heartbeat_interval_ms=1000,  # so soon it is told that partitions are shared out anew
+        metadata_max_age_ms=10_000,  # a partition that is added is read within that time
+        receive_message_max_bytes=LARGEST_ANSWER,
+        **common,
+    )
     producer = KafkaProducer(
         # An idempotent producer never recovers from a message that the broker has refused. The
         # price: a dead letter may be there twice after an answer was lost, with the same origin.
@@ -612,27 +607,20 @@ def connect_to_kafka(config: Config) -> tuple[KafkaConsumer, KafkaProducer]:
         delivery_timeout_ms=2 * KAFKA_TIMEOUT_MS,
         **common,
     )
-    consumer = KafkaConsumer(
-        group_id=config.group_id,
-        auto_offset_reset="earliest",  # started after the simulator, it misses nothing
-        enable_auto_commit=False,  # only what is acknowledged is committed
-        isolation_level="read_committed",  # not what a transaction has taken back
-        # When a member comes or goes, the others keep the partitions that do not move.
-        partition_assignment_strategy=(CooperativeStickyAssignor,),
-        session_timeout_ms=SESSION_TIMEOUT_MS,
-        metadata_max_age_ms=10_000,  # a partition that is added is read within that time
-        **common,
-    )
-    # Without the topic's metadata kafka-python can join with an empty assignment and stay there
-    # ("No partition metadata for topic"): ask for it before joining, which the first poll does.
-    if not consumer.partitions_for_topic(config.topic):
-        raise UnknownTopicOrPartitionError(f"topic {config.topic} does not exist")
-    # When a poll ends between the two answers of a join, kafka-python 3.0.12 may forget the join:
-    # it commits no more, for ever. Its own flag says that one is under way.
-    coordinator = consumer._coordinator
-    need_rejoin = coordinator.need_rejoin
-    coordinator.need_rejoin = lambda: coordinator.rejoining or need_rejoin()
     return consumer, producer
+
+
+def allow_large_messages(admin: KafkaAdminClient, topic: str) -> None:
+    """Let a topic take messages of DEAD_LETTER_BYTES: Kafka may have made it for up to 1 MB."""
+    [answer] = admin.describe_configs([ConfigResource("topic", topic)])
+    [(*_, entries)] = answer.resources
+    # A change replaces all that is set for the topic: what was set before goes along.
+    settings = {name: value for name, value, _, source, *_ in entries if source == SET_BY_USER}
+    settings["max.message.bytes"] = str(DEAD_LETTER_BYTES)
+    answer = admin.alter_configs([ConfigResource("topic", topic, settings)])
+    [(error_code, error_text, *_)] = answer.resources
+    if error_code:
+        log.warning("large dead letters may be refused: %s", error_text)
 
 
 # The command.
@@ -674,15 +662,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         where = f"Kafka at {config.bootstrap_servers}"
         consumer, producer = patiently(where, lambda: connect_to_kafka(config), config.wait_s, stop)
-    except StartError as exc:
+    except WriterError as exc:
         log.log(logging.ERROR if exc.code else logging.INFO, "%s", exc)
         return exc.code
     log.info("writing topic=%s group=%s into keyspace=%s at %s",
              config.topic, config.group_id, config.keyspace, config.hosts)  # fmt: skip
     clients = Clients(session, inserts, producer, config.dead_letter_topic)
     pipeline = Pipeline(config, clients, consumer, stop)
+    code = 0
     try:
         pipeline.run()
+    except WriterError as exc:
+        log.error("%s", exc)
+        code = exc.code
     finally:
         all_settled = pipeline.finish()
         with suppress(KafkaError):  # Kafka is away: what is left open is said by now
@@ -690,7 +682,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(KafkaError):
             producer.close(timeout=1)
         session.cluster.shutdown()
-    return 0 if all_settled else 1
+    return code if all_settled else 1
 
 
 if __name__ == "__main__":

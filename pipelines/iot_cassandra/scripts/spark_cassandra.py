@@ -47,6 +47,7 @@ from pathlib import Path
 from py4j.protocol import Py4JError
 from pyspark import SparkConf
 from pyspark.errors import PySparkException
+from pyspark.java_gateway import launch_gateway
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # as everywhere in Spark
 
@@ -194,12 +195,13 @@ def run_batch(spark: SparkSession, config: argparse.Namespace) -> None:
     sys.stdout.write(f"hours={written} written to {keyspace}.sensor_data_hourly\n")
 
 
-def allow_large_dead_letters(spark: SparkSession, config: argparse.Namespace) -> None:
+def allow_large_dead_letters(config: argparse.Namespace) -> None:
     """Let the dead-letter topic, made if it is missing, take whatever could be read.
 
     By the Java client that the Kafka source brings: Spark's image has no Python client.
     """
-    java, clients = spark._jvm.java, spark._jvm.org.apache.kafka
+    jvm = launch_gateway().jvm  # of the Java that spark-submit has started
+    java, clients = jvm.java, jvm.org.apache.kafka
     topic = dead_letter_topic(config)
     admin = clients.clients.admin.Admin.create({"bootstrap.servers": config.bootstrap_servers})
     try:
@@ -222,7 +224,7 @@ def run_stream(spark: SparkSession, config: argparse.Namespace) -> None:
     """Write the topic's readings into the tables of readings, one micro-batch after the other."""
     kafka = {"kafka.bootstrap.servers": config.bootstrap_servers}
     letters_to = dead_letter_topic(config)
-    allow_large_dead_letters(spark, config)
+    allow_large_dead_letters(config)
 
     def write_batch(messages: DataFrame, number: int) -> None:
         found = judged(messages).cache()

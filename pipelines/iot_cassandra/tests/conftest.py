@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from uuid import uuid4
 import pytest
 from cassandra.cluster import Cluster, Session
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.admin import NewTopic
 from kafka.structs import TopicPartition
 
 from pipelines.iot_cassandra.scripts.apply_schema import apply
@@ -39,11 +40,11 @@ os.environ["PYTHON_DOTENV_DISABLED"] = "1"
 # Every Java here lives a minute: what its second compiler would gain later, it costs now.
 os.environ["JAVA_TOOL_OPTIONS"] = "-XX:TieredStopAtLevel=1"
 
-# The writer itself, only quicker to give up on a dead member of its group, and on a share in it.
+# The writer itself, only quicker to give up on a dead member of its group, and to say it waits.
 QUICKER = """
 from pipelines.iot_cassandra.scripts import kafka_to_cassandra as writer
 writer.SESSION_TIMEOUT_MS = 6000
-writer.HANDOVER_S = 5
+writer.PROGRESS_S = 1
 raise SystemExit(writer.main())
 """
 
@@ -174,29 +175,35 @@ class Scene:
     def send(self, *values: bytes | None, at: int | None = None, **options: Any) -> None:
         """Send raw messages to partition 0, with a time of their own (epoch ms) if need be."""
         options = {"topic": self.name, "key": b"key", "partition": 0, "timestamp_ms": at, **options}
-        with KafkaProducer(bootstrap_servers=self.kafka) as producer:
+        with closing(KafkaProducer(bootstrap_servers=self.kafka)) as producer:
             for future in [producer.send(value=value, **options) for value in values]:
                 future.get(timeout=30)
 
-    def create_topic(self, name: str = "", partitions: int = 1) -> None:
-        topics = {name or self.name: {"num_partitions": partitions}}
-        with KafkaAdminClient(bootstrap_servers=self.kafka) as admin:
-            admin.create_topics(topics, wait_for_metadata=True)
+    @contextmanager
+    def admin(self) -> Iterator[KafkaAdminClient]:
+        with closing(KafkaAdminClient(bootstrap_servers=self.kafka)) as admin:
+            yield admin
+
+    def create_topic(self, name: str = "", settings: Mapping[str, str] | None = None) -> None:
+        topic = NewTopic(name or self.name, 1, 1, topic_configs=settings)
+        with self.admin() as admin:
+            admin.create_topics([topic])
 
     def dead_letters(self) -> list[Any]:
         return list(read_topic(self.kafka, f"{self.name}.dead-letter")[0])
 
     def end(self) -> int:
         """Return the number of messages in the topic."""
-        with KafkaConsumer(bootstrap_servers=self.kafka) as consumer:
+        with closing(KafkaConsumer(bootstrap_servers=self.kafka)) as consumer:
             numbers = consumer.partitions_for_topic(self.name)
             partitions = [TopicPartition(self.name, number) for number in numbers]
             return sum(consumer.end_offsets(partitions).values())
 
     def committed(self) -> int:
         """Return the sum of the group's committed offsets."""
-        with KafkaConsumer(bootstrap_servers=self.kafka, group_id=self.name) as consumer:
-            numbers = consumer.partitions_for_topic(self.name) or ()
+        options = {"bootstrap_servers": self.kafka, "group_id": self.name}
+        with closing(KafkaConsumer(**options, enable_auto_commit=False)) as consumer:
+            numbers = consumer.partitions_for_topic(self.name)
             return sum(consumer.committed(TopicPartition(self.name, n)) or 0 for n in numbers)
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:

@@ -1,6 +1,7 @@
 """Real faults under load; afterwards N messages are N rows, counted by the verifier."""
 
 import os
+import re
 import signal
 
 from pipelines.iot_cassandra.tests.conftest import Scene, wait_until
@@ -73,13 +74,32 @@ def test_pause_of_cassandra_beyond_the_client_s_time_out(scene: Scene) -> None:
 def test_a_pause_of_kafka_is_no_end(scene: Scene) -> None:
     scene.simulate("--count", "3", "--at-once")
     writer = scene.start_writer("--exit-when-idle", "4")
-    wait_until(lambda: "assigned" in scene.log(writer), "its partition")
+    wait_until(lambda: scene.committed() == 3, "all committed")
     with scene.paused("kafka"):
         said = "not known whether all is read"
         wait_until(lambda: writer.poll() is not None or said in scene.log(writer), "it asks Kafka")
         assert writer.poll() is None, scene.log(writer)
     assert writer.wait(timeout=60) == 0, scene.log(writer)
     drained(scene, 3)
+
+
+def test_a_simulator_that_kafka_does_not_answer_says_what_is_not_acknowledged(scene: Scene) -> None:
+    scene.create_topic()
+    simulator = scene.start("scripts/iot_simulator.py", "--rate", "100")
+    wait_until(lambda: scene.end() > 100, "some sent")
+    with scene.paused("kafka"):
+        wait_until(lambda: ahead(scene.log(simulator)), "some are not acknowledged")
+        simulator.terminate()
+        assert simulator.wait(timeout=60) == 1
+    said = scene.log(simulator)
+    assert re.search(r"ERROR iot_simulator: not acknowledged: [1-9]\d* messages$", said.strip())
+    assert "Traceback" not in said
+
+
+def ahead(log: str) -> bool:
+    """Return whether the last progress line of a simulator has sent more than is acknowledged."""
+    counts = re.findall(r"progress sent=(\d+) acknowledged=(\d+)", log)[-1:]
+    return any(int(sent) > int(acknowledged) + 100 for sent, acknowledged in counts)
 
 
 def test_too_few_copies_for_a_quorum(scene: Scene) -> None:
@@ -101,6 +121,7 @@ def test_a_writer_without_a_partition_ends_when_idle(scene: Scene) -> None:
     scene.simulate("--count", "3", "--at-once")
     first = scene.start_writer()
     wait_until(lambda: "assigned" in scene.log(first), "the only partition")
+    wait_until(lambda: scene.committed() == 3, "all committed")
     second = scene.start_writer("--exit-when-idle", "1")
     assert second.wait(timeout=60) == 0, scene.log(second)
     assert "stopped consumed=0 " in scene.log(second)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ raise SystemExit(job.main(stream) or job.main(["batch"]))
 def send_and_take_back(scene: Scene, *values: bytes) -> None:
     """Send messages in a transaction that is aborted."""
     producer = KafkaProducer(bootstrap_servers=scene.kafka, transactional_id=scene.name)
-    with producer:
+    with closing(producer):
         producer.init_transactions()
         producer.begin_transaction()
         for value in values:

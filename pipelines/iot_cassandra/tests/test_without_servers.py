@@ -34,7 +34,7 @@ def test_a_partition_that_has_gone_and_come_back_is_no_gap(
     """Another owner has read on meanwhile: what follows is what is committed, not what we know."""
     consumer = MagicMock()
     ours = pipeline(consumer)
-    ours.next_offset[PARTITION] = 5
+    ours.settled[PARTITION] = 5
 
     def poll(*_: object, **__: object) -> dict[TopicPartition, list[Any]]:
         ours.on_partitions_revoked([PARTITION])
@@ -43,17 +43,37 @@ def test_a_partition_that_has_gone_and_come_back_is_no_gap(
     consumer.poll, consumer.committed.return_value = poll, 9
     assert ours.poll()
     assert caplog.messages == []
-    assert ours.next_offset == {PARTITION: 10}
 
 
 def test_what_was_revoked_while_it_waited_is_not_committed() -> None:
     consumer = MagicMock()
     ours = pipeline(consumer)
-    ours.uncommitted[PARTITION] = 5
+    ours.settled[PARTITION] = 5
     ours.on_partitions_revoked([PARTITION])
     ours.commit()
     consumer.commit.assert_not_called()
-    assert not ours.uncommitted
+
+
+def test_a_wait_for_partitions_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(writer, "PROGRESS_S", 0)
+    ours = pipeline(MagicMock())
+    ours.report()
+    ours.on_partitions_assigned([PARTITION])
+    ours.report()
+    ours.on_partitions_revoked([PARTITION])
+    ours.report()
+    ours.on_partitions_assigned([])
+    waits = "waiting for partitions of topic=iotdata; those of a writer that was killed are free "
+    waits += "after 20 s"
+    given, none, progress, *rest = sorted(set(caplog.messages) - {waits})
+    assert given == "assigned partitions=0 of topic=iotdata"
+    assert none == "assigned partitions=none of topic=iotdata"
+    assert progress.startswith("progress consumed=0 ")
+    assert rest == []
+    assert [message == waits for message in caplog.messages] == [True, False, False, True, False]
 
 
 def interrupted(*_: object, **__: object) -> None:

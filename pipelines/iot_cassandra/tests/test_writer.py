@@ -8,10 +8,12 @@ import signal
 import struct
 import subprocess
 import sys
+from contextlib import closing
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient
+from kafka import KafkaProducer
+from kafka.admin import ConfigResource
 from kafka.errors import KafkaTimeoutError, OffsetOutOfRangeError
 from kafka.structs import TopicPartition
 
@@ -232,11 +234,56 @@ def as_large_as_kafka_takes() -> bytes:
 
 def test_a_dead_letter_larger_than_kafka_s_default_is_taken(scene: Scene) -> None:
     scene.create_topic()
-    scene.create_topic(f"{scene.name}.dead-letter")  # as Kafka makes one by itself: up to 1 MB
+    letters_to = f"{scene.name}.dead-letter"  # as Kafka makes one by itself: up to 1 MB
+    scene.create_topic(letters_to, {"retention.ms": "86400000"})
     large = as_large_as_kafka_takes()
     scene.send(large)
     assert "written=0 dead_lettered=1" in scene.write()
     assert [letter.value for letter in scene.dead_letters()] == [large]
+    assert scene.verify().holds
+    with scene.admin() as admin:
+        [answer] = admin.describe_configs([ConfigResource("topic", letters_to)])
+    settings = {entry[0]: entry[1] for entry in answer.resources[0][-1]}
+    assert settings["retention.ms"] == "86400000"  # what else was set has stayed
+
+
+def send_compressed(scene: Scene, codec: str, value: bytes) -> None:
+    producer = KafkaProducer(bootstrap_servers=scene.kafka, compression_type=codec)
+    with closing(producer):  # what does not become smaller would be sent as it is
+        producer.send(scene.name, value + b" " * 1000).get(timeout=30)
+
+
+def test_every_codec_of_kafka_s_is_read(scene: Scene) -> None:
+    scene.create_topic()
+    for number, codec in enumerate(("gzip", "snappy", "lz4", "zstd")):
+        send_compressed(scene, codec, reading(sensor_id=number))
+    assert "consumed=4 written=4" in scene.write()
+    verdict = scene.verify()
+    assert verdict.holds, verdict
+    assert verdict.readings == 4
+
+
+WITHOUT_ZSTD = """
+import sys
+sys.modules["zstandard"] = None  # as if it was not installed
+from pipelines.iot_cassandra import verify
+from pipelines.iot_cassandra.scripts import kafka_to_cassandra as writer
+raise SystemExit({}.main())
+"""
+
+
+def test_what_cannot_be_decoded_is_said_and_ends_the_writer(scene: Scene) -> None:
+    scene.create_topic()
+    scene.send(reading(sensor_id=1), b"nonsense")
+    send_compressed(scene, "zstd", reading(sensor_id=2))
+    said = scene.run("-c", WITHOUT_ZSTD.format("writer"), code=1)
+    assert "ERROR kafka_to_cassandra: messages cannot be read: UnsupportedCodecError: " in said
+    assert "; partition: next offset {0: 2}" in said
+    assert "stopped consumed=2 written=1 dead_lettered=1 in_flight=0" in said
+    assert scene.committed() == 2
+    said = scene.run("-c", WITHOUT_ZSTD.format("verify"), code=1)
+    assert said.startswith("verify: cannot compare: UnsupportedCodecError: ")
+    assert "consumed=1 written=1" in scene.write()  # where the library is installed it goes on
     assert scene.verify().holds
 
 
@@ -370,7 +417,7 @@ def test_the_verifier_finds_what_is_wrong_with_dead_letters(scene: Scene) -> Non
 def test_an_absent_or_empty_topic_proves_nothing(scene: Scene) -> None:
     said = scene.run("verify.py", code=1)
     assert f"nothing was compared: the topic {scene.name} is absent or empty" in said
-    with KafkaAdminClient(bootstrap_servers=scene.kafka) as admin:
+    with scene.admin() as admin:
         assert scene.name not in admin.list_topics()  # looking for it has not made it
     scene.create_topic()
     scene.run("verify.py", "--expect", "0", code=1)
@@ -381,7 +428,7 @@ def test_what_kafka_has_deleted_unread_is_said(scene: Scene) -> None:
     scene.send(reading())
     scene.write()
     scene.send(*(reading(sensor_id=number) for number in (1, 2, 3)))
-    with KafkaAdminClient(bootstrap_servers=scene.kafka) as admin:
+    with scene.admin() as admin:
         admin.delete_records({TopicPartition(scene.name, 0): 3})
     assert "offset 3 follows where 1 was expected: messages were deleted" in scene.write()
     verdict = scene.verify()
@@ -393,7 +440,7 @@ def test_the_verifier_does_not_go_on_after_what_is_deleted_while_it_reads(scene:
     scene.create_topic()
     scene.send(*(reading(sensor_id=number) for number in (1, 2, 3)))
     messages, _ = verify.read_topic(scene.kafka, scene.name)
-    with KafkaAdminClient(bootstrap_servers=scene.kafka) as admin:
+    with scene.admin() as admin:
         admin.delete_records({TopicPartition(scene.name, 0): 2})
     with pytest.raises(OffsetOutOfRangeError):
         list(messages)

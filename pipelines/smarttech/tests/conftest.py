@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from pyspark.sql import SparkSession
 
-from pipelines.smarttech.lake import spark_session
+from pipelines.smarttech import lake
 from pipelines.tests.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
 from stack.__main__ import Stack
 from stack.servers import free_port
@@ -29,8 +30,15 @@ FORGET_SOON = "services: {kafka: {environment: {KAFKA_ZOOKEEPER_SESSION_TIMEOUT_
 
 
 @pytest.fixture(scope="session")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    with spark_session(tmp_path_factory.mktemp("spark"), {}) as session:
+def locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[TextIO]]:
+    """The lock of a folder, which the Java process of `spark` holds too."""
+    with lake.lock(tmp_path_factory.mktemp("locked")) as held:
+        yield held
+
+
+@pytest.fixture(scope="session")
+def spark(locks: list[TextIO], tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    with lake.spark_session(tmp_path_factory.mktemp("spark"), {}, locks) as session:
         yield session
 
 

@@ -5,7 +5,6 @@ stopped or locked is a script of its own, as a user starts it; the rest is broug
 streams on the Spark session of the tests, which is already warm.
 """
 
-import fcntl
 import itertools
 import json
 import os
@@ -20,14 +19,15 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
-from unittest.mock import MagicMock, Mock
+from typing import Any, TextIO
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pytest
 from delta.exceptions import ConcurrentDeleteReadException
 from deltalake import DeltaTable, write_deltalake
 from kafka import KafkaAdminClient, KafkaConsumer
+from kafka.admin import NewTopic
 from kafka.errors import KafkaTimeoutError, OffsetOutOfRangeError
 from pyspark.sql import SparkSession
 
@@ -43,6 +43,7 @@ from pipelines.smarttech import (
     transforms,
     verify,
 )
+from pipelines.tests.other_producers import send_in_transactions, send_with_each_codec
 from stack.__main__ import Stack
 
 from .conftest import Scripts
@@ -390,6 +391,24 @@ def test_a_consumer_that_comes_before_any_producer_waits_for_messages(
     assert "sender's clock" not in err
 
 
+@pytest.mark.timeout(600)
+def test_every_codec_is_read_and_nothing_of_an_aborted_transaction(
+    scripts: Callable[[str], Scripts], spark: SparkSession
+) -> None:
+    others = scripts("others")
+    argv = ["--seed", "1", "--start", "2025-12-15T10:00:00Z"]
+    config = kafka_producer.load_config(argv, {}, datetime.now(UTC))
+    made = kafka_producer.Simulation(config).messages()
+    values = [message.value for message in itertools.islice(made, 140)]
+    send_with_each_codec(others.kafka, others.topic, values[:100])
+    aborted, committed = values[100:120], values[120:]
+    send_in_transactions(others.kafka, others.topic, aborted=aborted, committed=committed)
+    lake.create_tables(spark, others.lake)
+    assert drain(spark, others)["bronze"] == 120
+    out, _ = others.run("verify.py")
+    assert shown(out, "messages in others") == shown(out, "rows in silver") == 120
+
+
 def in_each(offset: int) -> Mock:
     """Return a method of a consumer that says the same offset of each partition."""
     return Mock(side_effect=lambda partitions: dict.fromkeys(partitions, offset))
@@ -402,7 +421,7 @@ def test_verify_says_what_it_cannot_compare(
     _, err = nothing.run("verify.py", code=1)
     assert err.startswith("verify: cannot compare: there is no topic nothing")
     with closing(KafkaAdminClient(bootstrap_servers=nothing.kafka.split(","))) as admin:
-        admin.create_topics(["nothing"])
+        admin.create_topics([NewTopic("nothing", -1, -1)])
     for name, schema in lake.SCHEMAS.items():
         columns = {column: pa.array([], pa.string()) for column in transforms.names(schema)}
         write_deltalake(str(nothing.lake / f"sensor_data_{name}"), pa.table(columns))
@@ -418,8 +437,7 @@ def test_verify_says_what_it_cannot_compare(
 def test_verify_does_not_wait_for_ever_for_a_kafka_that_has_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    consumer = MagicMock()
-    consumer.__enter__.return_value = consumer
+    consumer = Mock()
     consumer.partitions_for_topic.return_value = {0}
     consumer.beginning_offsets, consumer.end_offsets = in_each(0), in_each(10)
     consumer.poll.return_value = {}
@@ -532,7 +550,8 @@ def test_times_that_are_the_senders_are_said(
 ) -> None:
     theirs = scripts("theirs")
     with closing(KafkaAdminClient(bootstrap_servers=theirs.kafka.split(","))) as admin:
-        admin.create_topics({"theirs": {"configs": {"message.timestamp.type": "CreateTime"}}})
+        configs = {"message.timestamp.type": "CreateTime"}
+        admin.create_topics([NewTopic("theirs", -1, -1, topic_configs=configs)])
     config = spark_kafka_consumer.load_config([], theirs.environ)
     spark_kafka_consumer.warn_of_sender_times(config)
     assert "message.timestamp.type of topic=theirs is CreateTime" in caplog.text
@@ -644,29 +663,40 @@ def test_a_late_reading_renews_an_anomaly_whose_score_it_leaves(
     assert verify.unlike(verify.outliers([*readings, late]), stored) == []
 
 
-def test_only_one_consumer_works_on_a_lake(
-    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_only_one_consumer_works_on_a_lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lake, "LOCK_WAIT_S", 0.0)
+    with (
+        lake.lock(tmp_path, tmp_path),  # the checkpoints may be in the lake's own folder
+        pytest.raises(lake.LakeError, match="another consumer is at work"),
+        lake.lock(tmp_path),
+    ):
+        pytest.fail("two hold the lock")
+    with lake.lock(tmp_path):
+        pass
+
+
+@pytest.mark.usefixtures("spark")
+def test_java_holds_the_lock_of_a_python_that_has_ended(
+    locks: list[TextIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lake, "LOCK_WAIT_S", 0.0)
-    with (tmp_path / "lock").open("w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        with pytest.raises(lake.LakeError, match="another consumer is at work"):
-            lake.lock(spark, tmp_path)
-    lake.lock(spark, tmp_path).release()
+    [file] = locks
+    file.close()
+    with (
+        pytest.raises(lake.LakeError, match="another consumer is at work"),
+        lake.lock(Path(file.name).parent),
+    ):
+        pytest.fail("Java does not hold the lock")
 
 
 def test_a_lake_has_one_consumer_whatever_the_checkpoints(
-    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = threading.Event()
-    for module in (spark_kafka_consumer, compact):
-        monkeypatch.setattr(module, "spark_session", lambda *_: nullcontext(spark))
-    monkeypatch.setattr(spark_kafka_consumer, "stop_on_signals", lambda _: None)
     monkeypatch.setattr(lake, "LOCK_WAIT_S", 0.0)
     write_deltalake(str(tmp_path / "sensor_data_bronze"), pa.table({"a": [1]}))
     argv = ["--lake", str(tmp_path), "--checkpoints", str(tmp_path / "other")]
-    with (tmp_path / "lock").open("w") as file:  # as a consumer with the usual checkpoints does
-        fcntl.lockf(file, fcntl.LOCK_EX)
+    with lake.lock(tmp_path, tmp_path / "checkpoints"):  # as a consumer with the usual ones does
         with pytest.raises(lake.LakeError, match="another consumer is at work"):
             spark_kafka_consumer.run(spark_kafka_consumer.load_config(argv, {}), stop)
         with pytest.raises(lake.LakeError, match="another consumer is at work"):

@@ -171,6 +171,26 @@ def test_a_topic_that_is_not_there_and_is_not_made_is_said(
     assert made.return_value.close.call_count == made.call_count == 1
 
 
+def test_what_has_no_outcome_at_the_end_is_counted_as_not_acknowledged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    is_back = threading.Event()
+
+    class Away(Unanswered):
+        def close(self, **_: object) -> None:
+            is_back.wait()
+
+    monkeypatch.setattr(kafka_producer, "GIVE_UP_S", 0.5)
+    producer, ledger = cast("Any", Away()), kafka_producer.Ledger(tmp_path / "ledger.csv")
+    sender = kafka_producer.Sender(producer, "topic", ledger, threading.Event())
+    sender.send_all(messages(count=100))
+    producer.acknowledge(100)  # too late: it is noted already
+    is_back.set()
+    ledger.close()
+    assert (sender.sent, sender.acknowledged, sender.failed) == (100, 0, 100)
+    assert (tmp_path / "ledger.csv").read_text().count("\n,,") == 100
+
+
 def test_what_is_on_its_way_is_bounded_whatever_kafka_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_producer, "MAX_PENDING", LIMIT)
     producer, stop = Unanswered(), threading.Event()

@@ -9,12 +9,15 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from kafka import KafkaAdminClient
 from kafka.structs import TopicPartition
 
+from pipelines.tests.other_producers import send_in_transactions, send_with_each_codec
+from pipelines.transactions import capteur
 from pipelines.transactions.store import OUTPUT, REJECTS, StoreError
 from pipelines.transactions.tests.conftest import (
     SERVERS,
@@ -54,6 +57,11 @@ def assert_none_twice(pipeline: Pipeline) -> int:
     places = rows_by_place(pipeline)
     assert len(places) == len(set(places))
     return len(places)
+
+
+def admin_client(pipeline: Pipeline) -> closing[KafkaAdminClient]:
+    """Return a client of the pipeline's Kafka, closed at the end of its block."""
+    return closing(KafkaAdminClient(bootstrap_servers=pipeline.environ["KAFKA_BOOTSTRAP_SERVERS"]))
 
 
 def numbers(line: str) -> dict[str, int]:
@@ -145,7 +153,13 @@ def test_servers_away_at_the_start_and_in_mid_run(disturbed: Stack, pipeline: Pi
     assert "sent=300 acknowledged=300 failed=0" in generator.end()
     wait_until(lambda: number_seen(pipeline) == 1000, "1000 rows", 180)
 
+    other_topic = ("--topic", f"{pipeline.name}-other", *evening)
+    generator = pipeline.start("capteur.py", *other_topic)
+    generator.wait_for("progress sent=[1-9]")
     stack.stop("kafka", signal.SIGKILL)
+    generator.wait_for("progress sent=", times=2)  # it has sent some that nobody takes
+    generator.process.send_signal(signal.SIGINT)
+    assert re.search(r"ERROR capteur: not acknowledged: [1-9]", generator.end(1))
     away = r"Kafka does not answer at \S+ "
     for script in ("consumer_spark.py", "capteur.py"):
         assert re.search(f"ERROR .*{away}", pipeline.run(script, "--wait", "1", code=1))
@@ -232,7 +246,7 @@ def test_done_again_without_its_commit_and_stopped_by_deleted_records(submitted:
     submitted.verify()
 
     submitted.send("--count", "50", "--seed", "11")
-    with KafkaAdminClient(bootstrap_servers=submitted.environ["KAFKA_BOOTSTRAP_SERVERS"]) as admin:
+    with admin_client(submitted) as admin:
         admin.delete_records({TopicPartition(submitted.name, n): -1 for n in range(3)})  # all
     submitted.send("--count", "50", "--seed", "12")
     printed = submitted.run("consumer_spark.py", ONCE, code=1)
@@ -240,7 +254,7 @@ def test_done_again_without_its_commit_and_stopped_by_deleted_records(submitted:
     assert numbers(printed.splitlines()[-1]) == {"read": 0, "written": 0, "rejected": 0}
 
     # A new topic of the same name, whatever it holds, is not the one that was read.
-    with KafkaAdminClient(bootstrap_servers=submitted.environ["KAFKA_BOOTSTRAP_SERVERS"]) as admin:
+    with admin_client(submitted) as admin:
         admin.delete_topics([submitted.name])
     wait_until(lambda: "made, 3" in submitted.run("prepare.py"), "the topic made anew")
     printed = submitted.run("consumer_spark.py", ONCE, code=1)
@@ -251,6 +265,20 @@ def test_done_again_without_its_commit_and_stopped_by_deleted_records(submitted:
     printed = submitted.run("consumer_spark.py", ONCE, code=1)
     assert "choose another bucket by S3_BUCKET" in printed.splitlines()[-1]
     assert assert_none_twice(submitted) == 400
+
+
+def test_every_codec_is_read_and_nothing_of_an_aborted_transaction(pipeline: Pipeline) -> None:
+    made = capteur.all_records(capteur.load_config(["--count", "140", "--seed", "13"], {}))
+    values = [record.value for record in made]
+    kafka = pipeline.environ["KAFKA_BOOTSTRAP_SERVERS"]
+    send_with_each_codec(kafka, pipeline.name, values[:100])
+    aborted, committed = values[100:120], values[120:]
+    send_in_transactions(kafka, pipeline.name, aborted=aborted, committed=committed)
+    printed = pipeline.run("consumer_spark.py", ONCE)
+    assert numbers(printed.splitlines()[-1]) == {"read": 120, "written": 120, "rejected": 0}
+    rows = read_folder(pipeline.store, OUTPUT, ["transaction_id"])
+    ids = sorted(row["transaction_id"] for row in rows)
+    assert ids == [*range(1, 101), *range(121, 141)]
 
 
 # Reading back, scoring, other stores

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
+import pytest
 from pyspark.sql import SparkSession
 
 from pipelines.transactions import capteur
@@ -101,7 +102,9 @@ def test_rounding_is_that_of_the_exact_quotient(spark: SparkSession) -> None:
     assert [row[0] for row in rows] == euros
 
 
-def test_no_float_touches_the_money(spark: SparkSession) -> None:
+def test_no_float_touches_the_money(
+    spark: SparkSession, capsys: pytest.CaptureFixture[str]
+) -> None:
     frame = spark.createDataFrame(
         [(bytearray(record().encode()), 0, 0)],
         "value BINARY, kafka_partition INT, kafka_offset BIGINT",
@@ -112,7 +115,9 @@ def test_no_float_touches_the_money(spark: SparkSession) -> None:
     types = dict(values.dtypes)
     assert types["montant"] == types["montant_eur"] == "decimal(18,2)"
     assert types["taux"] == "decimal(12,6)"
-    plan = values._jdf.queryExecution().analyzed().toString()
+    values.explain(extended=True)
+    plan = capsys.readouterr().out
+    assert "decimal(38,18)" in plan
     assert "double" not in plan
     assert "float" not in plan
 

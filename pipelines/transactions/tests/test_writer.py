@@ -4,19 +4,19 @@ import logging
 import math
 import re
 import threading
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 from uuid import UUID
 
 import pyarrow.dataset as ds
 import pytest
-from kafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 from py4j.protocol import Py4JError
 from pyarrow import fs
@@ -153,22 +153,28 @@ def test_batches_without_their_checkpoint_are_not_overwritten(
 def test_a_topic_made_anew_is_not_taken_for_the_old_one(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = {"topic_id": UUID(int=0)}
-    admin = SimpleNamespace(describe_topics=lambda _: [told])
-    monkeypatch.setattr(consumer_spark, "KafkaAdminClient", lambda **_: nullcontext(admin))
+    jvm = MagicMock()  # Kafka's own client in Spark's Java
+    create = jvm.org.apache.kafka.clients.admin.AdminClient.create
+    described = create.return_value.describeTopics.return_value.allTopicNames.return_value
+    id_text = described.get.return_value.__getitem__.return_value.topicId.return_value.toString
+
+    def check(number: int, config: Config = CONFIG) -> None:
+        id_text.return_value = urlsafe_b64encode(number.to_bytes(16)).decode().rstrip("=")
+        check_topic(jvm, store, config)
+
     checkpoint = store.folder / "bucket/checkpoint"
     checkpoint.mkdir(parents=True)
-    check_topic(store, CONFIG)
+    check(0)  # Kafka tells none
     assert not list(checkpoint.iterdir())
-    for number in (7, 7, 0):  # 0: Kafka tells none
-        told["topic_id"] = UUID(int=number)
-        check_topic(store, CONFIG)
+    for number in (7, 7, 0):
+        check(number)
+    assert (checkpoint / "topic_id").read_text() == f"transactions {UUID(int=7)}\n"
     check_checkpoint(store)
-    told["topic_id"] = UUID(int=8)
     with pytest.raises(StoreError, match=r"topic transactions was deleted .* \(S3_BUCKET\)$"):
-        check_topic(store, CONFIG)
+        check(8)
     with pytest.raises(StoreError, match=r"is that of topic transactions, not of other: choose"):
-        check_topic(store, replace(CONFIG, topic="other"))
+        check(7, replace(CONFIG, topic="other"))
+    assert create.return_value.close.call_count == create.call_count == 6
 
 
 # What reads what is written
@@ -186,7 +192,7 @@ def test_both_readers_find_the_same(
         unfinished.mkdir(parents=True)
         (unfinished / "part-0.parquet").write_bytes(b"PAR1")
     lasting = SimpleNamespace(read=writer.spark.read, stop=lambda: None)  # other tests need it
-    monkeypatch.setattr(spark_session, "spark_session", lambda *_: lasting)
+    monkeypatch.setattr(spark_session, "spark_session", lambda *_: (lasting, None))
     by_pyarrow, by_spark = read.totals_by_pyarrow(store), read.totals_by_spark(store)
     assert by_pyarrow == by_spark
     totals, reasons = by_spark
@@ -232,7 +238,7 @@ def test_what_spark_fails_of_is_one_line(
     for name in ("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setattr(Store, "check", lambda _: None)
-    monkeypatch.setattr(score, "spark_session", lambda *_: None)
+    monkeypatch.setattr(score, "spark_session", lambda *_: (None, None))
     monkeypatch.setattr(score, "read_parquet", fail)
     assert score.main([]) == 1
     assert capsys.readouterr().err == "score: Spark has failed: java.io.IOException: away\n"
@@ -241,19 +247,14 @@ def test_what_spark_fails_of_is_one_line(
 def test_a_spark_that_does_not_start_is_one_line(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Builder:
-        def same(self, *_: object, **__: object) -> "Builder":
-            return self
+    def fail(**_: object) -> None:
+        raise RuntimeError(
+            "An error occurred while calling None.x.\n: org.x.SparkException: Could not parse "
+            "Master URL: 'bogus'\n\tat org.x.SparkContext$.createTaskScheduler(x.scala:1)\n"
+        )
 
-        appName = master = config = same  # Spark's names
-
-        def getOrCreate(self) -> None:
-            raise RuntimeError(
-                "An error occurred while calling None.x.\n: org.x.SparkException: Could not parse "
-                "Master URL: 'bogus'\n\tat org.x.SparkContext$.createTaskScheduler(x.scala:1)\n"
-            )
-
-    monkeypatch.setattr(spark_session, "SparkSession", SimpleNamespace(builder=Builder()))
+    monkeypatch.setattr(spark_session, "launch_gateway", lambda _: None)
+    monkeypatch.setattr(spark_session, "SparkContext", fail)
     monkeypatch.setattr(spark_session, "connectors", list)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "")
@@ -296,7 +297,7 @@ def run(
         monkeypatch.setattr(consumer_spark, "check_servers", lambda *_: next(lacks, ""))
         monkeypatch.setattr(stop, "wait", lambda _: False)
         caplog.set_level(logging.INFO)
-        code = consumer_spark.run(None, store, CONFIG, metrics, stop)
+        code = consumer_spark.run(None, None, store, CONFIG, metrics, stop)
         return code, caplog.text
 
     return run_all
@@ -326,7 +327,7 @@ def test_an_outage_is_no_failure_of_the_batch(run: Callable[..., tuple[int, str]
 def test_a_server_that_goes_away_before_the_query_is_waited_for(
     run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors = iter([KafkaError("away"), OSError("away")])
+    errors = iter([Py4JError("away"), OSError("away")])
 
     def check(*_: object) -> None:
         for exc in errors:
