@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
-"""Measure the generator: whether it holds the rate asked for, and how fast it can send at all.
+"""Measure the generator: the rates it holds, how fast it can send, and what batching is worth.
 
-    make bench-generator                                  # 3 paced rates, then 1 million readings
+    make bench-generator                    # 3 paced rates, 1 million readings, 4 ways of batching
     python benches/generator.py --duration 5 --readings 20000 --runs 1
 
-Paced: `--rate R --duration S`, live. The rate achieved is that of Kafka's timestamps from the first
+Paced: `--rate R --count N`, live. The rate achieved is that of Kafka's timestamps from the first
 message to the last; the slowest and the fastest whole second say how even it is.
 
 At once: a back-fill of --readings readings, beside two producers that simulate nothing and only
-send ready lines: Kafka's kafka-producer-perf-test, and confluent-kafka (peers/confluent.py).
-All with the same settings: acks=all, idempotent, lz4, batches of 128 KB and 20 ms, 1 partition.
+send ready lines: Kafka's kafka-producer-perf-test, and confluent-kafka (peers/producers.py). All
+with the generator's settings: acks=all, idempotent, lz4, batches of 256 KB and 50 ms; 1 partition.
 The rate is counted from the first to the last message that the broker has, as it says itself.
+
+Batching: kafka-python sends ready lines with the generator's settings, then without compression,
+without waiting for a batch to fill, and with one message in each request, uncompressed. What the
+messages take in the broker's files is noted too.
 
 What the topic holds is compared with what was to be sent; a difference is an error.
 
@@ -21,6 +25,7 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,35 +35,35 @@ from kafka.structs import TopicPartition
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benches.command import arguments, command, positive, say, write_result
+from benches.processes import Run, spread, watched
 from benches.scene import (
     GENERATOR,
     SEEDED,
     BenchError,
     Scene,
-    Usage,
-    arguments,
-    exit_code,
     own_servers,
-    positive,
-    rate,
     reading_id,
-    say,
-    spread,
-    watched,
-    write_result,
 )
+from sensor_generator import PRODUCER
 
 RATES_HZ = (100, 1000, 10_000)
 LINES = 10_000  # different readings that the other producers send in turn
-PEER = Path(__file__).parent / "peers/confluent.py"
+BATCHING_READINGS = 100_000  # of each way of batching, as the slowest sends some thousands a second
+PEER = Path(__file__).parent / "peers/producers.py"
 PERF_TEST_SETTINGS = (
-    "acks=all", "enable.idempotence=true", "linger.ms=20", "batch.size=131072",
-    "compression.type=lz4",
-)  # fmt: skip
+    "acks=all",
+    "enable.idempotence=true",
+    f"linger.ms={PRODUCER['linger_ms']}",
+    f"batch.size={PRODUCER['batch_size']}",
+    f"compression.type={PRODUCER['compression_type']}",
+)
+AT_ONCE = ("generator", "kafka-producer-perf-test", "confluent-kafka")
+BATCHING = ("kafka-python", "no compression", "no waiting", "one by one")
 
 
 @dataclass
-class Paced(Usage):
+class Paced(Run):
     """A paced run.
 
     Attributes:
@@ -73,38 +78,34 @@ class Paced(Usage):
 
 
 @dataclass
-class AtOnce(Usage):
+class AtOnce(Run):
     """A run as fast as possible.
 
     Attributes:
-        messages_per_s: from the first message in the topic to the last.
-        seconds: from the start of the process to the last message.
+        stored_bytes: what a message takes in the broker's files.
     """
 
-    messages_per_s: float
-    seconds: float
+    stored_bytes: float
 
 
-def sent(
-    scene: Scene, command: Sequence[str], topic: str, count: int
-) -> tuple[float, float, Usage]:
-    """Run a producer; return the rate seen at the broker, the seconds it took, and what it cost.
+def sent(scene: Scene, command: Sequence[str], topic: str, count: int) -> Run:
+    """Run a producer until the broker has all of its messages.
 
     Raises:
         BenchError: it failed, or not so many messages arrived.
     """
     partition = TopicPartition(topic, 0)
     environ = scene.environ(topic, index=topic, readings=count)
-    with KafkaConsumer(bootstrap_servers=scene.kafka) as consumer:
+    with closing(KafkaConsumer(bootstrap_servers=scene.kafka)) as consumer:
 
         def arrived() -> int:
             number: int = consumer.end_offsets([partition])[partition]
             return number
 
-        seen, began, usage = watched(scene, [command], environ, arrived, count)
+        one = watched(scene, [command], environ, arrived, count)
         if arrived() != count:
             raise BenchError(f"{topic}: {arrived()} messages, not {count}")
-    return rate(seen), seen[-1][0] - began, usage
+    return one
 
 
 def paced(scene: Scene, rate_hz: int, duration_s: int) -> Paced:
@@ -116,7 +117,7 @@ def paced(scene: Scene, rate_hz: int, duration_s: int) -> Paced:
     topic, count = scene.new_topic(), rate_hz * duration_s
     command = [*GENERATOR, "--rate", str(rate_hz), "--count", str(count)]
     command += ["--sensors", str(max(5, rate_hz // 100))]
-    *_, usage = sent(scene, command, topic, count)
+    one = sent(scene, command, topic, count)
     messages = list(scene.messages(topic))
     if len({reading_id(message.value) for message in messages}) != count:
         raise BenchError(f"{topic}: readings are missing, or twice")
@@ -124,10 +125,10 @@ def paced(scene: Scene, rate_hz: int, duration_s: int) -> Paced:
     seconds = Counter((time_ms - times_ms[0]) // 1000 for time_ms in times_ms)
     whole = [seconds[second] for second in range(max(seconds))] or [count]
     return Paced(
+        **vars(one),
         rate_hz=(count - 1) * 1000 / (times_ms[-1] - times_ms[0]),
         slowest_hz=min(whole),
         fastest_hz=max(whole),
-        **vars(usage),
     )
 
 
@@ -138,25 +139,24 @@ def at_once(scene: Scene, name: str, lines: Path, count: int) -> AtOnce:
         BenchError: it failed, or the topic holds something else than what it was to send.
     """
     topic = scene.new_topic()
-    perf_test = ["--topic", topic, "--num-records", str(count), "--throughput", "-1"]
-    perf_test += ["--payload-file", str(lines), "--producer-props"]
-    perf_test += [f"bootstrap.servers={scene.kafka}", *PERF_TEST_SETTINGS]
-    commands = {
-        "generator": [*GENERATOR, *SEEDED, "--count", str(count)],
-        "confluent-kafka": [sys.executable, str(PEER), str(lines)],
-        "kafka-producer-perf-test": scene.stack.tool(
-            "kafka", "kafka-producer-perf-test", perf_test
-        ),
-    }
-    messages_per_s, seconds, usage = sent(scene, commands[name], topic, count)
+    if name == "generator":
+        command = [*GENERATOR, *SEEDED, "--count", str(count)]
+    elif name == "kafka-producer-perf-test":
+        options = ["--topic", topic, "--num-records", str(count), "--throughput", "-1"]
+        options += ["--payload-file", str(lines), "--producer-props"]
+        options += [f"bootstrap.servers={scene.kafka}", *PERF_TEST_SETTINGS]
+        command = scene.stack.tool("kafka", name, options)
+    else:
+        command = [sys.executable, str(PEER), name, str(lines)]
+    one = sent(scene, command, topic, count)
     values = (message.value for message in scene.messages(topic))
     if name == "generator":
-        right = len({reading_id(value) for value in values}) == count
+        is_right = len(set(map(reading_id, values))) == count
     else:
-        right = set(values) <= set(lines.read_bytes().splitlines())
-    if not right:
+        is_right = set(values) <= set(lines.read_bytes().splitlines())
+    if not is_right:
         raise BenchError(f"{name}: the topic holds something else than what was to be sent")
-    return AtOnce(messages_per_s=messages_per_s, seconds=seconds, **vars(usage))
+    return AtOnce(**vars(one), stored_bytes=scene.stored_bytes(topic) / count)
 
 
 def write_lines(scene: Scene) -> Path:
@@ -176,48 +176,42 @@ def measure(
     Raises:
         BenchError: a producer failed, or a topic is wrong.
     """
-    names = ["generator", "kafka-producer-perf-test", "confluent-kafka"]
     lines = write_lines(scene)
     held: dict[str, list[Paced]] = {str(rate_hz): [] for rate_hz in rates_hz}
-    runs: dict[str, list[AtOnce]] = {name: [] for name in names}
+    fast: dict[str, list[AtOnce]] = {name: [] for name in (*AT_ONCE, *BATCHING)}
     for turn, rate_hz in itertools.product(range(turns), rates_hz):
         one = paced(scene, rate_hz, duration_s)
         held[str(rate_hz)].append(one)
         say(f"run {turn + 1}: asked {rate_hz:>6}/s, sent {one.rate_hz:>10.2f}/s")
-    for turn, name in itertools.product(range(turns), names):
-        fast = at_once(scene, name, lines, readings)
-        runs[name].append(fast)
-        say(f"run {turn + 1}: {name:<26}{fast.messages_per_s:>9.0f} messages/s, "
-            f"{fast.seconds:.1f} s in all")  # fmt: skip
+    fewer = min(readings, BATCHING_READINGS)
+    for turn, name in itertools.product(range(turns), fast):
+        run = at_once(scene, name, lines, fewer if name in BATCHING else readings)
+        fast[name].append(run)
+        say(f"run {turn + 1}: {name:<26}{run.per_s:>9.0f} messages/s, {run.seconds:.1f} s in all")
     return {
         "paced": {name: spread(theirs) for name, theirs in held.items()},
-        "at_once": {name: spread(theirs) for name, theirs in runs.items()},
+        "at_once": {n: {"readings": readings, **spread(fast[n])} for n in AT_ONCE},
+        "batching": {n: {"readings": fewer, **spread(fast[n])} for n in BATCHING},
     }
 
 
-def bench(argv: Sequence[str] | None) -> int:
-    """Measure; return the exit code."""
-    parser = arguments(__doc__)
-    parser.add_argument("--duration", type=positive, default=30, metavar="SECONDS",
-                        help="of a paced run (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--rates", type=positive, nargs="+", default=list(RATES_HZ), metavar="N",
-                        help="readings per second (default: 100 1000 10000)")  # fmt: skip
-    parser.add_argument("--readings", type=positive, default=1_000_000, metavar="N",
-                        help="sent at once (default: %(default)s)")  # fmt: skip
-    options = parser.parse_args(argv)
-    parameters = {
-        "runs": options.runs, "duration_s": options.duration, "rates_hz": options.rates,
-        "readings": options.readings,
-    }  # fmt: skip
-    with own_servers() as scene:
-        found = measure(scene, options.rates, options.duration, options.readings, options.runs)
-        write_result(scene, "generator", parameters, found, options.output)
-    return 0
-
-
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; return the exit code (see the module docstring)."""
-    return exit_code(lambda: bench(argv))
+    parser = arguments(__doc__, runs=3)
+    text = "of a paced run (default: %(default)s)"
+    parser.add_argument("--duration", type=positive, default=30, metavar="SECONDS", help=text)
+    text = "readings per second (default: 100 1000 10000)"
+    parser.add_argument(
+        "--rates", type=positive, nargs="+", default=list(RATES_HZ), metavar="N", help=text
+    )
+    text = "sent at once (default: %(default)s)"
+    parser.add_argument("--readings", type=positive, default=1_000_000, metavar="N", help=text)
+    options = parser.parse_args(argv)
+    with own_servers() as scene:
+        found = measure(scene, options.rates, options.duration, options.readings, options.runs)
+        write_result(scene, "generator", vars(options), found)
+    return 0
 
 
 if __name__ == "__main__":

@@ -26,26 +26,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benches.command import arguments, command, positive, say, write_result
+from benches.processes import end, kill, peak_memory_mb
 from benches.scene import (
     CONSUMER,
     GENERATOR,
+    PAGE,
     BenchError,
     Scene,
-    arguments,
-    end,
-    exit_code,
-    kill,
     own_servers,
-    peak_memory_mb,
-    positive,
     reading_id,
-    say,
-    write_result,
 )
 
 PARTITIONS = 3  # as Kafka creates topics in docker-compose.yml
 SEARCH_PAUSE_S = 0.01
-PAGE = 10_000  # the most that a search may return
 SETTLE_S = 30.0  # for the last readings to be found
 FAST_REFRESH = "50ms"
 WARM_UP_S = 10
@@ -73,10 +67,15 @@ class Finder:
     def search(self) -> None:
         """Ask once for what is not found yet: with one shard, what is above a sequence number."""
         answer = self.scene.client.search(
-            index=self.index, size=PAGE, source=False, seq_no_primary_term=True,
-            query={"range": {"_seq_no": {"gt": self.low}}}, sort=[{"_seq_no": "asc"}],
-            track_total_hits=False, filter_path="hits.hits._id,hits.hits._seq_no",
-        )  # fmt: skip
+            index=self.index,
+            size=PAGE,
+            source=False,
+            seq_no_primary_term=True,
+            query={"range": {"_seq_no": {"gt": self.low}}},
+            sort=[{"_seq_no": "asc"}],
+            track_total_hits=False,
+            filter_path="hits.hits._id,hits.hits._seq_no",
+        )
         now = time.time()
         self.searches += 1
         for hit in answer.get("hits", {}).get("hits", []):
@@ -162,9 +161,8 @@ def measure(scene: Scene, rate: int, duration_s: int) -> dict[str, Any]:
                 found[refresh] = phase(scene, topic, finder, rate, duration_s)
                 shown = ", ".join(f"{p} {found[refresh][f'{p}_s']:.3f} s" for p in SHOWN)
                 say(f"refresh {refresh:<6}{shown}")
-            memory_mb = peak_memory_mb(consumer.pid)
             found["consumer"] = {
-                "memory_mb": round(memory_mb, 1) if memory_mb else None,
+                "memory_mb": round(peak_memory_mb(consumer.pid), 1),
                 "cpu_s": round(end(consumer, stays=True), 1),
             }
         finally:
@@ -180,8 +178,7 @@ def wait_for_consumer(
     Raises:
         BenchError: the consumer has ended, or they are not found.
     """
-    command = [*GENERATOR, "--count", "20", "--rate", "100"]
-    subprocess.run(command, env=scene.environ(topic), stderr=subprocess.DEVNULL, check=True)
+    scene.generate(topic, "--count", "20", "--rate", "100")
     deadline = time.monotonic() + SETTLE_S
     while len(finder.found_at) < 20:
         if consumer.poll() is not None or time.monotonic() > deadline:
@@ -190,26 +187,19 @@ def wait_for_consumer(
         time.sleep(SEARCH_PAUSE_S)
 
 
-def bench(argv: Sequence[str] | None) -> int:
-    """Measure; return the exit code."""
-    parser = arguments(__doc__, runs=None)
-    parser.add_argument("--rate", type=positive, default=1000, metavar="PER_SECOND",
-                        help="(default: %(default)s)")  # fmt: skip
-    parser.add_argument("--duration", type=positive, default=60, metavar="SECONDS",
-                        help="of each of the two (default: %(default)s)")  # fmt: skip
-    options = parser.parse_args(argv)
-    parameters = {
-        "rate_hz": options.rate, "duration_s": options.duration, "partitions": PARTITIONS,
-    }  # fmt: skip
-    with own_servers() as scene:
-        found = measure(scene, options.rate, options.duration)
-        write_result(scene, "latency", parameters, found, options.output)
-    return 0
-
-
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; return the exit code (see the module docstring)."""
-    return exit_code(lambda: bench(argv))
+    parser = arguments(__doc__)
+    text = "(default: %(default)s)"
+    parser.add_argument("--rate", type=positive, default=1000, metavar="PER_SECOND", help=text)
+    text = "of each of the two (default: %(default)s)"
+    parser.add_argument("--duration", type=positive, default=60, metavar="SECONDS", help=text)
+    options = parser.parse_args(argv)
+    with own_servers() as scene:
+        found = measure(scene, options.rate, options.duration)
+        write_result(scene, "latency", vars(options), found)
+    return 0
 
 
 if __name__ == "__main__":

@@ -32,26 +32,22 @@ from kafka.structs import TopicPartition
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benches.command import arguments, command, positive, say, write_result
+from benches.processes import end, kill
 from benches.scene import (
     CONSUMER,
     GENERATOR,
     SERVERS,
     BenchError,
     Scene,
-    arguments,
-    check,
-    end,
-    exit_code,
-    kill,
+    fingerprint,
     own_servers,
-    positive,
     reading_id,
-    say,
-    write_result,
 )
 
 PARTITIONS = 3  # as Kafka creates topics in docker-compose.yml
 LOOK_S = 0.5
+ANSWER_MS = 600  # a broker that needs longer is taken for absent
 AWAY_S = 15.0  # how long Elasticsearch stays stopped
 CAUGHT_UP_S = 3.0
 PATIENCE_S = 180.0  # to get partitions; to catch up, once the event is over
@@ -108,8 +104,8 @@ class Run:
         lag: int | None = None
         at_s = time.monotonic() - self.began
         try:
-            ends = asker.end_offsets(partitions, timeout_ms=400)
-            done = [asker.committed(partition, timeout_ms=400) or 0 for partition in partitions]
+            ends = asker.end_offsets(partitions)
+            done = [asker.committed(p, timeout_ms=ANSWER_MS) or 0 for p in partitions]
             lag = sum(ends.values()) - sum(done)
         except KafkaError:
             pass
@@ -206,7 +202,14 @@ def measure(scene: Scene, rate: int, calm_s: int, names: Sequence[str]) -> dict[
     command = [*GENERATOR, "--rate", str(rate), "--sensors", str(max(5, rate // 200))]
     log = (scene.folder / "generator.log").open("wb")
     generator = subprocess.Popen(command, env=scene.environ(run.topic), stderr=log)
-    asker = KafkaConsumer(bootstrap_servers=scene.kafka, group_id=run.index)
+    asker = KafkaConsumer(
+        bootstrap_servers=scene.kafka,
+        group_id=run.index,
+        request_timeout_ms=ANSWER_MS,
+        session_timeout_ms=ANSWER_MS - 1,  # it never joins the group, but must be the shorter
+        heartbeat_interval_ms=100,
+        reconnect_backoff_max_ms=1000,
+    )
     events = {}
     try:
         run.start_consumer()
@@ -215,8 +218,8 @@ def measure(scene: Scene, rate: int, calm_s: int, names: Sequence[str]) -> dict[
             run.look(asker)
         for name in names:
             events[name] = suffer(run, asker, EVENTS[name])
-            say(f"{name:<24}largest lag {events[name]['peak_lag']:>7.0f}, "
-                f"caught up after {events[name]['caught_up_s']:.1f} s")  # fmt: skip
+            peak, after_s = events[name]["peak_lag"], events[name]["caught_up_s"]
+            say(f"{name:<24}largest lag {peak:>7.0f}, caught up after {after_s:.1f} s")
             calm_until_s = run.seen[-1][0] + calm_s
             while run.seen[-1][0] < calm_until_s:
                 run.look(asker)
@@ -226,37 +229,35 @@ def measure(scene: Scene, rate: int, calm_s: int, names: Sequence[str]) -> dict[
         while run.seen[-1][1] != 0:
             run.look(asker)
         end(run.consumers[-1], stays=True)
-        ids = [reading_id(message.value) for message in scene.messages(run.topic)]
-        check(scene, run.index, ids)
+        sent = fingerprint(reading_id(message.value) for message in scene.messages(run.topic))
+        scene.check(run.index, sent)
     finally:
         for process in (generator, *run.consumers):
             kill(process)
         asker.close()
         log.close()
-    return {"events": events, "lag": run.seen, "readings": len(ids)}
+    return {"events": events, "lag": run.seen, "readings": sent[0]}
 
 
-def bench(argv: Sequence[str] | None) -> int:
-    """Measure; return the exit code."""
-    parser = arguments(__doc__, runs=None)
-    parser.add_argument("--rate", type=positive, default=1000, metavar="PER_SECOND",
-                        help="(default: %(default)s)")  # fmt: skip
-    parser.add_argument("--calm", type=positive, default=10, metavar="SECONDS",
-                        help="before and after each event (default: %(default)s)")  # fmt: skip
-    options = parser.parse_args(argv)
-    parameters = {
-        "rate_hz": options.rate, "calm_s": options.calm, "elasticsearch_away_s": AWAY_S,
-        "partitions": PARTITIONS,
-    }  # fmt: skip
-    with own_servers() as scene:
-        found = measure(scene, options.rate, options.calm, list(EVENTS))
-        write_result(scene, "outage", parameters, found, options.output)
-    return 0
-
-
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; return the exit code (see the module docstring)."""
-    return exit_code(lambda: bench(argv))
+    parser = arguments(__doc__)
+    text = "(default: %(default)s)"
+    parser.add_argument("--rate", type=positive, default=1000, metavar="PER_SECOND", help=text)
+    text = "before and after each event (default: %(default)s)"
+    parser.add_argument("--calm", type=positive, default=10, metavar="SECONDS", help=text)
+    text = f"which, in their order (default: {','.join(EVENTS)})"
+    parser.add_argument("--only", default=",".join(EVENTS), metavar="EVENTS", help=text)
+    options = parser.parse_args(argv)
+    names = options.only.split(",")
+    if unknown := set(names) - set(EVENTS):
+        parser.error(f"--only: there is no {', '.join(sorted(unknown))}")
+    with own_servers() as scene:
+        found = measure(scene, options.rate, options.calm, names)
+        constants = {"partitions": PARTITIONS, "elasticsearch_away_s": AWAY_S}
+        write_result(scene, "outage", vars(options) | constants, found)
+    return 0
 
 
 if __name__ == "__main__":

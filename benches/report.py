@@ -36,6 +36,7 @@ OTHER_LOOK = (BLUE, "..")
 LABELS = {
     "limit": "la limite (bulks tout prêts, curl)",
     "ours": "kafka_to_elasticsearch.py",
+    "confluent": "le même travail avec confluent-kafka",
     "rsyslog": "rsyslog",
     "connect": "Kafka Connect + Camel, sans identifiants",
     "connect_safe": "Kafka Connect + Camel, connect/camel.json",
@@ -46,19 +47,21 @@ LABELS = {
     "generator": "sensor_generator.py",
     "kafka-producer-perf-test": "kafka-producer-perf-test",
     "confluent-kafka": "confluent-kafka",
-    "as it is": "tel quel : lots de 5 000, 3 en vol",
-    "4000 x 2": "lots de 4 000, 2 en vol",
-    "5000 x 2": "lots de 5 000, 2 en vol",
-    "5000 x 4": "lots de 5 000, 4 en vol",
-    "8000 x 3": "lots de 8 000, 3 en vol",
-    "polls of 2500": "2 500 messages par lecture, non 1 000",
-    "waits at the end": "le dernier lot attend une demi-seconde",
-    "waits for more": "la fin d'un retard est attendue 0,1 s, non 0,02",
+    "kafka-python": "kafka-python, réglages du générateur",
+    "no compression": "sans compression",
+    "no waiting": "sans attendre qu'un lot se remplisse",
+    "one by one": "un message par requête, sans compression",
+    "as it is": "tel quel",
+    "1 in flight": "1 lot en vol",
+    "2 in flight": "2 lots en vol",
+    "4 in flight": "4 lots en vol",
+    "bulks of 2500": "lots de 2 500",
+    "bulks of 8000": "lots de 8 000",
+    "polls of 1000": "au plus 1 000 messages par lecture",
+    "fetches of 50 MB": "jusqu'à 50 Mo par réponse de Kafka",
+    "checksums": "sommes de contrôle de Kafka recalculées",
+    "client's metrics": "métriques internes de kafka-python",
     "garbage collection": "le ramasse-miettes de Python à son rythme",
-    "no garbage collection": "entrées hors du ramasse-miettes (gc=False)",
-    "times rewritten": "chaque heure réécrite, même déjà en UTC",
-    "ids remembered": "sensor_id déjà contrôlés retenus",
-    "threads switch": "d'un fil à l'autre toutes les 1 ms, non 5",
 }
 # Of the table, and of the chart.
 SERIES = {
@@ -83,17 +86,25 @@ def number(value: float | None, decimals: int = 0) -> str:
     return f"{value:,.{decimals}f}".replace(",", "\u202f").replace(".", ",")
 
 
-def spread(values: Sequence[float] | None, decimals: int = 0) -> list[str]:
+def spread(values: Sequence[float], decimals: int = 0) -> list[str]:
     """Return the cells "median" and "min – max" of a figure."""
-    if values is None:
-        return ["–", "–"]
     low, middle, high = (number(value, decimals) for value in values)
     return [f"**{middle}**", f"{low} – {high}"]
 
 
-def median(values: Sequence[float] | None) -> float | None:
+def median(values: Sequence[float]) -> float:
     """Return the median of what is written down as minimum, median and maximum."""
-    return values[1] if values else None
+    return values[1]
+
+
+def times(row: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> float | None:
+    """Return how many times as fast one is as another; None when one of them was not measured."""
+    return median(row["per_s"]) / median(other["per_s"]) if row and other else None
+
+
+def cpu_us(row: Mapping[str, Any], who: str) -> str:
+    """Return the cell of the processor time that somebody used for each reading, in µs."""
+    return number(1e6 * row[f"{who}_cpu_s"][1] / row["readings"], 1)
 
 
 def rows(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -134,43 +145,56 @@ def with_notes(table: str, result: Result, *notes: str) -> str:
 def throughput_table(result: Result) -> str:
     """Return the rates, each also as a share of the limit, and what a document costs."""
     found = result["found"]
-    best = median(found.get("limit", {}).get("docs_per_s"))
     lines = []
     for name, row in found.items():
-        middle = median(row["docs_per_s"])
-        share = number(middle / best, 2) if best and middle else "–"
-        costs = [
-            number(1e6 * row[f"{who}_cpu_s"][1] / row["readings"], 1)
-            for who in ("client", "elasticsearch", "kafka")
-        ]
+        share = number(times(row, found.get("limit")), 2)
+        costs = [cpu_us(row, who) for who in ("client", "elasticsearch", "kafka")]
         label = f"**{LABELS[name]}**" if name == "ours" else LABELS[name]
         memory = number(median(row["memory_mb"]))
-        lines.append([label, *spread(row["docs_per_s"]), share, *costs, memory])
+        lines.append([label, *spread(row["per_s"]), share, *costs, memory])
     head = ["", "documents/s", "min – max", "part de la limite", "client µs/doc"]
     head += ["Elasticsearch µs/doc", "Kafka µs/doc", "mémoire Mo"]
     parameters = result["parameters"]
     notes = [
-        f"{number(parameters['readings'])} mesures, {parameters['partitions']} partition, "
-        f"passages en alternance : {parameters['runs']} ; µs de processeur par document."
+        f"{number(parameters['readings'])} mesures, 1 partition, passages en alternance : "
+        f"{parameters['runs']} ; µs de processeur par document."
     ]
     fewer = {
         LABELS[n]: r["readings"] for n, r in found.items() if r["readings"] < parameters["readings"]
     }
     notes += [f"{name} : sur {number(count)} mesures seulement." for name, count in fewer.items()]
-    return with_notes(rows(head, lines), result, *notes)
+    return with_notes(rows(head, lines), result, *notes, asked_table(found))
+
+
+def asked_table(found: Mapping[str, Any]) -> str:
+    """Return what the consumer must reach beside the others of the same run, and what it does."""
+    ours = found.get("ours")
+    helpers = [found[name] for name in ("parallel_bulk", "bulk", "streaming_bulk") if name in found]
+    best = max(helpers, key=lambda row: median(row["per_s"]), default=None)
+    memory = median(ours["memory_mb"]) if ours else None
+    lines = [
+        ["part de la limite", "≥ 0,60", number(times(ours, found.get("limit")), 2)],
+        ["× rsyslog", "≥ 1,15", number(times(ours, found.get("rsyslog")), 2)],
+        ["× le meilleur d'elasticsearch.helpers", "≥ 2,50", number(times(ours, best), 2)],
+        ["mémoire, Mo", "< 150", number(memory)],
+        [
+            f"× {LABELS['confluent']} : le prix du client",
+            "",
+            number(times(ours, found.get("confluent")), 2),
+        ],
+    ]
+    return rows(["kafka_to_elasticsearch.py, médianes", "demandé", "mesuré"], lines)
 
 
 def tuning_table(result: Result) -> str:
     """Return the rates of the consumer's variants, each beside what it is."""
     found = result["found"]
-    own = found["as it is"]["docs_per_s"][1]
-    lines = [
-        [f"**{LABELS[name]}**" if name == "as it is" else LABELS[name],
-         *spread(row["docs_per_s"]), number(row["docs_per_s"][1] / own, 2),
-         number(1e6 * row["client_cpu_s"][1] / row["readings"], 1),
-         number(median(row["memory_mb"]))]
-        for name, row in found.items()
-    ]  # fmt: skip
+    lines = []
+    for name, row in found.items():
+        label = f"**{LABELS[name]}**" if name == "as it is" else LABELS[name]
+        share = number(times(row, found.get("as it is")), 2)
+        memory = number(median(row["memory_mb"]))
+        lines.append([label, *spread(row["per_s"]), share, cpu_us(row, "client"), memory])
     head = ["", "documents/s", "min – max", "rapport", "client µs/doc", "mémoire Mo"]
     parameters = result["parameters"]
     note = (
@@ -183,11 +207,11 @@ def tuning_table(result: Result) -> str:
 def latency_table(result: Result) -> str:
     """Return the percentiles with each refresh interval, and what lies between."""
     phases = {name: row for name, row in result["found"].items() if name != "consumer"}
-    lines = [
-        [f"`refresh_interval` {name}", number(row["readings"]), number(row["rate_hz"], 1),
-         *(number(row[f"{p}_s"], 3) for p in ("p50", "p99", "max"))]
-        for name, row in phases.items()
-    ]  # fmt: skip
+    lines = []
+    for name, row in phases.items():
+        times = [number(row[f"{p}_s"], 3) for p in ("p50", "p99", "max")]
+        rate = number(row["rate_hz"], 1)
+        lines.append([f"`refresh_interval` {name}", number(row["readings"]), rate, *times])
     head = ["", "mesures", "mesures/s", "p50 s", "p99 s", "max s"]
     (own, slow), (short, fast) = phases.items()
     consumer = result["found"]["consumer"]
@@ -209,37 +233,44 @@ def growth_table(result: Result) -> str:
         changed, _ = SERIES[series]
         for name, row in points.items():
             lines.append(
-                [f"{changed} : {point_label(series, name)}", *spread(row["docs_per_s"]),
-                 number(share_of_limit(row), 2), number(median(row["mb_per_s"]), 1),
-                 number(row["message_bytes"]), number(row["readings"]), str(row["runs"]),
-                 number(median(row["memory_mb"]))]
-            )  # fmt: skip
+                [
+                    f"{changed} : {point_label(series, name)}",
+                    *spread(row["per_s"]),
+                    number(share_of_limit(row), 2),
+                    number(row["per_s"][1] * row["message_bytes"] / 1e6, 1),
+                    number(row["message_bytes"]),
+                    number(row["readings"]),
+                    str(row["runs"]),
+                    number(median(row["memory_mb"])),
+                ]
+            )
     head = ["", "documents/s", "min – max", "part de la limite", "Mo/s", "octets/message"]
     return with_notes(rows([*head, "mesures", "passages", "mémoire Mo"], lines), result)
 
 
 def share_of_limit(row: Mapping[str, Any]) -> float | None:
     """Return a point's rate as a share of the limit, None where that was not measured."""
-    limit = median(row["limit_docs_per_s"])
-    return row["docs_per_s"][1] / limit if limit else None
+    limit = row["limit_per_s"]
+    return median(row["per_s"]) / median(limit) if limit else None
 
 
 def generator_table(result: Result) -> str:
     """Return the rates held, and the fastest."""
-    held = [
-        [f"{number(float(asked))} /s", *spread(row["rate_hz"], 2),
-         *(f"{sign}{number(abs(100 * (row['rate_hz'][i] / float(asked) - 1)), 3)} %"
-           for i in (0, 2)
-           for sign in ["−" if row["rate_hz"][i] < float(asked) else "+"]),
-         f"{number(median(row['slowest_hz']))} – {number(median(row['fastest_hz']))}"]
-        for asked, row in result["found"]["paced"].items()
-    ]  # fmt: skip
-    at_once = [
-        [LABELS[name], *spread(row["messages_per_s"]), *spread(row["seconds"], 1),
-         number(median(row["client_cpu_s"]), 1), number(median(row["kafka_cpu_s"]), 1)]
-        for name, row in result["found"]["at_once"].items()
-    ]  # fmt: skip
-    parameters = result["parameters"]
+    held = []
+    for asked, row in result["found"]["paced"].items():
+        extremes = f"{number(median(row['slowest_hz']))} – {number(median(row['fastest_hz']))}"
+        off = [f"{100 * (row['rate_hz'][i] / float(asked) - 1):+.3f} %" for i in (0, 2)]
+        off = [text.replace(".", ",").replace("-", "−") for text in off]
+        held.append([f"{number(float(asked))} /s", *spread(row["rate_hz"], 2), *off, extremes])
+    at_once = []
+    for name, row in result["found"]["at_once"].items():
+        costs = [number(median(row[f"{who}_cpu_s"]), 1) for who in ("client", "kafka")]
+        at_once.append([LABELS[name], *spread(row["per_s"]), *spread(row["seconds"], 1), *costs])
+    batching = []
+    for name, row in result["found"]["batching"].items():
+        stored = number(median(row["stored_bytes"]))
+        costs = [cpu_us(row, who) for who in ("client", "kafka")]
+        batching.append([LABELS[name], *spread(row["per_s"]), *costs, stored])
     first = rows(
         ["demandé", "obtenu /s", "min – max", "écart min", "écart max", "secondes extrêmes /s"],
         held,
@@ -248,11 +279,15 @@ def generator_table(result: Result) -> str:
         ["d'un coup", "messages/s", "min – max", "s en tout", "min – max", "client s", "Kafka s"],
         at_once,
     )
+    head = ["regroupement (batching)", "messages/s", "min – max", "client µs/message"]
+    third = rows([*head, "Kafka µs/message", "octets/message sur disque"], batching)
+    fewer = result["found"]["batching"]["kafka-python"]["readings"]
     note = (
-        f"{number(parameters['readings'])} mesures d'un coup ; seul sensor_generator.py "
-        "les simule, les autres envoient des lignes toutes prêtes. Secondes de processeur."
+        f"{number(result['parameters']['readings'])} mesures d'un coup ; seul sensor_generator.py "
+        "les simule, les autres envoient des lignes toutes prêtes. Secondes de processeur. "
+        f"Regroupement : {number(fewer)} messages."
     )
-    return with_notes(f"{first}\n\n{second}", result, note)
+    return with_notes(f"{first}\n\n{second}\n\n{third}", result, note)
 
 
 EVENTS = {
@@ -273,7 +308,7 @@ def outage_table(result: Result) -> str:
     ]
     parameters = result["parameters"]
     note = (
-        f"{number(parameters['rate_hz'])} mesures par seconde, {parameters['partitions']} "
+        f"{number(parameters['rate'])} mesures par seconde, {parameters['partitions']} "
         f"partitions ; Elasticsearch reste arrêté {number(parameters['elasticsearch_away_s'])} s, "
         "plus son démarrage. À la fin, l'index contient exactement les "
         f"{number(result['found']['readings'])} mesures du topic."
@@ -301,9 +336,15 @@ def bars(axes: Axes, found: Mapping[str, Any], figure: str, unit: str) -> None:
         low, middle, high = row[figure]
         colour, hatch = LOOKS.get(name, OTHER_LOOK)
         axes.barh(
-            LABELS[name], middle, color=colour, hatch=hatch, edgecolor="white",
-            xerr=[[middle - low], [high - middle]], ecolor="#333333", capsize=3,
-        )  # fmt: skip
+            LABELS[name],
+            middle,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            xerr=[[middle - low], [high - middle]],
+            ecolor="#333333",
+            capsize=3,
+        )
         axes.annotate(f"  {number(middle)}", (high, LABELS[name]), va="center")
     axes.set_xlabel(f"{unit} (médiane, minimum, maximum)")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
@@ -314,7 +355,7 @@ def side_by_side(result: Result, title: str) -> None:
     """Draw the rates of contestants, or of variants, side by side."""
     found = result["found"]
     _, axes = pyplot.subplots(figsize=(10, 1.4 + 0.5 * len(found)), layout="constrained")
-    bars(axes, found, "docs_per_s", "documents par seconde")
+    bars(axes, found, "per_s", "documents par seconde")
     readings, cores = number(result["parameters"]["readings"]), result["machine"]["cores"]
     pyplot.suptitle(f"{title} : {readings} mesures, {cores} cœurs partagés avec les serveurs")
 
@@ -330,7 +371,7 @@ def latency_chart(result: Result) -> None:
     axes.set(xlabel="secondes de l'envoi à la recherche", ylabel="% des mesures", ylim=(0, 100))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
-    axes.set_title(f"Délai à {number(result['parameters']['rate_hz'])} mesures par seconde")
+    axes.set_title(f"Délai à {number(result['parameters']['rate'])} mesures par seconde")
     axes.legend(loc="lower right", frameon=False)
     axes.grid(visible=True, color="#dddddd")
 
@@ -349,13 +390,21 @@ def growth_chart(result: Result) -> None:
     for axes, (series, points) in zip(panels.flat, found.items(), strict=True):
         labels = [point_label(series, name).replace(" gzip", "\ngzip") for name in points]
         turned = 90 if len(points) > 4 else 0  # narrow bars
-        low, middle, high = zip(*(row["docs_per_s"] for row in points.values()), strict=True)
+        low, middle, high = zip(*(row["per_s"] for row in points.values()), strict=True)
         below = [m - value for m, value in zip(middle, low, strict=True)]
         above = [value - m for m, value in zip(middle, high, strict=True)]
         axes.bar(labels, middle, yerr=[below, above], color=ORANGE, ecolor="#333333", capsize=4)
         for place, value in enumerate(middle):
-            axes.text(place, value / 2, number(value), ha="center", va="center", color="white",
-                      weight="bold", rotation=turned)  # fmt: skip
+            axes.text(
+                place,
+                value / 2,
+                number(value),
+                ha="center",
+                va="center",
+                color="white",
+                weight="bold",
+                rotation=turned,
+            )
         axes.set_xlabel(SERIES[series][1])
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     for axes in panels[:, 0]:
@@ -366,7 +415,7 @@ def generator_chart(result: Result) -> None:
     """Draw the fastest sending beside other producers."""
     found = result["found"]["at_once"]
     _, axes = pyplot.subplots(figsize=(10, 1.4 + 0.6 * len(found)), layout="constrained")
-    bars(axes, found, "messages_per_s", "messages par seconde")
+    bars(axes, found, "per_s", "messages par seconde")
     pyplot.suptitle(f"Vers Kafka : {number(result['parameters']['readings'])} mesures d'un coup")
 
 
@@ -381,12 +430,18 @@ def outage_chart(result: Result) -> None:
     for name, row in found["events"].items():
         axes.axvline(row["at_s"], color=GREY, ls="--")
         axes.annotate(
-            EVENTS[name], (row["at_s"], top), xytext=(4, 0), textcoords="offset points",
-            rotation=90, va="top", fontsize=9, color="#333333",
-        )  # fmt: skip
+            EVENTS[name],
+            (row["at_s"], top),
+            xytext=(4, 0),
+            textcoords="offset points",
+            rotation=90,
+            va="top",
+            fontsize=9,
+            color="#333333",
+        )
     axes.set(xlabel="secondes", ylabel="messages en retard", ylim=(0, 1.05 * top))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    axes.set_title(f"Le retard, à {number(result['parameters']['rate_hz'])} mesures par seconde")
+    axes.set_title(f"Le retard, à {number(result['parameters']['rate'])} mesures par seconde")
 
 
 CHARTS: dict[str, Callable[[Result], None]] = {

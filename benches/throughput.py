@@ -12,13 +12,14 @@ not counted warm Elasticsearch up before each round: after the slow contestants 
 
     limit           the same documents as ready bulk bodies of 5000, by curl on 2 connections
     ours            kafka_to_elasticsearch.py, with everything on
+    confluent       the same work with another Kafka client: peers/confluent_consumer.py
     rsyslog         imkafka, mmjsonparse, omelasticsearch: peers/rsyslog.conf
     connect         Kafka Connect with Camel's sink in bulks: peers/connect-*.properties; its
                     documents have no ids of ours: they are known by their sensor_id and timestamp
     connect_safe    the same with connect/camel.json, which loses nothing: one request a message,
-                    hence on CONNECT_SAFE_READINGS only
+                    hence on SHORT_READINGS only
     parallel_bulk, bulk, streaming_bulk    elasticsearch.helpers: peers/scripts.py
-    naive           one index() a message: the same file; on the first NAIVE_READINGS only
+    naive           one index() a message: the same file; on SHORT_READINGS only
 
 A peer that is not installed and cannot be is named, with the reason. Quiet the machine before:
 the servers, the contestant and everything else share it.
@@ -38,25 +39,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benches.scene import (
-    CONSUMER,
-    PROJECT,
-    WARM_UP_RUNS,
-    BenchError,
-    Scene,
-    Topic,
-    Usage,
-    arguments,
-    check,
-    exit_code,
-    own_servers,
-    positive,
-    rate,
-    say,
-    spread,
-    watched,
-    write_result,
-)
+from benches.command import arguments, command, positive, say, write_result
+from benches.processes import Run, spread, watched
+from benches.scene import CONSUMER, PROJECT, BenchError, Scene, Topic, own_servers
 from stack.compose import StackError
 from stack.images.connect import CAMEL_VERSION, link_plugin
 from stack.images.kafka import fetch_jars, kafka_version
@@ -64,24 +49,10 @@ from stack.prerequisites import has_rsyslog
 from stack.servers import free_port
 
 PEERS = Path(__file__).parent / "peers"
-LIMIT_DOCUMENTS = 5000  # a bulk body
 LIMIT_CONNECTIONS = 2
-NAIVE_READINGS = 10_000  # at a thousand a second
-CONNECT_SAFE_READINGS = 5000  # at some hundreds a second
+SHORT_READINGS = 5000  # for those that index some hundreds a second
+WARM_UP_RUNS = 3  # not counted: Elasticsearch is slow until its code is compiled
 RSYSLOG_PLUGINS = ("imkafka", "omelasticsearch")
-
-
-@dataclass
-class Run(Usage):
-    """What one run gave.
-
-    Attributes:
-        docs_per_s: from the first to the last document.
-        seconds: from the start of the process to the last document.
-    """
-
-    docs_per_s: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -91,14 +62,14 @@ class Contestant:
     Attributes:
         command: its command line, given its environment; makes ready what it needs.
         missing: says why it cannot run on this machine, "" when it can.
-        readings: how many of the topic's it takes, when not all.
+        is_slow: whether it gets a short topic.
         by_id: whether it gives its documents the readings' ids.
         stays: whether it runs until it is told to stop.
     """
 
     command: Callable[[Scene, Mapping[str, str]], list[str]]
     missing: Callable[[Scene], str] = lambda _: ""
-    readings: int | None = None
+    is_slow: bool = False
     by_id: bool = True
     stays: bool = False
 
@@ -108,36 +79,31 @@ def ours(_: Scene, __: Mapping[str, str]) -> list[str]:
     return [*CONSUMER, "--exit-when-idle", "1"]
 
 
-def script(way: str) -> Callable[[Scene, Mapping[str, str]], list[str]]:
-    """Return the command of one of peers/scripts.py."""
-    return lambda _, __: [sys.executable, str(PEERS / "scripts.py"), way]
+def peer(*words: str) -> Callable[[Scene, Mapping[str, str]], list[str]]:
+    """Return what makes the command of a Python script among the peers."""
+    script, *options = words
+    return lambda _, __: [sys.executable, str(PEERS / script), *options]
 
 
 def limit(scene: Scene, environ: Mapping[str, str]) -> list[str]:
-    """Return the command of curl, which posts the bodies that lie ready."""
+    """Return the command of curl, which posts the bodies that lie ready.
+
+    Raises:
+        BenchError: there is no curl.
+    """
+    if not shutil.which("curl"):
+        raise BenchError("curl is not installed (sudo apt-get install curl)")
     blocks = [
         f'url = "{scene.url}/{environ["ELASTICSEARCH_INDEX"]}/_bulk?filter_path=errors"\n'
         f'data-binary = "@{body}"\n'
         'header = "Content-Type: application/x-ndjson"\n'
         f'output = "{scene.folder / "answers"}"\n'
-        for body in sorted(scene.folder.glob(f"{environ['KAFKA_TOPIC']}-*.bulk"))
+        for body in scene.bodies(environ["KAFKA_TOPIC"])
     ]
     config = scene.folder / "curl.conf"
     config.write_text("next\n".join(blocks))
     options = ["--silent", "--fail", "--parallel", "--parallel-max", str(LIMIT_CONNECTIONS)]
     return ["curl", *options, "--config", str(config)]
-
-
-def write_bodies(scene: Scene, topic: Topic) -> None:
-    """Write the bulk bodies of a topic's readings, for the limit."""
-    lines: list[bytes] = []
-    for number, message in enumerate(scene.messages(topic.name), 1):
-        document_id = topic.ids[number - 1].encode()
-        lines.append(b'{"create":{"_id":"%b"}}\n%b\n' % (document_id, message.value))
-        if len(lines) == LIMIT_DOCUMENTS or number == len(topic.ids):
-            file = scene.folder / f"{topic.name}-{number:09d}.bulk"
-            file.write_bytes(b"".join(lines))
-            lines.clear()
 
 
 def filled_in(name: str, scene: Scene, environ: Mapping[str, str]) -> str:
@@ -174,11 +140,7 @@ def no_rsyslog(_: Scene) -> str:
 
 def connect(scene: Scene, environ: Mapping[str, str]) -> list[str]:
     """Return the command of Kafka Connect, standalone, with Camel's sink as its one plug-in."""
-    site, service = scene.stack.site, scene.stack.services["kafka"]
-    link_plugin(site, scene.folder / "plugins")
-    java = site.java(fetch_jars(kafka_version(service), site), ["-Xmx1g", "-Dstack.log.level=WARN"])
-    files = [filled_in(f"connect-{part}.properties", scene, environ) for part in ("worker", "sink")]
-    return [*java, "org.apache.kafka.connect.cli.ConnectStandalone", *files]
+    return connect_with(scene, environ, filled_in("connect-sink.properties", scene, environ))
 
 
 def connect_safe(scene: Scene, environ: Mapping[str, str]) -> list[str]:
@@ -193,7 +155,16 @@ def connect_safe(scene: Scene, environ: Mapping[str, str]) -> list[str]:
     }
     file = scene.folder / "connector.json"
     file.write_text(json.dumps(config))
-    return [*connect(scene, environ)[:-1], str(file)]
+    return connect_with(scene, environ, str(file))
+
+
+def connect_with(scene: Scene, environ: Mapping[str, str], connector: str) -> list[str]:
+    """Return the command of Kafka Connect with a connector's file."""
+    site, service = scene.stack.site, scene.stack.services["kafka"]
+    link_plugin(site, scene.folder / "plugins")
+    java = site.java(fetch_jars(kafka_version(service), site), ["-Xmx1g", "-Dstack.log.level=WARN"])
+    worker = filled_in("connect-worker.properties", scene, environ)
+    return [*java, "org.apache.kafka.connect.cli.ConnectStandalone", worker, connector]
 
 
 def no_connect(scene: Scene) -> str:
@@ -208,15 +179,14 @@ def no_connect(scene: Scene) -> str:
 CONTESTANTS = {
     "limit": Contestant(limit),
     "ours": Contestant(ours),
+    "confluent": Contestant(peer("confluent_consumer.py")),
     "rsyslog": Contestant(rsyslog, no_rsyslog, stays=True),
     "connect": Contestant(connect, no_connect, by_id=False, stays=True),
-    "connect_safe": Contestant(
-        connect_safe, no_connect, CONNECT_SAFE_READINGS, by_id=False, stays=True
-    ),
-    "parallel_bulk": Contestant(script("parallel_bulk")),
-    "bulk": Contestant(script("bulk")),
-    "streaming_bulk": Contestant(script("streaming_bulk")),
-    "naive": Contestant(script("naive"), readings=NAIVE_READINGS),
+    "connect_safe": Contestant(connect_safe, no_connect, is_slow=True, by_id=False, stays=True),
+    "parallel_bulk": Contestant(peer("scripts.py", "parallel_bulk")),
+    "bulk": Contestant(peer("scripts.py", "bulk")),
+    "streaming_bulk": Contestant(peer("scripts.py", "streaming_bulk")),
+    "naive": Contestant(peer("scripts.py", "naive"), is_slow=True),
 }
 
 
@@ -226,18 +196,22 @@ def run(scene: Scene, name: str, contestant: Contestant, topic: Topic) -> Run:
     Raises:
         BenchError: it failed, stood still, or indexed something else than the topic.
     """
-    wanted = topic.ids[: contestant.readings]
     index = scene.new_index(name)
-    environ = scene.environ(topic.name, index, len(wanted))
+    environ = scene.environ(topic.name, index, topic.readings)
     command = contestant.command(scene, environ)
     try:
-        seen, began, usage = watched(
-            scene, [command], environ, lambda: scene.indexed(index), len(wanted), contestant.stays
+        one = watched(
+            scene,
+            [command],
+            environ,
+            lambda: scene.indexed(index),
+            topic.readings,
+            contestant.stays,
         )
-        check(scene, index, wanted, contestant.by_id)
+        scene.check(index, topic.ids, contestant.by_id)
     finally:
         scene.delete_index(index)
-    return Run(docs_per_s=rate(seen), seconds=seen[-1][0] - began, **vars(usage))
+    return one
 
 
 def measure(
@@ -251,27 +225,26 @@ def measure(
     left_out = {name: why for name, one in chosen.items() if (why := one.missing(scene))}
     for name, why in left_out.items():
         say(f"{name}: not measured: {why}")
-    topic = scene.filled_topic(readings)
-    shorter = scene.filled_topic(min(readings, CONNECT_SAFE_READINGS))  # Connect reads to the end
-    write_bodies(scene, topic)
-    runs: dict[str, list[Run]] = {name: [] for name in chosen if name not in left_out}
+    here = {name: one for name, one in chosen.items() if name not in left_out}
+    topic = scene.filled_topic(readings, with_bodies=True)
+    short = scene.filled_topic(min(readings, SHORT_READINGS))
+    topics = {name: short if one.is_slow else topic for name, one in here.items()}
+    runs: dict[str, list[Run]] = {name: [] for name in here}
     failed: dict[str, str] = {}
     for turn in range(turns):
         for _ in range(WARM_UP_RUNS):
             run(scene, "limit", CONTESTANTS["limit"], topic)
-        for name in runs:
-            if name in failed:
-                continue
+        for name in [name for name in here if name not in failed]:
             try:
-                one = run(scene, name, chosen[name], shorter if name == "connect_safe" else topic)
+                one = run(scene, name, here[name], topics[name])
             except BenchError as exc:
                 failed[name] = str(exc)
                 say(f"run {turn + 1}: {name:<24}failed: {exc}")
             else:
                 runs[name].append(one)
-                say(f"run {turn + 1}: {name:<24}{one.docs_per_s:>9.0f} docs/s")
+                say(f"run {turn + 1}: {name:<24}{one.per_s:>9.0f} docs/s")
     found = {
-        name: {"readings": len(topic.ids[: chosen[name].readings]), **spread(theirs)}
+        name: {"readings": topics[name].readings, **spread(theirs)}
         for name, theirs in runs.items()
         if name not in failed  # not even by its good runs
     }
@@ -288,33 +261,31 @@ def peer_versions() -> dict[str, str]:
     return found
 
 
-def bench(argv: Sequence[str] | None) -> int:
-    """Measure; return the exit code."""
-    parser = arguments(__doc__)
-    parser.add_argument("--readings", type=positive, default=500_000, metavar="N",
-                        help="in the topic (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--only", default=",".join(CONTESTANTS), metavar="NAMES",
-                        help="(default: %(default)s)")  # fmt: skip
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure; return the exit code (see the module docstring)."""
+    parser = arguments(__doc__, runs=3)
+    text = "in the topic (default: %(default)s)"
+    parser.add_argument("--readings", type=positive, default=500_000, metavar="N", help=text)
+    text = "(default: %(default)s)"
+    parser.add_argument("--only", default=",".join(CONTESTANTS), metavar="NAMES", help=text)
     options = parser.parse_args(argv)
     names = options.only.split(",")
     if unknown := set(names) - set(CONTESTANTS):
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}")
     chosen = {name: CONTESTANTS[name] for name in names}
-    if not shutil.which("curl"):
-        parser.error("curl is not installed (sudo apt-get install curl)")
-    parameters = {"readings": options.readings, "runs": options.runs, "partitions": 1}
     with own_servers() as scene:
         found, left_out, failed = measure(scene, chosen, options.readings, options.runs)
         write_result(
-            scene, "throughput", parameters, found, options.output,
-            versions=peer_versions(), left_out=left_out, failed=failed,
-        )  # fmt: skip
+            scene,
+            "throughput",
+            vars(options),
+            found,
+            versions=peer_versions(),
+            left_out=left_out,
+            failed=failed,
+        )
     return 1 if failed else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure; return the exit code (see the module docstring)."""
-    return exit_code(lambda: bench(argv))
 
 
 if __name__ == "__main__":

@@ -16,32 +16,33 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benches.scene import PROJECT, arguments, exit_code, own_servers, positive, write_result
+from benches.command import arguments, command, positive, write_result
+from benches.scene import PROJECT, own_servers
 from benches.throughput import Contestant, measure
 
+# The consumer's Kafka client with other options than the script gives it, and with shorter polls.
+OTHER_OPTIONS = """
+class KafkaConsumer(KafkaConsumer):
+    def __init__(self, **options):
+        super().__init__(**(options | {changed}))
+"""
+SHORTER_POLLS = """
+class KafkaConsumer(KafkaConsumer):
+    def poll(self, timeout_ms, max_records):
+        return super().poll(timeout_ms, max_records=min(max_records, 1000))
+"""
 VARIANTS = {
     "as it is": "",
-    # Sizes: readings of a bulk, bulks in flight, messages of a poll.
-    "4000 x 2": "BULK_READINGS, BULKS_IN_FLIGHT = 4000, 2",
-    "5000 x 2": "BULKS_IN_FLIGHT = 2",
-    "5000 x 4": "BULKS_IN_FLIGHT = 4",
-    "8000 x 3": "BULK_READINGS = 8000",
-    "polls of 2500": "POLL_MESSAGES = 2500",
-    # Without what the script does to be faster.
-    "waits at the end": (
-        "Pipeline.must_submit = lambda self: "
-        "self.batch.is_due and len(self.in_flight) < BULKS_IN_FLIGHT"
-    ),
-    "waits for more": "MORE_WAIT_S = POLL_WAIT_S",
-    "garbage collection": "gc.set_threshold = lambda _: None",
-    "times rewritten": "NORMAL_TIMESTAMP = re.compile('(?!)')",
-    # With what it does not.
-    "no garbage collection": "Entry = msgspec.defstruct('Entry', [], bases=(Entry,), gc=False)",
-    "ids remembered": (
-        "SENSOR_ID = __import__('types').SimpleNamespace("
-        "fullmatch=__import__('functools').lru_cache(10_000)(SENSOR_ID.fullmatch))"
-    ),
-    "threads switch": "__import__('sys').setswitchinterval(0.001)",
+    "1 in flight": "BULKS_IN_FLIGHT = 1",
+    "2 in flight": "BULKS_IN_FLIGHT = 2",
+    "4 in flight": "BULKS_IN_FLIGHT = 4",
+    "bulks of 2500": "BULK_READINGS = 2500",
+    "bulks of 8000": "BULK_READINGS = 8000",
+    "polls of 1000": SHORTER_POLLS,
+    "fetches of 50 MB": OTHER_OPTIONS.format(changed={"fetch_max_bytes": 52_428_800}),
+    "checksums": OTHER_OPTIONS.format(changed={"check_crcs": True}),
+    "client's metrics": OTHER_OPTIONS.format(changed={"metrics_enabled": True}),
+    "garbage collection": "gc.freeze = lambda: None; gc.set_threshold = lambda _: None",
 }
 # A misspelt name would change nothing, and be measured as if it did.
 STARTED = """
@@ -59,27 +60,22 @@ sys.exit(consumer.main())
 def variant(code: str) -> Contestant:
     """Return the consumer with something changed."""
     started = STARTED.format(project=str(PROJECT), code=code)
-    command = [sys.executable, "-c", started, "--exit-when-idle", "1"]
-    return Contestant(lambda _, __: command)
+    return Contestant(lambda _, __: [sys.executable, "-c", started, "--exit-when-idle", "1"])
 
 
-def bench(argv: Sequence[str] | None) -> int:
-    """Measure; return the exit code."""
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure; return the exit code (see the module docstring)."""
     parser = arguments(__doc__, runs=4)
-    parser.add_argument("--readings", type=positive, default=500_000, metavar="N",
-                        help="in the topic (default: %(default)s)")  # fmt: skip
+    text = "in the topic (default: %(default)s)"
+    parser.add_argument("--readings", type=positive, default=500_000, metavar="N", help=text)
     options = parser.parse_args(argv)
     variants = {name: variant(code) for name, code in VARIANTS.items()}
     with own_servers() as scene:
         found, _, failed = measure(scene, variants, options.readings, options.runs)
-        parameters = {"readings": options.readings, "runs": options.runs, "variants": VARIANTS}
-        write_result(scene, "tuning", parameters, found, options.output, failed=failed)
+        parameters = vars(options) | {"variants": VARIANTS}
+        write_result(scene, "tuning", parameters, found, failed=failed)
     return 1 if failed else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure; return the exit code (see the module docstring)."""
-    return exit_code(lambda: bench(argv))
 
 
 if __name__ == "__main__":

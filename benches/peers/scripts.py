@@ -28,7 +28,6 @@ def readings() -> Iterator[dict[str, Any]]:
         group_id=os.environ["KAFKA_GROUP_ID"],
         auto_offset_reset="earliest",
     )
-    consumer.partitions_for_topic(os.environ["KAFKA_TOPIC"])  # else it may stay without partitions
     for message in islice(consumer, int(os.environ["READINGS"])):
         yield json.loads(message.value)
     consumer.close()
