@@ -1076,7 +1076,8 @@ def login(environ: Mapping[str, str], role: str, server: str) -> tuple[str, str,
     if bool(user) != bool(password):
         raise SetupError(f"{names[0]} and {names[1]}: set both, or neither")
     try:
-        ssl.create_default_context(cafile=file or None)
+        if file:
+            ssl.create_default_context(cafile=file)
     except OSError as exc:
         raise SetupError(f"{names[2]}: {file} has no certificates ({exc})") from exc
     return user, password, file

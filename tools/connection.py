@@ -26,6 +26,7 @@ from kafka_to_elasticsearch import (
     elasticsearch_urls,
     index_name,
     kafka_security,
+    last_kafka_error,
     one_line,
     server_list,
     shown_urls,
@@ -89,23 +90,10 @@ def with_dated(index: str) -> str:
 # Kafka
 
 
-class LastError(logging.Handler):
-    """Keeps what kafka-python logged last as an error: its exceptions do not say the cause."""
-
-    text = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the message, without the connection that it names first."""
-        self.text = record.getMessage().rpartition(">: ")[2].removeprefix("Closing connection. ")
-
-
-last_error = LastError(logging.ERROR)
-
-
 def keep_kafka_errors() -> None:
     """Let kafka-python print nothing: what concerns the user, we say."""
     logger = logging.getLogger("kafka")
-    logger.addHandler(last_error)
+    logger.addHandler(last_kafka_error)
     logger.propagate = False
 
 
@@ -144,7 +132,7 @@ def kafka_admin(servers: str, security: Mapping[str, Any]) -> KafkaAdminClient:
     except (OSError, ValueError) as exc:  # of TLS, of the address
         raise NoBrokersAvailable(one_line(exc)) from exc
     except KafkaError as exc:  # it says that nobody answers; the log says why
-        raise NoBrokersAvailable(last_error.text or one_line(exc)) from exc
+        raise NoBrokersAvailable(last_kafka_error.text or one_line(exc)) from exc
 
 
 def kafka_consumer(servers: str, security: Mapping[str, Any], **options: Any) -> KafkaConsumer:
