@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Index the sensor readings of a Kafka topic into Elasticsearch: none lost, twice or hidden.
+"""Index a Kafka topic of sensor readings into Elasticsearch: none lost, none twice, none hidden.
 
     python kafka_to_elasticsearch.py                        # until Ctrl-C
     python kafka_to_elasticsearch.py --exit-when-idle 5     # until nothing has come for 5 s
@@ -7,7 +7,7 @@
     poll -> validate -> bulk request -> commit the offsets
                |             |
                +-------------+-> dead letter: topic <topic>.dead-letter, the original bytes with the
-                                 reason and where they came from; Kibana shows them from an index
+                                 reason and where they came from; and, for Kibana, an index of them
 
 A document's id is sensor_id@timestamp, so a message that is read again changes nothing: it counts
 as a duplicate. The offsets of a batch are committed once each of its messages is indexed, already
@@ -15,7 +15,7 @@ there or a dead letter. While Elasticsearch or Kafka is away, the script waits a
 
     progress consumed=5000 indexed=4990 duplicates=8 dead_lettered=2 in_flight=0 rate_hz=1000 lag=0
 
-Environment (or .env beside this file), besides what the options name:
+Environment (or .env beside this file). Each option below names its variable; besides these:
     KAFKA_CA_FILE, ELASTICSEARCH_CA_FILE           certificate of the authority to trust (PEM): TLS
     CONSUMER_KAFKA_USER, CONSUMER_KAFKA_PASSWORD   SCRAM-SHA-512 over TLS
     CONSUMER_ELASTICSEARCH_API_KEY, or CONSUMER_ELASTICSEARCH_USER and _PASSWORD
@@ -73,18 +73,19 @@ Options = argparse.Namespace
 
 MAPPING_FILE = Path(__file__).with_name("mappings") / "sensors_data.json"
 DEAD_LETTER_MAPPING_FILE = MAPPING_FILE.with_name("sensors_dead_letters.json")
-BULK_READINGS, BULK_BYTES = 5000, 5_000_000  # a bulk request holds no more ...
-BULK_WAIT_S = 0.2  # ... and does not wait longer for more
-BULKS_IN_FLIGHT = 3  # Elasticsearch indexes them while the next is read and validated
+BATCH_MESSAGES, BATCH_BYTES = 5000, 5_000_000  # a batch is full when it holds so many
+BATCH_WAIT_S = 0.2  # a batch that is not full waits for more messages so long
+BATCHES_IN_FLIGHT = 3  # Elasticsearch indexes them while the next is read and validated
 RETRY_BASE_S, RETRY_CAP_S = 0.2, 10.0
 REQUEST_TIMEOUT_S = 30.0  # Elasticsearch may work for so long on one bulk request
 SESSION_TIMEOUT_MS = 10_000  # after that, the partitions of a killed consumer go to another
 MAX_POLL_INTERVAL_MS = 300_000  # a consumer that does not poll for so long is taken for dead
 KAFKA_TIMEOUT_MS = 5000
-DEAD_LETTER_BYTES = 100_000_000  # so that whatever could be read can be put aside
+DEAD_LETTER_BYTES = 100_000_000  # as large as any message that can be read
 STOP_GRACE_S = 10.0  # for what is in flight, when told to stop
 PROGRESS_S = 5.0
 INDEX_AWAY = {"index_not_found_exception", "index_closed_exception"}
+# What Python raises when an answer does not have the expected form.
 MALFORMED_RESPONSE_ERRORS = (LookupError, TypeError, AttributeError, ValueError)
 FATAL_KAFKA_ERRORS = (errors.InconsistentGroupProtocolError, errors.UnsupportedCodecError)
 
@@ -92,8 +93,13 @@ MESSAGES = prometheus.Counter("smart_city_messages", "Messages by outcome.", ["o
 RETRIES = prometheus.Counter("smart_city_retries", "Times that a server was waited for.")
 IN_FLIGHT = prometheus.Gauge("smart_city_in_flight", "Messages read and not settled.")
 LAG = prometheus.Gauge("smart_city_lag", "Messages of our partitions that are not settled.")
-WAITING = prometheus.Gauge("smart_city_waiting", "Bulks, and Kafka, that are waited for now.")
-QUIET = prometheus.Gauge("smart_city_seconds_since_settled", "Since a batch, or none was due.")
+WAITING = prometheus.Gauge(
+    "smart_city_waiting", "Servers that are waited for now, by workers and by the loop."
+)
+QUIET = prometheus.Gauge(
+    "smart_city_seconds_since_settled",
+    "Seconds since a batch was settled, or since nothing was left to settle.",
+)
 DELAY = prometheus.Histogram(
     "smart_city_delay_seconds",
     "From when the oldest message of a batch came into the topic until it is settled.",
@@ -128,7 +134,7 @@ SENSOR_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 TIMESTAMP = re.compile(
     r"\d{4}-\d\d-\d\dT([01]\d|2[0-3]):\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:[0-5]\d)", re.ASCII
 )
-QUOTES = 16  # in a reading: msgspec would let a field come twice
+QUOTES_PER_READING = 16  # six names and two texts; msgspec lets a field come twice
 
 
 def parse_reading(value: bytes | None) -> Reading:
@@ -154,12 +160,12 @@ def parse_reading(value: bytes | None) -> Reading:
         raise ValueError("timestamp is not an ISO 8601 time with its offset")
     try:
         when = datetime.fromisoformat(reading.timestamp)
-        if len(reading.timestamp) != 24 or reading.timestamp[-1] != "Z":
+        if len(reading.timestamp) != 24 or reading.timestamp[-1] != "Z":  # not our form yet
             in_utc = when.astimezone(UTC).isoformat(timespec="milliseconds")
             reading.timestamp = in_utc.removesuffix("+00:00") + "Z"
     except (ValueError, OverflowError) as exc:  # no such day, or not in the years 1 to 9999
         raise ValueError(f"timestamp: {exc}") from exc
-    if value.count(b'"') != QUOTES:
+    if value.count(b'"') != QUOTES_PER_READING:
         raise ValueError("a field is given twice")
     return reading
 
@@ -191,7 +197,7 @@ class Batch:
     @property
     def is_full(self) -> bool:
         """Whether no more messages may be added."""
-        return self.messages >= BULK_READINGS or self.size_bytes >= BULK_BYTES
+        return self.messages >= BATCH_MESSAGES or self.size_bytes >= BATCH_BYTES
 
     def add(self, partition: TopicPartition, messages: Sequence[Any]) -> None:
         """Validate messages and take them in, as documents or as dead letters."""
@@ -220,7 +226,8 @@ def one_line(exc: BaseException) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in cut).split())
 
 
-VARYING = re.compile(r"'.*'|\".*\"|\d{4,}|(?<=byte )\d+|\d+:\d+")  # between equal causes
+# What varies between equal causes becomes a *, so that Kibana can count them.
+VARYING = re.compile(r"'.*'|\".*\"|\d{4,}|(?<=byte )\d+|\d+:\d+")
 
 
 def dead_letter_document(letter: DeadLetter) -> Document:
@@ -245,7 +252,7 @@ def dead_letter_document(letter: DeadLetter) -> Document:
 
 # 2. A batch goes to Elasticsearch, in a worker thread.
 
-Left = list[tuple[Any, str]]  # what must be sent again, each with the reason
+WithReason = list[tuple[Any, str]]  # documents or dead letters, each with the server's reason
 
 
 def classify(item: Mapping[str, Any]) -> tuple[str, str]:
@@ -288,12 +295,15 @@ class BulkWriter:
         batch.outcome["dead_lettered"] = len(batch.dead_letters)
 
     def retry_until_done(
-        self, server: str, pending: list[Any], send: Callable[[list[Any]], Left]
+        self, server: str, pending: list[Any], send: Callable[[list[Any]], WithReason]
     ) -> None:
         """Send what is pending, then what is left of it, until nothing is; wait in between."""
         attempt = 0
-        while left := send(pending) if pending else []:
-            attempt = attempt + 1 if len(left) == len(pending) else 1
+        while pending:
+            left = send(pending)
+            if not left:
+                return
+            attempt = attempt + 1 if len(left) == len(pending) else 1  # short waits after progress
             pending, why = [item for item, _ in left], left[0][1]
             delay_s = min(RETRY_CAP_S, RETRY_BASE_S * 2 ** min(attempt, 10))
             delay_s *= random.uniform(0.5, 1)  # so that the workers do not march in step
@@ -305,7 +315,7 @@ class BulkWriter:
                 if self.stopping.wait(delay_s):
                     raise GaveUpError(text)
 
-    def index_readings(self, batch: Batch, documents: list[Document]) -> Left:
+    def index_readings(self, batch: Batch, documents: list[Document]) -> WithReason:
         """Index readings once; return those to send again.
 
         What is refused while others are taken is at fault itself: a dead letter. When all are
@@ -319,31 +329,32 @@ class BulkWriter:
         else:
             refused = [(doc.message, f"refused: {why}") for doc, why in replies["refused"]]
             batch.dead_letters += refused
-        return again + self.compare(batch, [document for document, _ in replies["existing"]])
+        existing = [document for document, _ in replies["existing"]]
+        return again + self.tell_duplicates_from_conflicts(batch, existing)
 
-    def index_dead_letters(self, documents: list[Document]) -> Left:
+    def index_dead_letters(self, documents: list[Document]) -> WithReason:
         """Index what Kibana shows of dead letters. What is refused is only logged: it is safe."""
         replies = self.create(self.options.dead_letter_index, documents)
         if refused := replies["refused"]:
             log.warning("dead-letter index: %d refused (%s)", len(refused), refused[0][1])
         return replies["again"]
 
-    def create(self, index: str, documents: list[Document]) -> dict[str, Left]:
+    def create(self, index: str, documents: list[Document]) -> dict[str, WithReason]:
         """Store documents whose ids are not there yet; return them by what became of them.
 
         Sending one again is safe, whatever became of the first request: its id is the same.
         """
-        if why := self.index_is_wrong():
+        if why := self.why_not_ready():
             return defaultdict(list, again=[(document, why) for document in documents])
-        replies: dict[str, Left] = defaultdict(list)
+        replies: dict[str, WithReason] = defaultdict(list)
         for document, (verdict, why) in zip(documents, self.bulk(index, documents), strict=True):
             replies[verdict].append((document, why))
         if any("index_not_found_exception" in why for _, why in replies["again"]):
             self.next_check = 0
         return replies
 
-    def index_is_wrong(self) -> str:
-        """Make the indices that are missing, every few seconds; return why one is wrong, or ""."""
+    def why_not_ready(self) -> str:
+        """Make the indices that are missing, every few seconds; return why one cannot be used."""
         if time.monotonic() < self.next_check:
             return ""
         try:
@@ -354,7 +365,7 @@ class BulkWriter:
         return ""
 
     def bulk(self, index: str, documents: list[Document]) -> list[tuple[str, str]]:
-        """Send one bulk request, in halves if it is too large; classify each document's answer."""
+        """Send one bulk request, in halves if it is refused whole; classify each answer."""
         lines = [b'{"create":{"_id":"%b"}}\n%b\n' % (d.id.encode(), d.source) for d in documents]
         try:
             answer = self.client.bulk(
@@ -375,15 +386,15 @@ class BulkWriter:
         except (TransportError, *MALFORMED_RESPONSE_ERRORS) as exc:
             return [("again", one_line(exc))] * len(documents)
 
-    def compare(self, batch: Batch, documents: list[Document]) -> Left:
-        """Tell duplicates from conflicts by what is stored; return what cannot be told yet."""
+    def tell_duplicates_from_conflicts(self, batch: Batch, documents: list[Document]) -> WithReason:
+        """Compare documents with what has their ids; return those that cannot be compared yet."""
         try:
             ids = [document.id for document in documents]
             found = self.client.mget(index=self.options.index, ids=ids)["docs"] if ids else []
             stored = {answer["_id"]: answer for answer in found}
         except (ApiError, TransportError, *MALFORMED_RESPONSE_ERRORS) as exc:
             return [(document, one_line(exc)) for document in documents]
-        undecided: Left = []
+        undecided: WithReason = []
         for document in documents:
             answer = stored.get(document.id, {})
             if "_source" not in answer:
@@ -396,10 +407,10 @@ class BulkWriter:
                 batch.dead_letters.append((document.message, why))
         return undecided
 
-    def send_dead_letters(self, letters: list[DeadLetter]) -> Left:
+    def send_dead_letters(self, letters: list[DeadLetter]) -> WithReason:
         """Send messages to the dead-letter topic; return those that it does not acknowledge."""
         sent: list[tuple[DeadLetter, Any]] = []
-        left: Left = []
+        left: WithReason = []
         for number, letter in enumerate(letters):
             try:
                 sent.append((letter, self.send_dead_letter(*letter)))
@@ -422,7 +433,9 @@ class BulkWriter:
             "source.offset": message.offset,
             "source.timestamp": message.timestamp,
         }
-        is_empty = message.key is None and message.value is None  # the producer takes no such
+        is_empty = (
+            message.key is None and message.value is None
+        )  # kafka-python refuses to send that
         return self.producer.send(
             f"{self.options.topic}.dead-letter",
             key=message.key,
@@ -435,21 +448,25 @@ class BulkWriter:
 
 
 class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
-    """consumed = indexed + duplicates + dead_lettered + in_flight, at any time."""
+    """The main thread: reads, hands batches to the workers, commits what they have settled.
+
+    At any time, consumed = indexed + duplicates + dead_lettered + in_flight.
+    """
 
     def __init__(self, options: Options, consumer: KafkaConsumer, writer: BulkWriter) -> None:
         self.options, self.consumer, self.writer = options, consumer, writer
-        self.workers = ThreadPoolExecutor(BULKS_IN_FLIGHT)
+        self.workers = ThreadPoolExecutor(BATCHES_IN_FLIGHT)
         self.batch = Batch()
         self.in_flight: deque[tuple[Batch, Future[None]]] = deque()  # the oldest first
         self.settled: dict[TopicPartition, int] = {}  # up to which offsets, not yet committed
         self.assigned: set[TopicPartition] = set()
         self.partitions = 0  # how many the topic has, as of the last report
         self.totals: Counter[str] = Counter()
-        self.message_bytes = BULK_BYTES / 10  # of a message to come; a cautious guess at first
+        self.message_bytes = BATCH_BYTES / 10  # of a message to come; a cautious guess at first
         self.is_kafka_silent = False
         self.began = self.last_busy = self.last_progress = self.last_settled = time.monotonic()
         self.next_commit = self.last_warning = -math.inf
+        self.outside_since = math.inf  # since when the group refuses our commits
         self.count(consumed=0, indexed=0, duplicates=0, dead_lettered=0)  # Prometheus: from 0 on
         IN_FLIGHT.set_function(self.unsettled)
         QUIET.set_function(lambda: time.monotonic() - self.last_settled)
@@ -461,8 +478,8 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             polled = self.poll()
             self.collect()
             is_alone = not polled and not self.in_flight
-            is_due = self.batch.is_full or time.monotonic() - self.batch.opened >= BULK_WAIT_S
-            has_room = len(self.in_flight) < BULKS_IN_FLIGHT
+            is_due = self.batch.is_full or time.monotonic() - self.batch.opened >= BATCH_WAIT_S
+            has_room = len(self.in_flight) < BATCHES_IN_FLIGHT
             if self.batch.messages and has_room and (is_due or is_alone):
                 self.submit()
             self.commit()
@@ -478,8 +495,8 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             polled = self.ask_kafka(1)  # after a rebalance it may bring one all the same
             self.consumer.resume(*self.consumer.assignment())
         else:
-            room = (BULK_BYTES - self.batch.size_bytes) / self.message_bytes
-            polled = self.ask_kafka(max(1, min(BULK_READINGS - self.batch.messages, int(room))))
+            room = (BATCH_BYTES - self.batch.size_bytes) / self.message_bytes
+            polled = self.ask_kafka(max(1, min(BATCH_MESSAGES - self.batch.messages, int(room))))
         for partition, messages in polled.items():
             if not (messages := self.what_fits(partition, messages)):
                 continue
@@ -496,7 +513,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         """Return the messages that the batch has room for; the others will be polled again."""
         size_bytes = self.batch.size_bytes
         for number, message in enumerate(messages):
-            if size_bytes >= BULK_BYTES:
+            if size_bytes >= BATCH_BYTES:
                 self.consumer.seek(partition, message.offset)
                 return messages[:number]
             size_bytes += len(message.value or b"")
@@ -522,7 +539,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         try:
             polled = self.consumer.poll(20 if self.batch.messages else 200, max_records=most)
         except errors.NoOffsetForPartitionError as exc:
-            self.consumer.seek_to_beginning(*exc.args[0])
+            self.consumer.seek_to_beginning(*exc.args[0])  # the partitions
         except errors.OffsetOutOfRangeError as exc:
             for partition, offset in exc.args[0].items():
                 first = self.consumer.beginning_offsets([partition])[partition]
@@ -543,6 +560,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
     def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
         """Say which partitions are ours."""
         self.assigned = set(assigned)
+        self.outside_since = math.inf
         numbers = ",".join(str(p.partition) for p in sorted(assigned)) or "none"
         log.info("assigned partitions=%s of topic=%s", numbers, self.options.topic)
 
@@ -576,9 +594,12 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             try:
                 self.consumer.commit(offsets, timeout_ms=KAFKA_TIMEOUT_MS)
                 self.settled.clear()
+                self.outside_since = math.inf
             except KafkaError as exc:
                 self.warn("offsets not committed yet (%s)", exc)
                 self.next_commit = time.monotonic() + 1
+                if isinstance(exc, errors.CommitFailedError):  # we are no member of the group now
+                    self.outside_since = min(self.outside_since, time.monotonic())
         return not self.settled
 
     def unsettled(self) -> int:
@@ -610,7 +631,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         """Log the accounts every few seconds, and set what Prometheus is told."""
         if (seconds := time.monotonic() - self.last_progress) < PROGRESS_S:
             return
-        self.join_anew_if_partitions_were_added()
+        self.join_anew_if_it_was_forgotten()
         lag = self.lag()
         rate_hz = (self.totals["consumed"] - self.totals["reported"]) / seconds
         shown = "unknown" if lag is None else lag
@@ -626,12 +647,17 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             self.last_settled = time.monotonic()
         self.last_progress, self.totals["reported"] = time.monotonic(), self.totals["consumed"]
 
-    def join_anew_if_partitions_were_added(self) -> None:
-        """Subscribe again: kafka-python 2.3 may forget to end the rebalance that they cause."""
+    def join_anew_if_it_was_forgotten(self) -> None:
+        """Subscribe again where kafka-python 2.3 forgets to: it would read on, and commit no more.
+
+        It may forget it when partitions were added, and when a rebalance met a restart of Kafka.
+        """
         count = len(self.consumer.partitions_for_topic(self.options.topic))
-        if 0 < self.partitions < count:
-            log.info("topic %s has %d partitions now", self.options.topic, count)
+        outside_s = time.monotonic() - self.outside_since
+        if 0 < self.partitions < count or outside_s > SESSION_TIMEOUT_MS / 1000:
+            log.info("joining the group anew: topic %s, %d partitions", self.options.topic, count)
             self.on_partitions_revoked(list(self.assigned))
+            self.outside_since = math.inf
             self.consumer.unsubscribe()
             self.consumer.subscribe([self.options.topic], listener=self)
         self.partitions = max(count, self.partitions)
@@ -807,7 +833,7 @@ def make_consumer(options: Options, common: dict[str, Any]) -> KafkaConsumer:
         metrics_enabled=False,
         **common,
     )
-    consumer.partitions_for_topic(options.topic)  # kafka-python 3 must know it before it joins
+    consumer.partitions_for_topic(options.topic)  # kafka-python 3 needs it before it joins
     return consumer
 
 
@@ -988,22 +1014,19 @@ def load_env(file: Path) -> None:
     Raises SetupError: the file cannot be read; the text names the line, and shows nothing of it.
     """
     try:
-        content = file.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        return
-    except OSError as exc:
-        raise SetupError(f"{file}: {exc.strerror}") from exc
+        content = file.read_text("utf-8-sig") if file.exists() else ""
+        for binding in parse_stream(StringIO(content)):
+            statement = binding.original.string
+            is_incomplete = binding.key is not None and binding.value is None
+            if binding.error or is_incomplete or "\0" in statement:
+                line = binding.original.line + statement.count("\n", 0, -len(statement.lstrip()))
+                raise SetupError(f"{file}, line {line}: not NAME=VALUE, or a quote is not closed")
+        load_dotenv(stream=StringIO(content))
     except UnicodeDecodeError as exc:
         line = exc.object.count(b"\n", 0, exc.start) + 1
         raise SetupError(f"{file}, line {line}: not in UTF-8: save it so") from exc
-    for binding in parse_stream(StringIO(content)):
-        statement, key = binding.original.string, binding.key
-        is_setting = key is None or (key.isidentifier() and binding.value is not None)
-        if binding.error or "\0" in statement or not is_setting:
-            blank_lines = statement[: -len(statement.lstrip())].count("\n")
-            line = binding.original.line + blank_lines
-            raise SetupError(f"{file}, line {line}: not NAME=VALUE, or a quote is not closed")
-    load_dotenv(stream=StringIO(content))
+    except (OSError, ValueError) as exc:
+        raise SetupError(f"{file}: {exc}") from exc
 
 
 def number(lowest: float, highest: float, kind: type[int] | type[float] = float) -> Any:
@@ -1019,25 +1042,22 @@ def number(lowest: float, highest: float, kind: type[int] | type[float] = float)
     return parse
 
 
-def not_blank(text: str) -> str:
-    """Return a text that is more than spaces."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("it is blank")
-    return text
+def text(pattern: str, form: str) -> Callable[[str], str]:
+    """Return an argparse type: a text of this form."""
+
+    def parse(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise argparse.ArgumentTypeError(f"{value!r} is not {form}")
+        return value
+
+    return parse
 
 
-def topic_name(text: str) -> str:
-    """Return a topic's name if Kafka allows it, and that of its dead letters."""
-    if not re.fullmatch(r"(?!\.\.?$)[A-Za-z0-9._-]{1,200}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not 1 to 200 letters, digits or . _ -")
-    return text
-
-
-def index_name(text: str) -> str:
-    """Return an index's name if Elasticsearch allows it, and it stands for no other ones."""
-    if not re.fullmatch(r"(?![-_+.])[^\sA-Z\\/*?\"<>|,#:]{1,255}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an index's name (small letters, digits)")
-    return text
+not_blank = text(r"(?s)\s*\S.*", "a name: it is blank")
+topic_name = text(r"(?!\.\.?$)[A-Za-z0-9._-]{1,237}", "1 to 237 letters, digits or . _ -")
+index_name = text(
+    r"(?![-_+.])[^\sA-Z\\/*?\"<>|,#:]{1,255}", "the name of one index (small letters, digits)"
+)
 
 
 def server_list(text: str) -> str:

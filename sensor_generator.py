@@ -69,8 +69,9 @@ class SetupError(Exception):
 LATITUDE_DEG, LONGITUDE_DEG = 48.86, 2.35  # Paris
 MS_PER_HOUR = 3_600_000
 CITY_STEP_MS = 10_000  # the city's state is taken as constant for so long
-# How wide a neighbourhood is, where their centres are, and for how long each stays what it is.
-PATCH_KM, PATCH_GRID_KM, PATCH_MEMORY_H = 2.0, (-4, 0, 4), 6
+PATCH_KM = 2.0  # how wide a neighbourhood is
+PATCH_GRID_KM = (-4, 0, 4)  # where the neighbourhoods' centres are, to the east and to the north
+PATCH_MEMORY_H = 6  # for how long a neighbourhood stays warmer or cooler than the others
 
 
 def sun_elevation_deg(when: datetime) -> float:
@@ -138,6 +139,7 @@ def local_hour(when: datetime) -> tuple[float, bool]:
     (0.0, False)
     """
     month_ends = (datetime(when.year, month, 31, 1, tzinfo=UTC) for month in (3, 10))
+    # From the last day of each month back to its Sunday.
     begins, ends = (day - timedelta(days=(day.weekday() + 1) % 7) for day in month_ends)
     local = when + timedelta(hours=2 if begins <= when < ends else 1)
     return local.hour + local.minute / 60 + local.second / 3600, local.weekday() < 5
@@ -168,8 +170,9 @@ def innovation(seed: int, name: str, hour: int) -> float:
 
 @lru_cache(maxsize=1024)
 def hourly_drift(seed: int, name: str, memory_h: int, hour: int) -> float:
-    """Return a first-order autoregressive series, mean 0 and deviation 1, at a whole hour.
+    """Return a curve that wanders about 0 and forgets in memory_h hours, at a whole hour.
 
+    It is a first-order autoregressive series of mean 0 and standard deviation 1:
     x(h) = sqrt(1 - r^2) * sum of r^j * innovation(h - j), with r = exp(-1 / memory_h), cut where
     r^j falls below 1 %: a function of the hour alone, so that any start gives the same weather.
     """
@@ -273,8 +276,9 @@ def measure(place: Place, city: City, noise: random.Random, patch: float) -> dic
     humidity_pct = relative_humidity_pct(air_c, city.dew_point_c) + noise.gauss(0, 0.6)
     gathered = city.calm * (1 + 0.15 * patch)
     co2_ppm = 420 + gathered * (8 + place.traffic_ppm * city.traffic) + noise.gauss(0, 4)
-    lamps_are_lit = city.is_dark or not place.open_sky
-    light_lux = place.open_sky * city.daylight_lux + place.lamps_lux * lamps_are_lit
+    light_lux = place.open_sky * city.daylight_lux
+    if city.is_dark or not place.open_sky:
+        light_lux += place.lamps_lux
     return {
         "temperature": round(air_c, 2),
         "humidity": round(min(100.0, max(0.0, humidity_pct)), 1),
@@ -313,7 +317,7 @@ class Sensor:
         self.east_km, self.north_km = distance * math.cos(direction), distance * math.sin(direction)
         self.noise = random.Random(f"{seed}/{self.name}/noise")
         patch = partial(hourly_patch, seed, self.east_km, self.north_km)
-        self.hourly_patch = lru_cache(maxsize=2)(patch)
+        self.hourly_patch = lru_cache(maxsize=2)(patch)  # the two ends of the current hour
 
     def read(self, time_ms: int) -> dict[str, Any]:
         """Return the reading at a time that is later than the last one."""
@@ -343,7 +347,7 @@ def reading_times(
 CALENDAR_END_MS = round(datetime(9999, 1, 1, tzinfo=UTC).timestamp() * 1000)
 
 
-def begin(options: Namespace, stop: threading.Event) -> None:
+def start_clock(options: Namespace, stop: threading.Event) -> None:
     """Start the simulated clock: set start_ms and end_ms, and a timer that ends --duration."""
     period_ms = 1000 * options.backfill if options.backfill else math.inf
     options.start_ms = round((options.start or datetime.now(UTC)).timestamp() * 1000)
@@ -364,7 +368,7 @@ def readings(options: Namespace, stop: threading.Event) -> Iterator[tuple[int, d
     They are due on a clock that runs --speed times as fast as ours, counted from the start, so that
     a late reading does not delay the next and the asked rate is kept.
     """
-    sensor = cache(partial(Sensor, options.seed))  # makes one at its first reading, and keeps it
+    sensor = cache(partial(Sensor, options.seed))  # each is made at its first reading, and kept
     times = (reading_times(number, options, stop) for number in range(1, options.sensors + 1))
     began = time.monotonic()
     end = began + options.duration
@@ -390,7 +394,7 @@ def messages(options: Namespace, stop: threading.Event) -> Iterator[tuple[str, b
 
 METRIC = "smart_city_generator_messages"
 OUTCOMES = ("sent", "acknowledged", "failed")
-MAX_PENDING = 20_000  # messages that are sent and neither acknowledged nor failed
+MAX_PENDING = 20_000  # messages on their way; kafka-python 2.3 has no such limit of its own
 PROGRESS_S = 5.0
 GIVE_UP_S = 10.0  # after so long without an answer, what is open at the end has failed
 PRODUCER = {
@@ -476,13 +480,13 @@ class Sender:
         log.info("sending to topic=%s at %s", self.options.topic, self.options.bootstrap_servers)
         with logging_redirect_tqdm():  # the log stands above the bar
             for message in tqdm(to_send, **bar_options(self.options)):
-                if not self.has_room():
+                if not self.wait_for_room():
                     break
                 self.send(*message)
         return self.finish()
 
-    def has_room(self) -> bool:
-        """Wait while MAX_PENDING messages are on their way; return False when told to stop."""
+    def wait_for_room(self) -> bool:
+        """Take a place among the MAX_PENDING messages on their way; False: told to stop."""
         self.report()
         while not self.room.acquire(timeout=0.1):
             if self.stop.is_set():
@@ -493,10 +497,14 @@ class Sender:
     def send(self, sensor_id: str, value: bytes) -> Future:
         """Hand a message to kafka-python; return what will hold its outcome."""
         self.sent.inc()
-        try:
-            outcome = self.producer.send(self.options.topic, value, sensor_id.encode())
-        except KafkaError as exc:  # the topic is not known any more
-            outcome = Future().failure(exc)
+        outcome: Future | None = None
+        while outcome is None:
+            try:
+                outcome = self.producer.send(self.options.topic, value, sensor_id.encode())
+            except KafkaError as exc:  # a broker that has just started may not know its topics yet
+                self.report()
+                if self.stop.wait(1):
+                    outcome = Future().failure(exc)  # one that has failed already
         return outcome.add_both(self.settle)
 
     def settle(self, outcome: object) -> None:
@@ -570,7 +578,8 @@ def option_parser(description: str) -> ArgumentParser:
     summary, _, details = description.partition("\n\n")
     as_written = RawDescriptionHelpFormatter
     parser = ArgumentParser(description=summary, epilog=details, formatter_class=as_written)
-    add, seconds, positive = parser.add_argument, number(0, 1e9), number(0.001, 1e9)
+    add = parser.add_argument
+    seconds, positive = number(0, 1e9), number(0.001, 1e9)
     add("--console", action="store_true", help="print the readings instead of sending them")
     add("--count", type=number(1, 1e12, int), metavar="N", help="stop after N readings")
     add("--duration", type=seconds, default=math.inf, metavar="S", help="stop after S seconds")
@@ -625,13 +634,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse_options(option_parser(__doc__ or ""), argv)
         stop = stop_on_signals()
         if options.console:
-            begin(options, stop)
+            start_clock(options, stop)
             return print_lines(value.decode() for _, value in messages(options, stop))
         producer = connect(options, stop)
         if producer is None:
             return 0
         sender = Sender(producer, options, stop)
-        begin(options, stop)
+        start_clock(options, stop)
         return sender.run(messages(options, stop))
     except SetupError as exc:
         log.error("%s", exc)
@@ -737,9 +746,9 @@ def parse_duration(text: str) -> float:
 
 
 def topic_name(text: str) -> str:
-    """Return a topic's name if Kafka allows it."""
-    if not re.fullmatch(r"(?!\.\.?$)[A-Za-z0-9._-]{1,249}", text):
-        raise ArgumentTypeError(f"{text!r} is not 1 to 249 letters, digits or . _ -")
+    """Return a topic's name if Kafka allows it, and that of its dead letters."""
+    if not re.fullmatch(r"(?!\.\.?$)[A-Za-z0-9._-]{1,237}", text):
+        raise ArgumentTypeError(f"{text!r} is not 1 to 237 letters, digits or . _ -")
     return text
 
 
@@ -758,22 +767,19 @@ def load_env(file: Path) -> None:
     Raises SetupError: the file cannot be read; the text names the line, and shows nothing of it.
     """
     try:
-        content = file.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        return
-    except OSError as exc:
-        raise SetupError(f"{file}: {exc.strerror}") from exc
+        content = file.read_text("utf-8-sig") if file.exists() else ""
+        for binding in parse_stream(StringIO(content)):
+            statement = binding.original.string
+            is_incomplete = binding.key is not None and binding.value is None
+            if binding.error or is_incomplete or "\0" in statement:
+                line = binding.original.line + statement.count("\n", 0, -len(statement.lstrip()))
+                raise SetupError(f"{file}, line {line}: not NAME=VALUE, or a quote is not closed")
+        load_dotenv(stream=StringIO(content))
     except UnicodeDecodeError as exc:
         line = exc.object.count(b"\n", 0, exc.start) + 1
         raise SetupError(f"{file}, line {line}: not in UTF-8: save it so") from exc
-    for binding in parse_stream(StringIO(content)):
-        statement, key = binding.original.string, binding.key
-        is_setting = key is None or (key.isidentifier() and binding.value is not None)
-        if binding.error or "\0" in statement or not is_setting:
-            blank_lines = statement[: -len(statement.lstrip())].count("\n")
-            line = binding.original.line + blank_lines
-            raise SetupError(f"{file}, line {line}: not NAME=VALUE, or a quote is not closed")
-    load_dotenv(stream=StringIO(content))
+    except (OSError, ValueError) as exc:
+        raise SetupError(f"{file}: {exc}") from exc
 
 
 def kafka_security(environ: Mapping[str, str], role: str) -> dict[str, Any]:
@@ -781,14 +787,14 @@ def kafka_security(environ: Mapping[str, str], role: str) -> dict[str, Any]:
 
     Raises SetupError: only one of user and password is set, or the file has no certificates.
     """
-    user, password = (environ.get(f"{role}_KAFKA_{name}") or "" for name in ("USER", "PASSWORD"))
-    file = environ.get("KAFKA_CA_FILE") or None
+    names = (f"{role}_KAFKA_USER", f"{role}_KAFKA_PASSWORD", "KAFKA_CA_FILE")
+    user, password, file = (environ.get(name, "").strip() for name in names)
     if bool(user) != bool(password):
-        raise SetupError(f"{role}_KAFKA_USER and {role}_KAFKA_PASSWORD: set both, or neither")
+        raise SetupError(f"{names[0]} and {names[1]}: set both, or neither")
     if not user and not file:
         return {}
     try:
-        context = ssl.create_default_context(cafile=file)
+        context = ssl.create_default_context(cafile=file or None)
     except OSError as exc:
         raise SetupError(f"KAFKA_CA_FILE: {file} has no certificates ({exc})") from exc
     tls = {"security_protocol": "SASL_SSL" if user else "SSL", "ssl_context": context}

@@ -1,82 +1,81 @@
-"""What every bench's command takes, says and writes."""
+"""What the commands of all benches share: their options, their errors, their result files."""
 
 import argparse
 import json
 import os
 import platform
 import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benches import report
 from benches.report import RESULTS
-from benches.scene import PROJECT, BenchError, Scene
-from stack.__main__ import Stack
-from stack.compose import StackError
-from stack.images.kafka import kafka_version
+from benches.testbed import PROJECT, Testbed
+from stack.console import say
+from stack.lifecycle import Stack
+from stack.native.kafka import kafka_version
 
 
-def arguments(description: str | None, runs: int | None = None) -> argparse.ArgumentParser:
-    """Return a parser with what all benches take; runs: the default of --runs, None: no such."""
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Adds each option's default to its help, and leaves the description's lines as they are."""
+
+
+def option_parser(
+    name: str, description: str | None, runs: int | None = None
+) -> argparse.ArgumentParser:
+    """Return a bench's parser with the options that all take; `runs`: the default of --runs."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m benches.{name}", description=description, formatter_class=HelpFormatter
     )
     if runs:
-        text = "of each, alternating (default: %(default)s)"
+        text = "runs of each, alternating"
         parser.add_argument("--runs", type=positive, default=runs, metavar="N", help=text)
-    text = "for the result (default: benches/results)"
+    text = "folder of the result"
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER", help=text)
     return parser
 
 
 def positive(text: str) -> int:
-    """Return a whole number above 0."""
+    """Return the whole number that an option's text is.
+
+    Raises:
+        ValueError: it is not one, or not above 0.
+    """
     if (number := int(text)) < 1:
         raise ValueError(text)
     return number
 
 
-def command(bench: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
-    """Return a bench that says in one line why it gives no result, and returns 1 then."""
+def add_only(parser: argparse.ArgumentParser, names: Collection[str], text: str) -> None:
+    """Add the option --only, which takes some of the names, with commas between them."""
 
-    @wraps(bench)
-    def main(argv: Sequence[str] | None = None) -> int:
-        try:
-            return bench(argv)
-        except (BenchError, StackError) as exc:
-            sys.stderr.write(f"bench: {exc}\n")
-            return 1
-        except KeyboardInterrupt:
-            sys.stderr.write("bench: interrupted, nothing is written\n")
-            return 130
+    def known(value: str) -> str:
+        if unknown := set(value.split(",")) - set(names):
+            raise argparse.ArgumentTypeError(f"there is no {', '.join(sorted(unknown))}")
+        return value
 
-    return main
-
-
-def say(line: str) -> None:
-    """Print a line at once, also into a pipe."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    parser.add_argument("--only", type=known, default=",".join(names), metavar="NAMES", help=text)
 
 
 def write_result(
-    scene: Scene, name: str, options: Mapping[str, Any], found: Mapping[str, Any], **more: Any
+    testbed: Testbed, name: str, options: Mapping[str, Any], found: Mapping[str, Any], **more: Any
 ) -> Path:
     """Write a result as DATE-NAME.json, its chart beside it, and its table on stdout.
 
-    In the project's own folder of results, the tables in the project's texts are renewed too.
+    If the folder is the project's own, the tables in the project's texts are renewed too.
 
     Args:
-        scene: the servers, for their versions.
-        name: of the bench.
-        options: of the command, and the constants that matter as much.
+        testbed: the servers, which have versions.
+        name: name of the bench.
+        options: the command's options, and constants that matter as much.
         found: what was measured.
-        more: other parts of the result; `versions` are added to those of the scene.
+        more: other parts of the result; `versions` are added to the testbed's.
+
+    Returns:
+        The JSON file.
     """
     parameters = dict(options)
     output: Path = parameters.pop("output")
@@ -86,7 +85,7 @@ def write_result(
         "date": now.isoformat(timespec="seconds"),
         "commit": commit(),
         "machine": machine(),
-        "versions": versions(scene.stack) | more.pop("versions", {}),
+        "versions": versions(testbed.stack) | more.pop("versions", {}),
         "parameters": parameters,
         "found": dict(found),
         **more,
@@ -102,7 +101,7 @@ def write_result(
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return the properties of this machine on which the figures depend."""
     info = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(": ")[2] for line in info if line.startswith("model name")), "?")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -112,12 +111,12 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gb": round(memory, 1),
         "system": platform.platform(),
-        "load_5_min": round(load, 2),  # of the bench too, as it ends now
+        "load_5_min": round(load, 2),  # the bench's own load is in it, as the bench has just ended
     }
 
 
 def versions(stack: Stack) -> dict[str, str]:
-    """Return the versions of what takes part."""
+    """Return the versions of Python, of the servers and of the libraries."""
     found = {
         "python": platform.python_version(),
         "elasticsearch server": stack.services["elasticsearch"].tag,
@@ -134,6 +133,6 @@ def commit() -> str:
         command = ["git", "-C", str(PROJECT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
-    # The results of earlier benches, and the table made of them, do not change what is measured.
+    # Earlier results, and the tables made of them, do not change what is measured.
     changed = git("status", "--porcelain", "--", ":!benches/results", ":!*.md")
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")

@@ -1,22 +1,21 @@
-#!/usr/bin/env python3
 """Measure the generator: the rates it holds, how fast it can send, and what batching is worth.
 
     make bench-generator                    # 3 paced rates, 1 million readings, 4 ways of batching
-    python benches/generator.py --duration 5 --readings 20000 --runs 1
+    python -m benches.generator --duration 5 --readings 20000 --runs 1
 
 Paced: `--rate R --count N`, live. The rate achieved is that of Kafka's timestamps from the first
 message to the last; the slowest and the fastest whole second say how even it is.
 
 At once: a back-fill of --readings readings, beside two producers that simulate nothing and only
 send ready lines: Kafka's kafka-producer-perf-test, and confluent-kafka (peers/producers.py). All
-with the generator's settings: acks=all, idempotent, lz4, batches of 256 KB and 50 ms; 1 partition.
-The rate is counted from the first to the last message that the broker has, as it says itself.
+have the generator's settings: acks=all, idempotent, lz4, batches of 256 KB and 50 ms; 1 partition.
+The rate is counted from the first to the last message in the topic, by the broker's end offset.
 
 Batching: kafka-python sends ready lines with the generator's settings, then without compression,
-without waiting for a batch to fill, and with one message in each request, uncompressed. What the
-messages take in the broker's files is noted too.
+without waiting for a batch to fill, and with one uncompressed message in each request. The size of
+the messages in the broker's files is noted too.
 
-What the topic holds is compared with what was to be sent; a difference is an error.
+The topic is compared with what was to be sent; a difference is an error.
 
 Exit codes: 0 measured, 1 a producer failed or the topic is wrong, 2 wrong usage.
 """
@@ -27,30 +26,22 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kafka import KafkaConsumer
 from kafka.structs import TopicPartition
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benches.command import arguments, command, positive, say, write_result
-from benches.processes import Run, spread, watched
-from benches.scene import (
-    GENERATOR,
-    SEEDED,
-    BenchError,
-    Scene,
-    own_servers,
-    reading_id,
-)
+from benches.command import option_parser, positive, write_result
+from benches.processes import Run, run_processes, summarize
+from benches.testbed import GENERATOR, SEEDED, BenchError, Testbed, own_servers, reading_id
 from sensor_generator import PRODUCER
+from stack.console import command, say
 
 RATES_HZ = (100, 1000, 10_000)
-LINES = 10_000  # different readings that the other producers send in turn
-BATCHING_READINGS = 100_000  # of each way of batching, as the slowest sends some thousands a second
-PEER = Path(__file__).parent / "peers/producers.py"
+LINES = 10_000  # ready lines, which the other producers send again and again
+BATCHING_READINGS = 100_000  # for each way of batching: the slowest sends some thousands a second
 PERF_TEST_SETTINGS = (
     "acks=all",
     "enable.idempotence=true",
@@ -63,13 +54,13 @@ BATCHING = ("kafka-python", "no compression", "no waiting", "one by one")
 
 
 @dataclass
-class Paced(Run):
-    """A paced run.
+class PacedRun(Run):
+    """The figures of a paced run.
 
     Attributes:
-        rate_hz: achieved, from the first message to the last.
-        slowest_hz: in the whole second with the fewest messages.
-        fastest_hz: in the one with the most.
+        rate_hz: messages per second, from the first to the last.
+        slowest_hz: messages in the whole second that has the fewest.
+        fastest_hz: messages in the whole second that has the most.
     """
 
     rate_hz: float
@@ -78,139 +69,137 @@ class Paced(Run):
 
 
 @dataclass
-class AtOnce(Run):
-    """A run as fast as possible.
+class FastRun(Run):
+    """The figures of a run as fast as possible.
 
     Attributes:
-        stored_bytes: what a message takes in the broker's files.
+        stored_bytes: size of a message in the broker's files.
     """
 
     stored_bytes: float
 
 
-def sent(scene: Scene, command: Sequence[str], topic: str, count: int) -> Run:
+def run_producer(testbed: Testbed, command: Sequence[str], topic: str, messages: int) -> Run:
     """Run a producer until the broker has all of its messages.
 
     Raises:
-        BenchError: it failed, or not so many messages arrived.
+        BenchError: the producer failed, or sent another number of messages.
     """
     partition = TopicPartition(topic, 0)
-    environ = scene.environ(topic, index=topic, readings=count)
-    with closing(KafkaConsumer(bootstrap_servers=scene.kafka)) as consumer:
+    environment = testbed.environment(topic, index=topic, readings=messages)
+    with closing(KafkaConsumer(bootstrap_servers=testbed.address("kafka"))) as consumer:
 
-        def arrived() -> int:
-            number: int = consumer.end_offsets([partition])[partition]
-            return number
+        def end_offset() -> int:
+            offset: int = consumer.end_offsets([partition])[partition]
+            return offset
 
-        one = watched(scene, [command], environ, arrived, count)
-        if arrived() != count:
-            raise BenchError(f"{topic}: {arrived()} messages, not {count}")
-    return one
+        run = run_processes(testbed, [command], environment, end_offset, messages)
+        if end_offset() != messages:
+            raise BenchError(f"{topic}: {end_offset()} messages, not {messages}")
+    return run
 
 
-def paced(scene: Scene, rate_hz: int, duration_s: int) -> Paced:
-    """Let the generator send at a rate for a while.
+def run_paced(testbed: Testbed, rate_hz: int, duration_s: int) -> PacedRun:
+    """Let the generator send at a rate for some seconds.
 
     Raises:
-        BenchError: it failed, or the topic does not hold as many readings as that makes.
+        BenchError: the generator failed, or the topic does not hold that many different readings.
     """
-    topic, count = scene.new_topic(), rate_hz * duration_s
+    topic, count = testbed.new_topic(), rate_hz * duration_s
     command = [*GENERATOR, "--rate", str(rate_hz), "--count", str(count)]
     command += ["--sensors", str(max(5, rate_hz // 100))]
-    one = sent(scene, command, topic, count)
-    messages = list(scene.messages(topic))
+    run = run_producer(testbed, command, topic, count)
+    messages = list(testbed.messages(topic))
     if len({reading_id(message.value) for message in messages}) != count:
         raise BenchError(f"{topic}: readings are missing, or twice")
     times_ms = sorted(message.timestamp for message in messages)
     seconds = Counter((time_ms - times_ms[0]) // 1000 for time_ms in times_ms)
-    whole = [seconds[second] for second in range(max(seconds))] or [count]
-    return Paced(
-        **vars(one),
+    whole_seconds = [seconds[second] for second in range(max(seconds))] or [count]
+    return PacedRun(
+        **vars(run),
         rate_hz=(count - 1) * 1000 / (times_ms[-1] - times_ms[0]),
-        slowest_hz=min(whole),
-        fastest_hz=max(whole),
+        slowest_hz=min(whole_seconds),
+        fastest_hz=max(whole_seconds),
     )
 
 
-def at_once(scene: Scene, name: str, lines: Path, count: int) -> AtOnce:
-    """Let a producer send as fast as it can; those that make no readings take lines of a file.
+def run_at_once(testbed: Testbed, name: str, lines: Path, count: int) -> FastRun:
+    """Let one of AT_ONCE or BATCHING send as fast as it can; all but the generator send lines.
 
     Raises:
-        BenchError: it failed, or the topic holds something else than what it was to send.
+        BenchError: the producer failed, or the topic holds something else than it was to send.
     """
-    topic = scene.new_topic()
+    topic = testbed.new_topic()
     if name == "generator":
         command = [*GENERATOR, *SEEDED, "--count", str(count)]
     elif name == "kafka-producer-perf-test":
         options = ["--topic", topic, "--num-records", str(count), "--throughput", "-1"]
         options += ["--payload-file", str(lines), "--producer-props"]
-        options += [f"bootstrap.servers={scene.kafka}", *PERF_TEST_SETTINGS]
-        command = scene.stack.tool("kafka", name, options)
+        options += [f"bootstrap.servers={testbed.address('kafka')}", *PERF_TEST_SETTINGS]
+        command = testbed.stack.tool("kafka", name, options)
     else:
-        command = [sys.executable, str(PEER), name, str(lines)]
-    one = sent(scene, command, topic, count)
-    values = (message.value for message in scene.messages(topic))
+        command = [sys.executable, "-m", "benches.peers.producers", name, str(lines)]
+    run = run_producer(testbed, command, topic, count)
+    values = (message.value for message in testbed.messages(topic))
     if name == "generator":
         is_right = len(set(map(reading_id, values))) == count
     else:
         is_right = set(values) <= set(lines.read_bytes().splitlines())
     if not is_right:
         raise BenchError(f"{name}: the topic holds something else than what was to be sent")
-    return AtOnce(**vars(one), stored_bytes=scene.stored_bytes(topic) / count)
+    return FastRun(**vars(run), stored_bytes=testbed.stored_bytes(topic) / count)
 
 
-def write_lines(scene: Scene) -> Path:
+def write_lines(testbed: Testbed) -> Path:
     """Write the first readings of the generator into a file; return it."""
-    topic = scene.filled_topic(LINES)
-    values = [message.value for message in scene.messages(topic.name)]
-    file = scene.folder / "readings.jsonl"
-    file.write_bytes(b"\n".join(values) + b"\n")
+    topic = testbed.fill_topic(LINES)
+    file = testbed.folder / "readings.jsonl"
+    file.write_bytes(b"".join(message.value + b"\n" for message in testbed.messages(topic.name)))
     return file
 
 
 def measure(
-    scene: Scene, rates_hz: Sequence[int], duration_s: int, readings: int, turns: int
+    testbed: Testbed, rates_hz: Sequence[int], duration_s: int, readings: int, rounds: int
 ) -> dict[str, Any]:
-    """Measure all; return what was found.
+    """Return the summaries of all paced runs, all producers and all ways of batching.
 
     Raises:
         BenchError: a producer failed, or a topic is wrong.
     """
-    lines = write_lines(scene)
-    held: dict[str, list[Paced]] = {str(rate_hz): [] for rate_hz in rates_hz}
-    fast: dict[str, list[AtOnce]] = {name: [] for name in (*AT_ONCE, *BATCHING)}
-    for turn, rate_hz in itertools.product(range(turns), rates_hz):
-        one = paced(scene, rate_hz, duration_s)
-        held[str(rate_hz)].append(one)
-        say(f"run {turn + 1}: asked {rate_hz:>6}/s, sent {one.rate_hz:>10.2f}/s")
+    lines = write_lines(testbed)
+    paced: dict[int, list[PacedRun]] = {rate_hz: [] for rate_hz in rates_hz}
+    fast: dict[str, list[FastRun]] = {name: [] for name in (*AT_ONCE, *BATCHING)}
+    for number, rate_hz in itertools.product(range(1, rounds + 1), rates_hz):
+        paced_run = run_paced(testbed, rate_hz, duration_s)
+        paced[rate_hz].append(paced_run)
+        say(f"run {number}: asked {rate_hz:>6}/s, sent {paced_run.rate_hz:>10.2f}/s")
     fewer = min(readings, BATCHING_READINGS)
-    for turn, name in itertools.product(range(turns), fast):
-        run = at_once(scene, name, lines, fewer if name in BATCHING else readings)
+    counts = dict.fromkeys(AT_ONCE, readings) | dict.fromkeys(BATCHING, fewer)
+    for number, name in itertools.product(range(1, rounds + 1), fast):
+        run = run_at_once(testbed, name, lines, counts[name])
         fast[name].append(run)
-        say(f"run {turn + 1}: {name:<26}{run.per_s:>9.0f} messages/s, {run.seconds:.1f} s in all")
+        say(f"run {number}: {name:<26}{run.per_s:>9.0f} messages/s, {run.seconds:.1f} s in all")
+    summaries = {name: {"readings": counts[name], **summarize(fast[name])} for name in fast}
     return {
-        "paced": {name: spread(theirs) for name, theirs in held.items()},
-        "at_once": {n: {"readings": readings, **spread(fast[n])} for n in AT_ONCE},
-        "batching": {n: {"readings": fewer, **spread(fast[n])} for n in BATCHING},
+        "paced": {str(rate_hz): summarize(runs) for rate_hz, runs in paced.items()},
+        "at_once": {name: summaries[name] for name in AT_ONCE},
+        "batching": {name: summaries[name] for name in BATCHING},
     }
 
 
-@command
+@command("bench")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; return the exit code (see the module docstring)."""
-    parser = arguments(__doc__, runs=3)
-    text = "of a paced run (default: %(default)s)"
-    parser.add_argument("--duration", type=positive, default=30, metavar="SECONDS", help=text)
-    text = "readings per second (default: 100 1000 10000)"
-    parser.add_argument(
-        "--rates", type=positive, nargs="+", default=list(RATES_HZ), metavar="N", help=text
-    )
-    text = "sent at once (default: %(default)s)"
-    parser.add_argument("--readings", type=positive, default=1_000_000, metavar="N", help=text)
+    parser = option_parser("generator", __doc__, runs=3)
+    add = partial(parser.add_argument, type=positive)
+    add("--duration", default=30, metavar="SECONDS", help="length of each paced run")
+    text = "readings per second of the paced runs"
+    add("--rates", nargs="+", default=list(RATES_HZ), metavar="N", help=text)
+    add("--readings", default=1_000_000, metavar="N", help="readings sent at once")
     options = parser.parse_args(argv)
-    with own_servers() as scene:
-        found = measure(scene, options.rates, options.duration, options.readings, options.runs)
-        write_result(scene, "generator", vars(options), found)
+    with own_servers() as testbed:
+        found = measure(testbed, options.rates, options.duration, options.readings, options.runs)
+        write_result(testbed, "generator", vars(options), found)
     return 0
 
 

@@ -1,15 +1,15 @@
-#!/usr/bin/env python3
-"""Measure the lag while servers and consumers fail, come or go, and how long to catch up.
+"""Measure the lag while servers and consumers fail, come or go, and the time to catch up.
 
     make bench-outage                                  # 1000 readings/s, six events
-    python benches/outage.py --rate 200 --calm 5
+    python -m benches.outage --rate 200 --calm 5
 
 The generator sends live, paced, to a topic of three partitions; the consumer runs with its default
-settings. Twice a second the lag is asked for: the messages of the topic that the group has not
-committed. One event after another, each when the one before is caught up: the lag is below what
-arrives in a second, for three seconds. Two of them are rebalances: a second consumer joins the
-group, the first one leaves it. While Kafka is away nobody knows the lag; what is sent
-meanwhile waits in the generator. In the end the index must hold exactly what the topic holds.
+settings. Twice a second the bench asks Kafka for the lag: the messages of the topic that the group
+has not committed. The events come one after another, each when the group has caught up after the
+one before: the lag has been smaller than what arrives in a second, for three seconds. Two of the
+events are rebalances: a second consumer joins the group, the first one leaves it. While Kafka is
+away the lag is not known; what is sent meanwhile waits in the generator. In the end the index must
+hold exactly the readings of the topic.
 
 Exit codes: 0 measured, 1 a reading is missing or double, or the lag did not end, 2 wrong usage.
 """
@@ -18,11 +18,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,134 +31,134 @@ from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benches.command import arguments, command, positive, say, write_result
+from benches.command import add_only, option_parser, positive, write_result
 from benches.processes import end, kill
-from benches.scene import (
+from benches.testbed import (
     CONSUMER,
     GENERATOR,
     SERVERS,
     BenchError,
-    Scene,
+    Testbed,
     fingerprint,
     own_servers,
     reading_id,
 )
+from stack.console import command, say
 
-PARTITIONS = 3  # as Kafka creates topics in docker-compose.yml
-LOOK_S = 0.5
-ANSWER_MS = 600  # a broker that needs longer is taken for absent
-AWAY_S = 15.0  # how long Elasticsearch stays stopped
-CAUGHT_UP_S = 3.0
-PATIENCE_S = 180.0  # to get partitions; to catch up, once the event is over
+PARTITIONS = 3  # the default of a new topic in docker-compose.yml
+LAG_INTERVAL_S = 0.5
+LAG_TIMEOUT_MS = 600  # a broker that does not answer in that time is absent
+ELASTICSEARCH_AWAY_S = 15.0
+CAUGHT_UP_FOR_S = 3.0
+TIMEOUT_S = 180.0  # to get partitions; to catch up, once the event is over
 
 
 @dataclass
-class Run:
-    """A generator and a consumer at work, and what was seen.
+class ObservedGroup:
+    """A consumer group at work, and its lag.
 
     Attributes:
-        seen: [seconds since the start, lag in messages or None while it is not known].
+        rate: readings per second that the generator sends.
+        lags: (seconds since the start, lag in messages or None if it is not known).
     """
 
-    scene: Scene
+    testbed: Testbed
     topic: str
     index: str
     rate: int
     began: float = field(default_factory=time.monotonic)
-    seen: list[tuple[float, int | None]] = field(default_factory=list)
+    lags: list[tuple[float, int | None]] = field(default_factory=list)
     consumers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     logs: list[Path] = field(default_factory=list)
 
     def start_consumer(self) -> None:
-        """Start a consumer; what it says goes into a file of its own."""
-        self.logs.append(self.scene.folder / f"outage-{len(self.logs)}.log")
+        """Start a consumer, with a log file of its own."""
+        self.logs.append(self.testbed.folder / f"outage-{len(self.logs)}.log")
         with self.logs[-1].open("wb") as log:
-            environ = self.scene.environ(self.topic, self.index)
-            self.consumers.append(subprocess.Popen(CONSUMER, env=environ, stderr=log))
+            environment = self.testbed.environment(self.topic, self.index)
+            self.consumers.append(subprocess.Popen(CONSUMER, env=environment, stderr=log))
 
     def wait_for_partitions(self, count: int) -> None:
-        """Wait until the consumer that was started last says that it has at least so many.
+        """Wait until the log of the newest consumer says that it has so many partitions, or more.
 
         Raises:
-            BenchError: it does not.
+            BenchError: the consumer does not get them in time.
         """
-        until = time.monotonic() + PATIENCE_S
-        while time.monotonic() < until:
-            said = re.findall(r"assigned partitions=([\d,]+)", self.logs[-1].read_text())
-            if said and len(said[-1].split(",")) >= count:
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            assigned = re.findall(r"assigned partitions=([\d,]+)", self.logs[-1].read_text())
+            if assigned and len(assigned[-1].split(",")) >= count:
                 return
             time.sleep(0.1)
-        raise BenchError(f"a consumer got no {count} partitions in {PATIENCE_S:.0f} s")
+        raise BenchError(f"a consumer got no {count} partitions in {TIMEOUT_S:.0f} s")
 
-    def look(self, asker: KafkaConsumer) -> None:
+    def observe_lag(self, client: KafkaConsumer) -> None:
         """Ask for the lag once, and wait for the next time.
 
         Raises:
             BenchError: a consumer has ended by itself.
         """
         if any(consumer.poll() is not None for consumer in self.consumers):
-            said = [log.read_text().strip().rpartition("\n")[2] for log in self.logs]
-            raise BenchError(f"a consumer ended; their last words: {' / '.join(said)}")
+            last_lines = [log.read_text().strip().rpartition("\n")[2] for log in self.logs]
+            raise BenchError(f"a consumer ended; their last words: {' / '.join(last_lines)}")
         partitions = [TopicPartition(self.topic, number) for number in range(PARTITIONS)]
         lag: int | None = None
         at_s = time.monotonic() - self.began
-        try:
-            ends = asker.end_offsets(partitions)
-            done = [asker.committed(p, timeout_ms=ANSWER_MS) or 0 for p in partitions]
-            lag = sum(ends.values()) - sum(done)
-        except KafkaError:
-            pass
-        self.seen.append((round(at_s, 1), lag))
-        time.sleep(max(0.0, LOOK_S - (time.monotonic() - self.began - at_s)))
+        with suppress(KafkaError):
+            ends = client.end_offsets(partitions)
+            committed = [client.committed(p, timeout_ms=LAG_TIMEOUT_MS) or 0 for p in partitions]
+            lag = sum(ends.values()) - sum(committed)
+        self.lags.append((round(at_s, 1), lag))
+        time.sleep(max(0.0, LAG_INTERVAL_S - (time.monotonic() - self.began - at_s)))
 
     def is_caught_up(self) -> bool:
-        """Return whether the lag was small for long enough."""
-        last = [lag for at_s, lag in self.seen if at_s >= self.seen[-1][0] - CAUGHT_UP_S]
-        return len(last) > CAUGHT_UP_S and all(lag is not None and lag < self.rate for lag in last)
+        """Return whether the lag has been small for long enough."""
+        since_s = self.lags[-1][0] - CAUGHT_UP_FOR_S
+        recent = [lag for at_s, lag in self.lags if at_s >= since_s]
+        small = [lag is not None and lag < self.rate for lag in recent]
+        return len(small) > CAUGHT_UP_FOR_S and all(small)
 
 
-# The events. A fault brings back what it has taken away.
+# The events. One that takes a server or a consumer away also brings it back.
 
 
-def stop_elasticsearch(run: Run) -> None:
-    """Stop it for a while."""
-    run.scene.stack.down(["elasticsearch"])
-    time.sleep(AWAY_S)
-    run.scene.stack.up(SERVERS)
+def stop_elasticsearch(group: ObservedGroup) -> None:
+    """Stop Elasticsearch for a while."""
+    group.testbed.stack.down(["elasticsearch"])
+    time.sleep(ELASTICSEARCH_AWAY_S)
+    group.testbed.stack.up(SERVERS)
 
 
-def kill_server(name: str) -> Callable[[Run], None]:
-    """Return what kills a server and starts it again at once."""
+def kill_server(name: str) -> Callable[[ObservedGroup], None]:
+    """Return an event that kills a server and starts it again at once."""
 
-    def act(run: Run) -> None:
-        os.killpg(run.scene.stack.pid(name) or 0, signal.SIGKILL)
+    def event(group: ObservedGroup) -> None:
+        os.killpg(group.testbed.stack.pid(name) or 0, signal.SIGKILL)
         time.sleep(1)
-        run.scene.stack.up(SERVERS)
+        group.testbed.stack.up(SERVERS)
 
-    return act
-
-
-def kill_consumer(run: Run) -> None:
-    """Kill it and start another: it waits until Kafka takes the first one for dead."""
-    kill(run.consumers.pop())
-    run.start_consumer()
+    return event
 
 
-def join(run: Run) -> None:
-    """Start a second consumer in the group."""
-    run.start_consumer()
-    run.wait_for_partitions(1)
+def kill_consumer(group: ObservedGroup) -> None:
+    """Kill a consumer and start another, which waits until Kafka takes the first one for dead."""
+    kill(group.consumers.pop())
+    group.start_consumer()
 
 
-def leave(run: Run) -> None:
-    """Stop the first consumer as one should: the other one takes all."""
-    end(run.consumers.pop(0), stays=True)
-    run.wait_for_partitions(PARTITIONS)
+def join(group: ObservedGroup) -> None:
+    """Start a second consumer."""
+    group.start_consumer()
+    group.wait_for_partitions(1)
 
 
-EVENTS: dict[str, Callable[[Run], None]] = {
+def leave(group: ObservedGroup) -> None:
+    """Stop the first consumer by SIGTERM: the other one takes all partitions."""
+    end(group.consumers.pop(0), terminate=True)
+    group.wait_for_partitions(PARTITIONS)
+
+
+EVENTS: dict[str, Callable[[ObservedGroup], None]] = {
     "elasticsearch stopped": stop_elasticsearch,
     "elasticsearch killed": kill_server("elasticsearch"),
     "consumer joins": join,
@@ -167,96 +168,97 @@ EVENTS: dict[str, Callable[[Run], None]] = {
 }
 
 
-def suffer(run: Run, asker: KafkaConsumer, act: Callable[[Run], None]) -> dict[str, float]:
-    """Let one event happen; return when, the largest lag, and after how long it was caught up.
+def run_event(
+    group: ObservedGroup, client: KafkaConsumer, event: Callable[[ObservedGroup], None]
+) -> dict[str, float]:
+    """Let one event happen, and wait until the group has caught up.
+
+    Returns:
+        When it began, the largest lag, and after how many seconds the group had caught up.
 
     Raises:
-        BenchError: it was not.
+        BenchError: the group did not catch up.
         StackError: a server did not come back.
     """
-    at_s = time.monotonic() - run.began
-    first = len(run.seen)
+    at_s = time.monotonic() - group.began
+    first = len(group.lags)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        acting = pool.submit(act, run)
-        while not acting.done():
-            run.look(asker)
-    acting.result()  # raises what stopped the act: a server that does not come back
-    over_s = time.monotonic() - run.began
-    while len(run.seen) < first + 4 or not run.is_caught_up():
-        run.look(asker)
-        if run.seen[-1][0] > over_s + PATIENCE_S:
-            raise BenchError(f"not caught up {PATIENCE_S:.0f} s after the event was over")
-    peak = max(lag for _, lag in run.seen[first:] if lag is not None)
-    behind = [seen_s for seen_s, lag in run.seen[first:] if lag is None or lag >= run.rate]
+        happening = pool.submit(event, group)
+        while not happening.done():
+            group.observe_lag(client)
+    happening.result()  # raises the event's exception
+    over_s = time.monotonic() - group.began
+    while len(group.lags) < first + 4 or not group.is_caught_up():
+        group.observe_lag(client)
+        if group.lags[-1][0] > over_s + TIMEOUT_S:
+            raise BenchError(f"not caught up {TIMEOUT_S:.0f} s after the event was over")
+    peak = max(lag for _, lag in group.lags[first:] if lag is not None)
+    behind = [seen_s for seen_s, lag in group.lags[first:] if lag is None or lag >= group.rate]
     caught_up_s = behind[-1] - at_s if behind else 0.0
     return {"at_s": round(at_s, 1), "peak_lag": peak, "caught_up_s": round(caught_up_s, 1)}
 
 
-def measure(scene: Scene, rate: int, calm_s: int, names: Sequence[str]) -> dict[str, Any]:
-    """Return what was seen of the lag, and of each event.
+def measure(testbed: Testbed, rate: int, calm_s: int, names: Sequence[str]) -> dict[str, Any]:
+    """Return the lag over time, and the figures of each event.
 
     Raises:
         BenchError: the generator failed, a lag did not end, or the index is wrong.
     """
-    run = Run(scene, scene.new_topic(PARTITIONS), scene.new_index("outage"), rate)
+    topic, index = testbed.new_topic(PARTITIONS), testbed.new_index("outage")
+    group = ObservedGroup(testbed, topic, index, rate)
     command = [*GENERATOR, "--rate", str(rate), "--sensors", str(max(5, rate // 200))]
-    log = (scene.folder / "generator.log").open("wb")
-    generator = subprocess.Popen(command, env=scene.environ(run.topic), stderr=log)
-    asker = KafkaConsumer(
-        bootstrap_servers=scene.kafka,
-        group_id=run.index,
-        request_timeout_ms=ANSWER_MS,
-        session_timeout_ms=ANSWER_MS - 1,  # it never joins the group, but must be the shorter
+    log = (testbed.folder / "generator.log").open("wb")
+    generator = subprocess.Popen(command, env=testbed.environment(topic), stderr=log)
+    client = KafkaConsumer(
+        bootstrap_servers=testbed.address("kafka"),
+        group_id=index,
+        request_timeout_ms=LAG_TIMEOUT_MS,
+        session_timeout_ms=LAG_TIMEOUT_MS - 1,  # it never joins the group, but must be the shorter
         heartbeat_interval_ms=100,
         reconnect_backoff_max_ms=1000,
     )
     events = {}
     try:
-        run.start_consumer()
-        run.wait_for_partitions(PARTITIONS)  # else what goes now is absent at its start
-        while run.seen == [] or not run.is_caught_up() or run.seen[-1][0] < calm_s:
-            run.look(asker)
+        group.start_consumer()
+        group.wait_for_partitions(PARTITIONS)  # an event must not come while the consumer starts
+        while group.lags == [] or not group.is_caught_up() or group.lags[-1][0] < calm_s:
+            group.observe_lag(client)
         for name in names:
-            events[name] = suffer(run, asker, EVENTS[name])
+            events[name] = run_event(group, client, EVENTS[name])
             peak, after_s = events[name]["peak_lag"], events[name]["caught_up_s"]
             say(f"{name:<24}largest lag {peak:>7.0f}, caught up after {after_s:.1f} s")
-            calm_until_s = run.seen[-1][0] + calm_s
-            while run.seen[-1][0] < calm_until_s:
-                run.look(asker)
-        end(generator, stays=True)
+            calm_until_s = group.lags[-1][0] + calm_s
+            while group.lags[-1][0] < calm_until_s:
+                group.observe_lag(client)
+        end(generator, terminate=True)
         if generator.returncode:
             raise BenchError("the generator failed: see its log")
-        while run.seen[-1][1] != 0:
-            run.look(asker)
-        end(run.consumers[-1], stays=True)
-        sent = fingerprint(reading_id(message.value) for message in scene.messages(run.topic))
-        scene.check(run.index, sent)
+        while group.lags[-1][1] != 0:
+            group.observe_lag(client)
+        end(group.consumers[-1], terminate=True)
+        sent = fingerprint(reading_id(message.value) for message in testbed.messages(topic))
+        testbed.check_index(index, sent)
     finally:
-        for process in (generator, *run.consumers):
+        for process in (generator, *group.consumers):
             kill(process)
-        asker.close()
+        client.close()
         log.close()
-    return {"events": events, "lag": run.seen, "readings": sent[0]}
+    return {"events": events, "lag": group.lags, "readings": sent[0]}
 
 
-@command
+@command("bench")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; return the exit code (see the module docstring)."""
-    parser = arguments(__doc__)
-    text = "(default: %(default)s)"
-    parser.add_argument("--rate", type=positive, default=1000, metavar="PER_SECOND", help=text)
-    text = "before and after each event (default: %(default)s)"
-    parser.add_argument("--calm", type=positive, default=10, metavar="SECONDS", help=text)
-    text = f"which, in their order (default: {','.join(EVENTS)})"
-    parser.add_argument("--only", default=",".join(EVENTS), metavar="EVENTS", help=text)
+    parser = option_parser("outage", __doc__)
+    add = partial(parser.add_argument, type=positive)
+    add("--rate", default=1000, metavar="N", help="readings per second")
+    add("--calm", default=10, metavar="SECONDS", help="time before and after each event")
+    add_only(parser, EVENTS, "events, in their order")
     options = parser.parse_args(argv)
-    names = options.only.split(",")
-    if unknown := set(names) - set(EVENTS):
-        parser.error(f"--only: there is no {', '.join(sorted(unknown))}")
-    with own_servers() as scene:
-        found = measure(scene, options.rate, options.calm, names)
-        constants = {"partitions": PARTITIONS, "elasticsearch_away_s": AWAY_S}
-        write_result(scene, "outage", vars(options) | constants, found)
+    with own_servers() as testbed:
+        found = measure(testbed, options.rate, options.calm, options.only.split(","))
+        constants = {"partitions": PARTITIONS, "elasticsearch_away_s": ELASTICSEARCH_AWAY_S}
+        write_result(testbed, "outage", vars(options) | constants, found)
     return 0
 
 

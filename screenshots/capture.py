@@ -1,48 +1,37 @@
-#!/usr/bin/env python3
-"""Take pictures of Discover and of the dashboards in a running Kibana, by a real browser.
+"""Take pictures of Discover and of the dashboards in a running Kibana, with a real browser.
 
-    python screenshots/capture.py --until 2026-06-02T00:00:00Z
-    python screenshots/capture.py --until 2026-06-02T00:00:00Z --hours 1 kibana/data_quality.ndjson
+    python -m screenshots.capture --until 2026-06-02T00:00:00Z
+    python -m screenshots.capture --until 2026-06-02T00:00:00Z --hours 1 kibana/data_quality.ndjson
 
 Every picture has the same window and the same period (--hours up to --until), so that it can be
 taken again. Each page is waited for until all its panels say that they have drawn; notices are
 closed. Needs Playwright and its Chromium: pip install playwright, then playwright install chromium.
 
-Environment (or .env beside README.md; a flag wins over both):
-    KIBANA_URL        default http://localhost:5601
-    KIBANA_SPACE      default: the default space
-    KIBANA_USER, KIBANA_PASSWORD    where security is on
-    CHROMIUM          a Chromium to use instead of Playwright's own
+Environment (or .env beside README.md; a flag wins over both): as for kibana/load.py, and CHROMIUM,
+a Chromium to use instead of Playwright's own.
 
-Exit codes: 0 taken, 1 Kibana does not answer or a page does not draw; 2 wrong usage.
+Exit codes: 0 taken, 1 Kibana does not answer, a page does not draw or a picture cannot be written;
+2 wrong usage or configuration, 130 Ctrl-C.
 """
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
-
-from kibana.server import (  # noqa: E402  # works from any folder
-    FILES,
-    Key,
-    KibanaError,
-    kibana_from,
-    parser,
-    read_objects,
-    wait_for,
-)
+from kafka_to_elasticsearch import number, one_line
+from kibana.client import FILES, Key, kibana_at, kibana_parser, read_objects, wait_for
+from kibana.command_line import command
+from sensor_generator import parse_time
+from stack.console import CommandError, say
 
 FOLDER = Path(__file__).resolve().parent
 HEIGHT = 1080
 APPS = {"search": ("discover", "discover-"), "dashboard": ("dashboards", "")}
 DRAWN_MS = 90_000
-# A panel, once drawn, has data-render-complete="true"; Discover's table says so too.
+# A panel that has drawn has data-render-complete="true"; so has Discover's table.
 ALL_DRAWN = """
   (count) => {
     const items = [...document.querySelectorAll('[data-shared-item]')];
@@ -51,8 +40,8 @@ ALL_DRAWN = """
       && !document.querySelector('[data-test-subj="globalLoadingIndicator"]');
   }
 """
-# Closes what notices there are, and asks whether there was none and each panel, which glides to its
-# place, is where it was at the last question.
+# Closes the notices, and asks whether there was none and each panel, which glides to its place, has
+# not moved since the last question.
 AT_REST = """
   (notices) => {
     const buttons = document.querySelectorAll(notices);
@@ -73,9 +62,9 @@ NOTICES += ', [data-test-subj="dscDocumentExplorerTourCallout"] .euiButtonIcon'
 
 
 def pages_of(ids: Mapping[Key, str], until: datetime, hours: float) -> list[tuple[str, str, int]]:
-    """Return what is taken: file name, path in Kibana, number of panels that must draw.
+    """Return the pages to take: file name, path in Kibana, number of panels that must draw.
 
-    Of all searches and dashboards, those that have an id in Kibana; each keeps its number.
+    They are the searches and dashboards that have an id in Kibana, with their numbers among all.
     """
     start = until - timedelta(hours=hours)
     period = f"time:(from:'{stamp(start)}',to:'{stamp(until)}'),refreshInterval:(pause:!t,value:0)"
@@ -106,7 +95,7 @@ def log_in(page: Any) -> None:
 
 def take(page: Any, url: str, panels: int, file: Path) -> None:
     """Open one page, wait until all its panels have drawn, and save the picture of it whole."""
-    page.goto("about:blank")  # a change behind the # alone would not load the page anew
+    page.goto("about:blank")  # another text after the # would not load the page again
     page.goto(url)
     page.wait_for_function(ALL_DRAWN, arg=panels, timeout=DRAWN_MS)
     window = page.viewport_size
@@ -117,37 +106,44 @@ def take(page: Any, url: str, panels: int, file: Path) -> None:
     page.set_viewport_size(window)
 
 
+@command("capture")
 def main(argv: Sequence[str] | None = None) -> int:
     """Take all pictures; return the exit code (see the module docstring)."""
-    options_of = parser(__doc__ or "")
-    options_of.add_argument("--until", type=datetime.fromisoformat, default=datetime.now(UTC),
-        metavar="TIME", help="end of the period shown, ISO 8601 (default: now)")  # fmt: skip
-    options_of.add_argument("--hours", type=float, default=24.0, help="its length (default: 24)")
-    options_of.add_argument("--width", type=int, default=1920, help="of the window (default: 1920)")
-    options_of.add_argument("--output", type=Path, default=FOLDER, metavar="FOLDER")
-    options = options_of.parse_args(argv)
-    kibana = kibana_from(options)
+    parser = kibana_parser("screenshots.capture", __doc__)
+    now = datetime.now(UTC)
+    text = "end of the period shown, ISO 8601 (default: now)"
+    parser.add_argument("--until", type=parse_time, default=now, metavar="TIME", help=text)
+    text = "length of the period shown (default: 24)"
+    parser.add_argument("--hours", type=number(0.01, 1e5), default=24.0, metavar="N", help=text)
+    text = "of the window, in pixels (default: 1920)"
+    width = number(320, 10_000, int)
+    parser.add_argument("--width", type=width, default=1920, metavar="N", help=text)
+    text = "where the pictures are written (default: screenshots)"
+    parser.add_argument("--output", type=Path, default=FOLDER, metavar="FOLDER", help=text)
+    options = parser.parse_args(argv)
+    if options.until.year < 1970:
+        parser.error("--until: the year is before 1970")
+    kibana = kibana_at(options.url, options.space)
     try:
         from playwright.sync_api import Error, sync_playwright
-    except ImportError:
-        sys.stderr.write("capture: pip install playwright, then playwright install chromium\n")
-        return 1
+    except ImportError as exc:
+        why = "pip install playwright, then playwright install chromium"
+        raise CommandError(why) from exc
+    version = wait_for(kibana, options.wait)
+    ids = kibana.ids([o for file in options.files for o in read_objects(file)])
     try:
-        version = wait_for(kibana, options.wait)
-        ids = kibana.ids([o for file in options.files for o in read_objects(file)])
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM"))
+            browser = playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM") or None)
             window = {"width": options.width, "height": HEIGHT}
             page = browser.new_page(viewport=window, locale="fr-FR", timezone_id="UTC")
             page.goto(f"{kibana.root}/app/home")
             log_in(page)
             for name, path, panels in pages_of(ids, options.until, options.hours):
                 take(page, kibana.root + path, panels, options.output / f"{name}.png")
-                sys.stdout.write(f"{name}.png (Kibana {version})\n")
+                say(f"{name}.png (Kibana {version})")
             browser.close()
-    except (KibanaError, Error) as exc:
-        sys.stderr.write(f"capture: {' '.join(str(exc).split())[:300]}\n")
-        return 1
+    except Error as exc:
+        raise CommandError(one_line(exc)) from exc
     return 0
 
 

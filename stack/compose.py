@@ -1,4 +1,4 @@
-"""Read docker-compose.yml and its overlays, as far as starting the services needs it.
+"""Read docker-compose.yml and its overlays, as far as the start of the services needs it.
 
 Understood: anchors, ${NAME}, ${NAME:-default}, ${NAME:?message}, $$, several -f files merged in
 order, the tags !reset and !override, `environment`, `ports`, `volumes` (short form: a name, or a
@@ -16,14 +16,18 @@ from typing import Any
 
 import yaml
 
-_RESET = object()  # stands for a value tagged !reset: the key goes away when files are merged
+from stack.console import CommandError
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+_RESET = object()  # a value tagged !reset, whose key is removed when files are merged
 _VARIABLE = re.compile(
     r"\$(?:(?P<escaped>\$)|\{(?P<name>\w+)(?::-(?P<default>[^}]*)|:\?(?P<missing>[^}]*))?\})"
 )
 
 
-class StackError(Exception):
-    """What stops the stack, in one line for the user: what is wrong, where, and what to do."""
+class StackError(CommandError):
+    """An error that the user can correct: its text is one line that says what, where, and how."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,14 @@ class Service:
     Attributes:
         image: name without registry or tag, such as "cp-kafka".
         tag: the image's tag, such as "7.9.1".
-        environment: as given to the container.
+        environment: the container's variables.
         ports: container port -> host port, for the published ones.
         volumes: path in the container -> volume name.
-        binds: path in the container -> file or folder of this machine that is seen there.
+        binds: path in the container -> file or folder of this machine that is mounted there.
         configs: path in the container -> content of the file there.
-        command: arguments given to the container, empty for the image's own.
+        command: arguments given to the container; an empty list for the image's own.
         depends_on: names of the services that must be ready before it.
-        profiles: it is started only when one of them is asked for, if there are any.
+        profiles: if there are any, it is started only when one of them is asked for.
         restart: whether Compose starts it again when it ends by itself.
     """
 
@@ -59,7 +63,7 @@ class Service:
 
 
 class _Override(dict[Any, Any]):
-    """A mapping tagged !override: it replaces what earlier files said."""
+    """A mapping tagged !override, which replaces that of earlier files."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -68,7 +72,7 @@ class _Loader(yaml.SafeLoader):
 
 def _override(loader: yaml.SafeLoader, node: yaml.Node) -> _Override:
     if not isinstance(node, yaml.MappingNode):
-        raise StackError(f"!override is understood before a mapping only, not here: {node.value}")
+        raise StackError(f"!override is only understood before a mapping, not here: {node.value}")
     return _Override(loader.construct_mapping(node, deep=True))
 
 
@@ -76,11 +80,17 @@ _Loader.add_constructor("!reset", lambda loader, node: _RESET)
 _Loader.add_constructor("!override", _override)
 
 
+def compose_files(environ: Mapping[str, str]) -> list[Path]:
+    """Return the files that COMPOSE_FILE names, as for Docker Compose, or the usual one."""
+    named = environ.get("COMPOSE_FILE") or "docker-compose.yml"
+    return [PROJECT / name for name in named.split(environ.get("COMPOSE_PATH_SEPARATOR") or ":")]
+
+
 def load_services(files: Sequence[Path], environ: Mapping[str, str]) -> dict[str, Service]:
     """Return the services of the merged files, in an order that respects `depends_on`.
 
     Raises:
-        StackError: a file is missing or is not what Compose would accept.
+        StackError: a file is missing, or Compose would not accept it.
     """
     merged: dict[str, Any] = {}
     for file in files:
@@ -92,7 +102,7 @@ def load_services(files: Sequence[Path], environ: Mapping[str, str]) -> dict[str
             raise StackError(f"{file} is not valid YAML: {' '.join(str(exc).split())}") from exc
         merged = _merge(merged, content)
     merged = _interpolate(merged, environ)
-    folder = files[0].absolute().parent  # what all relative paths start from
+    folder = files[0].absolute().parent  # all relative paths start from the first file
     configs = {n: _config_content(entry, folder) for n, entry in merged.get("configs", {}).items()}
     services = {
         name: _service(name, definition, configs, folder)
@@ -102,17 +112,17 @@ def load_services(files: Sequence[Path], environ: Mapping[str, str]) -> dict[str
 
 
 def _merge(base: Any, overlay: Any) -> Any:
-    """Return base with overlay laid over it: mappings merge, ports add up, all else is replaced."""
+    """Return base merged with overlay: mappings merge, ports add up, all else is replaced."""
     if isinstance(overlay, _Override) or not isinstance(overlay, dict):
         return overlay
     merged = dict(base) if isinstance(base, dict) else {}
     for key, value in overlay.items():
         if value is _RESET:
             merged.pop(key, None)
-        elif key == "volumes" and isinstance(value, list):  # merged by path in the container
+        elif key == "volumes" and isinstance(value, list):  # merged by the path in the container
             known = {entry.split(":")[1]: entry for entry in merged.get(key, [])}
             merged[key] = list((known | {entry.split(":")[1]: entry for entry in value}).values())
-        elif key == "ports" and isinstance(value, list):  # added to those of the files before
+        elif key == "ports" and isinstance(value, list):  # added to those of the earlier files
             merged[key] = list(dict.fromkeys([*merged.get(key, []), *value]))
         else:
             merged[key] = _merge(merged.get(key), value)
@@ -135,7 +145,7 @@ def _interpolate(value: Any, environ: Mapping[str, str]) -> Any:
     def replace(match: re.Match[str]) -> str:
         if match["escaped"]:
             return "$"
-        value = environ.get(match["name"])  # :- and :? are also for an empty one
+        value = environ.get(match["name"])  # :- and :? also apply to an empty value
         if not value and match["missing"] is not None:
             raise StackError(f"{match['name']} is not set: {match['missing']}")
         return value or match["default"] or ""
@@ -144,7 +154,7 @@ def _interpolate(value: Any, environ: Mapping[str, str]) -> Any:
 
 
 def _config_content(entry: Mapping[str, str], folder: Path) -> str:
-    """Return what a config holds: its `content`, else its `file`, in which no variable counts."""
+    """Return a config's `content`, or the text of its `file`, in which variables are kept."""
     if "content" in entry:
         return entry["content"]
     file = folder / entry["file"]

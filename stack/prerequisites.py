@@ -1,11 +1,11 @@
-"""Make sure of the programs that the project needs on this machine.
+"""Check the programs that the project needs on this machine, and install what is missing.
 
     python3 -m stack.prerequisites venv java maven curl compose postgresql
 
-What is missing is installed where that is possible (Debian or Ubuntu, as root or with sudo);
-otherwise the one line to type is printed. Only the standard library is used, as this runs first.
+Installing is possible on Debian or Ubuntu, as root or with sudo; otherwise the command to type is
+printed. This runs before anything else is installed, so it uses only the standard library.
 
-Exit codes: 0 all is there, 1 something is missing, 2 wrong usage.
+Exit codes: 0 all programs are there, 1 one is missing, 2 wrong usage.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ def has_java() -> bool:
 
 
 def has_compose() -> bool:
-    """Return whether a Docker Compose can be started, be it only to check the compose files."""
+    """Return whether Docker Compose can be started; without an engine it checks compose files."""
     if shutil.which("docker-compose"):
         return True
     return bool(shutil.which("docker")) and succeeds(["docker", "compose", "version"])
@@ -42,18 +42,18 @@ def has_venv() -> bool:
 
 
 def has_rsyslog(plugin: str) -> bool:
-    """Return whether rsyslog is installed with a plug-in; each comes as a package of its own."""
+    """Return whether rsyslog is installed with a plug-in; each plug-in has its own package."""
     return any(Path("/usr/lib").glob(f"**/rsyslog/{plugin}.so"))
 
 
 def has_postgresql() -> bool:
-    """Return whether a PostgreSQL server is here; Debian keeps it off the PATH."""
+    """Return whether a PostgreSQL server is installed; on Debian it is not on the PATH."""
     return bool(
         shutil.which("postgres") or list(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     )
 
 
-# Need -> how it is recognised, and the Debian packages that bring it, the preferred one first.
+# Need -> the check for it, and the Debian packages that have it, the preferred one first.
 NEEDS: dict[str, tuple[Callable[[], bool], tuple[str, ...]]] = {
     "venv": (has_venv, ("python3-venv",)),
     "java": (has_java, ("openjdk-17-jre-headless", "openjdk-21-jre-headless")),
@@ -61,7 +61,7 @@ NEEDS: dict[str, tuple[Callable[[], bool], tuple[str, ...]]] = {
     "curl": (lambda: shutil.which("curl") is not None, ("curl",)),
     "postgresql": (has_postgresql, ("postgresql",)),
     "compose": (has_compose, ("docker-compose",)),
-    # A peer of the benches, in two packages; each brings rsyslog itself.
+    # The benches compare with rsyslog. Each of its two plug-ins depends on rsyslog itself.
     "rsyslog-kafka": (lambda: has_rsyslog("imkafka"), ("rsyslog-kafka",)),
     "rsyslog-elasticsearch": (lambda: has_rsyslog("omelasticsearch"), ("rsyslog-elasticsearch",)),
 }

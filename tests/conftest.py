@@ -1,4 +1,4 @@
-"""What all tests share: a clean environment, real servers started once, fresh names."""
+"""Fixtures of all tests: a clean environment, real servers started once, names used only once."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from elasticsearch import Elasticsearch
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.structs import TopicPartition
 
-from stack.__main__ import Stack
+from stack.lifecycle import Stack
 from stack.servers import free_port
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -30,12 +30,17 @@ for name in list(os.environ):
     if name.startswith((*OURS, *ROLES)) and name not in ("STACK_CACHE", "COMPOSE_GO"):
         del os.environ[name]
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
-# It lives for minutes: without Java's slow, thorough compiler it takes half the processor to start.
+# Elasticsearch runs only for minutes here. Without Java's optimising compiler it needs half the
+# processor time to start.
 os.environ["ELASTICSEARCH_HEAP"] = "512m -XX:TieredStopAtLevel=1"
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
-    """Return the condition's first true value; fail, saying what was waited for, after a while."""
+    """Return the condition's first true value, asked for every 0.1 s.
+
+    Raises:
+        pytest.fail.Exception: it was not true within timeout_s; the text says what was waited for.
+    """
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -57,8 +62,8 @@ def new_stack(state: Path, *overlays: str) -> Stack:
 def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    """Real ZooKeeper, Kafka and Elasticsearch, for the whole session; Prometheus can be added."""
-    overlays = ("tests/faults/proxied.yml", "docker-compose.monitoring.yml")
+    """Real ZooKeeper, Kafka and Elasticsearch for the whole session; a test may add Prometheus."""
+    overlays = ("tests/faults/proxied.yml", "extensions/monitoring/compose.yml")
     servers = new_stack(tmp_path_factory.mktemp("stack"), *overlays)
     servers.default = ["kafka", "elasticsearch"]
     try:
@@ -73,9 +78,24 @@ def stack(
         servers.down(wipe=True)
 
 
+def program(name: str) -> list[str]:
+    """Return Python's arguments for a script, by its path, or a module, by its dotted name."""
+    return [name] if name.endswith(".py") else ["-m", name]
+
+
 @dataclass
 class Pipeline:
-    """Fresh names on the real servers, and the two scripts run against them as a user would."""
+    """A topic, an index and a group of its own on the real servers, and the scripts run on them.
+
+    Attributes:
+        kafka: the broker, HOST:PORT.
+        elasticsearch: the URL.
+        topic: its messages and, in `<topic>.dead-letter`, the dead letters.
+        index: of the readings.
+        group: the consumer group.
+        client: a client of Elasticsearch.
+        started: processes that are killed when the test ends.
+    """
 
     kafka: str
     elasticsearch: str
@@ -87,10 +107,12 @@ class Pipeline:
 
     @property
     def dead_letter_index(self) -> str:
+        """The index in which Kibana shows the dead letters."""
         return f"sensors_dead_{self.topic}"
 
     @property
     def environ(self) -> dict[str, str]:
+        """The environment of a script that uses these names."""
         return {
             **os.environ,
             "KAFKA_BOOTSTRAP_SERVERS": self.kafka,
@@ -103,9 +125,8 @@ class Pipeline:
 
     def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
         """Start a script by its path, or a module by its dotted name, from the project's folder."""
-        program = [script] if script.endswith(".py") else ["-m", script]
         process = subprocess.Popen(
-            [sys.executable, *program, *arguments],
+            [sys.executable, *program(script), *arguments],
             cwd=PROJECT,
             env=self.environ,
             stdout=subprocess.PIPE,
@@ -116,7 +137,7 @@ class Pipeline:
         return process
 
     def run(self, script: str, *arguments: str, code: int = 0) -> tuple[str, str]:
-        """Run a script to its end, check its exit code; return what it wrote to stdout, stderr."""
+        """Run a script to its end and check its exit code; return its stdout and stderr."""
         process = self.start(script, *arguments)
         out, err = process.communicate(timeout=240)
         assert process.returncode == code, err
@@ -124,16 +145,17 @@ class Pipeline:
         return out, err
 
     def generate(self, *arguments: str) -> str:
+        """Run the generator to its end; return its log."""
         return self.run("sensor_generator.py", *arguments)[1]
 
     def generate_faulty(self, *arguments: str) -> str:
-        """Run the generator with faults: it takes --fault and --ledger besides its options."""
+        """Run the generator that also takes --fault and --ledger; return its log."""
         return self.run("tools.faulty_sensors", *arguments)[1]
 
     def consume(self, *arguments: str, code: int = 0) -> str:
-        return self.run(
-            "kafka_to_elasticsearch.py", "--exit-when-idle", "2", *arguments, code=code
-        )[1]
+        """Run the consumer until it has read everything; return its log."""
+        idle = ("--exit-when-idle", "2")
+        return self.run("kafka_to_elasticsearch.py", *idle, *arguments, code=code)[1]
 
     def send(self, *values: bytes | None, key: bytes = b"k") -> None:
         """Send raw messages to partition 0."""
@@ -142,12 +164,12 @@ class Pipeline:
                 future.get(timeout=30)
 
     def messages(self, topic: str | None = None) -> list[Any]:
-        """Return everything a topic holds."""
+        """Return all messages of a topic, by default of the one that is consumed."""
         topic = topic or self.topic
         options = {"bootstrap_servers": self.kafka, "isolation_level": "read_committed"}
         with closing(KafkaConsumer(**options)) as consumer:
             partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
-            if not partitions:  # nobody has created it yet
+            if not partitions:  # the topic does not exist yet
                 return []
             ends = consumer.end_offsets(partitions)
             consumer.assign(partitions)
@@ -159,25 +181,31 @@ class Pipeline:
             return found
 
     def dead_letters(self) -> list[Any]:
+        """Return the messages of the dead-letter topic."""
         return self.messages(f"{self.topic}.dead-letter")
 
     def documents(self, index: str | None = None) -> dict[str, dict[str, Any]]:
-        """Return an index's documents by id."""
+        """Return the documents of an index by id, fewer than 10,000."""
         index = index or self.index
         self.client.indices.refresh(index=index)
         answer = self.client.search(index=index, size=10_000)
         assert answer["hits"]["total"]["value"] < 10_000
         return {hit["_id"]: hit["_source"] for hit in answer["hits"]["hits"]}
 
+    def count(self) -> int:
+        """Return the number of documents in the index, 0 while it does not exist."""
+        self.client.indices.refresh(index=self.index, ignore_unavailable=True)
+        return int(self.client.count(index=self.index, ignore_unavailable=True)["count"])
+
     def ends(self) -> int:
-        """Return the number of offsets that the topic has given, over all partitions."""
+        """Return the sum of the end offsets of the topic's partitions."""
         with closing(KafkaConsumer(bootstrap_servers=self.kafka)) as consumer:
             numbers = consumer.partitions_for_topic(self.topic)
             partitions = [TopicPartition(self.topic, number) for number in numbers]
             return sum(consumer.end_offsets(partitions).values())
 
     def committed_offsets(self) -> dict[int, int]:
-        """Return what the group has committed, by partition; 0 where it has not."""
+        """Return the group's committed offset of each partition; 0 where there is none."""
         options = {"bootstrap_servers": self.kafka, "group_id": self.group}
         with closing(KafkaConsumer(**options)) as consumer:
             numbers = consumer.partitions_for_topic(self.topic)
@@ -190,7 +218,7 @@ class Pipeline:
 
 @pytest.fixture
 def pipeline(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Pipeline]:
-    """A topic, an index and a group that no other test knows."""
+    """A topic, an index and a group that no other test uses."""
     stem = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40]
     name = f"{stem}-{uuid4().hex[:8]}"
     url = f"http://{stack.servers['elasticsearch'].address}"
@@ -198,7 +226,7 @@ def pipeline(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Pipeline]
         index = f"sensors_{name}"  # tools/retention.py deletes only from such indices
         pipeline = Pipeline(stack.servers["kafka"].address, url, name, index, name, client)
         yield pipeline
-        for process in pipeline.started:  # what a failed test has left running
+        for process in pipeline.started:  # a failed test may have left some running
             with process:
                 process.kill()
         for index in (pipeline.index, pipeline.dead_letter_index):
@@ -209,7 +237,7 @@ def pipeline(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Pipeline]
 
 
 def interrupt(process: subprocess.Popen[str], signum: signal.Signals = signal.SIGTERM) -> str:
-    """Send a signal, wait for the end, require exit code 0; return what was written to stderr."""
+    """Send a signal to a process, wait until it ends with exit code 0; return its stderr."""
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

@@ -1,27 +1,23 @@
-"""How the tools reach the servers: by the addresses of the two scripts, each in a role of its own.
+"""How the tools reach the servers: at the addresses of the two scripts, each tool in its own role.
 
-Environment: as the scripts; the names of users and passwords have the role before them.
+Environment: as the two scripts, but the variables of user and password begin with the tool's role.
 """
 
-import argparse
-import io
 import logging
 import os
-import sys
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from elasticsearch import ApiError, Elasticsearch, TransportError
-from elasticsearch.helpers import ScanError
+from elasticsearch.helpers import BulkIndexError, ScanError
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError, NoBrokersAvailable
 
-import kafka_to_elasticsearch
 from kafka_to_elasticsearch import (
-    SetupError,
     elasticsearch_security,
     elasticsearch_urls,
     index_name,
@@ -32,66 +28,49 @@ from kafka_to_elasticsearch import (
     shown_urls,
     topic_name,
 )
+from kibana.command_line import variable
+from stack.console import CommandError
 
-ENV_FILE = Path(__file__).resolve().parent.parent / ".env"
 CONNECT_TIMEOUT_MS = 10_000
 ANSWER_TIMEOUT_MS = 30_000
-ELASTICSEARCH_ERRORS = (ApiError, TransportError, ScanError)
+ELASTICSEARCH_ERRORS = (ApiError, TransportError, ScanError, BulkIndexError)
 
 Offsets = dict[TopicPartition, int]
 
 
-def load_env() -> None:
-    """Read .env; the real environment wins. Exit with code 2, in one line, where it is wrong."""
-    try:
-        kafka_to_elasticsearch.load_env(ENV_FILE)
-    except SetupError as exc:
-        sys.stderr.write(f"{exc}\n")
-        raise SystemExit(2) from None
-
-
-def variable(name: str, kind: Callable[[str], str], default: str) -> str:
-    """Return an environment variable's value, if the scripts would take it too.
-
-    Raises:
-        SetupError: they would not.
-    """
-    try:
-        return kind(os.environ.get(name) or default)
-    except argparse.ArgumentTypeError as exc:
-        raise SetupError(f"{name}: {exc}") from None
+# Addresses and names; each function raises SetupError where the scripts would refuse the value.
 
 
 def kafka_servers() -> str:
-    """Return the brokers' addresses. Raises SetupError: they are none."""
+    """Return the brokers' addresses, HOST:PORT with commas between."""
     return variable("KAFKA_BOOTSTRAP_SERVERS", server_list, "localhost:9092")
 
 
 def kafka_topic() -> str:
-    """Return the topic of the readings. Raises SetupError: Kafka allows no such name."""
+    """Return the topic of the readings."""
     return variable("KAFKA_TOPIC", topic_name, "smart-city-sensors")
 
 
 def elasticsearch_index() -> str:
-    """Return the index of the readings. Raises SetupError: it is no name of one index."""
+    """Return the index of the readings."""
     return variable("ELASTICSEARCH_INDEX", index_name, "sensors_data")
 
 
+def dead_letter_index() -> str:
+    """Return the index of the dead letters."""
+    return variable("ELASTICSEARCH_DEAD_LETTER_INDEX", index_name, "sensors_dead_letters")
+
+
 def elasticsearch_url() -> str:
-    """Return Elasticsearch's addresses, with commas between. Raises SetupError: they are none."""
+    """Return Elasticsearch's addresses, with commas between."""
     return variable("ELASTICSEARCH_URL", elasticsearch_urls, "http://localhost:9200")
-
-
-def with_dated(index: str) -> str:
-    """Return an index and those of days or months beside it, which the Spark variant writes."""
-    return f"{index},{index}-*.*"
 
 
 # Kafka
 
 
 def keep_kafka_errors() -> None:
-    """Let kafka-python print nothing: what concerns the user, we say."""
+    """Keep kafka-python's log from the user, who gets its last error in our own line."""
     logger = logging.getLogger("kafka")
     logger.addHandler(last_kafka_error)
     logger.propagate = False
@@ -108,7 +87,9 @@ def kafka_options(role: str) -> dict[str, Any]:
 
 
 def existing_topics(servers: str, security: Mapping[str, Any]) -> set[str]:
-    """Return the topics that Kafka shows us. Ask this first: other calls wait for ever if refused.
+    """Return the topics that Kafka shows us.
+
+    This is asked first, because kafka-python's other calls wait for ever when Kafka refuses us.
 
     Raises:
         KafkaError: Kafka does not answer, or does not let us in.
@@ -118,7 +99,7 @@ def existing_topics(servers: str, security: Mapping[str, Any]) -> set[str]:
 
 
 def kafka_admin(servers: str, security: Mapping[str, Any]) -> KafkaAdminClient:
-    """Return an administrator's client, when Kafka has let it in.
+    """Return an administrator's client, once Kafka has let it in.
 
     Raises:
         KafkaError: Kafka does not answer, or does not let us in.
@@ -129,18 +110,18 @@ def kafka_admin(servers: str, security: Mapping[str, Any]) -> KafkaAdminClient:
             api_version_auto_timeout_ms=CONNECT_TIMEOUT_MS,
             **security,
         )
-    except (OSError, ValueError) as exc:  # of TLS, of the address
+    except (OSError, ValueError) as exc:  # a certificate or an address is wrong
         raise NoBrokersAvailable(one_line(exc)) from exc
-    except KafkaError as exc:  # it says that nobody answers; the log says why
+    except KafkaError as exc:  # it only says that no broker answers; the log says why
         raise NoBrokersAvailable(last_kafka_error.text or one_line(exc)) from exc
 
 
 def kafka_consumer(servers: str, security: Mapping[str, Any], **options: Any) -> KafkaConsumer:
-    """Return a consumer that reads what is committed, and commits nothing by itself."""
+    """Return a consumer that reads committed messages only, and commits no offset by itself."""
     common = {
         "bootstrap_servers": servers.split(","),
         "enable_auto_commit": False,
-        "auto_offset_reset": "earliest",  # when retention overtakes us, go on behind it
+        "auto_offset_reset": "earliest",  # where retention has deleted what comes next
         "isolation_level": "read_committed",
         "api_version_auto_timeout_ms": CONNECT_TIMEOUT_MS,
         "request_timeout_ms": ANSWER_TIMEOUT_MS,
@@ -153,20 +134,26 @@ def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
     """Return the partitions of a topic that exists, sorted.
 
     Raises:
-        KafkaError: Kafka tells none, as when it goes away now.
+        KafkaError: Kafka names none, for instance because it has just gone away.
     """
     if not (numbers := consumer.partitions_for_topic(topic)):
-        raise KafkaError(f"it tells no partition of {topic}")
+        raise KafkaError(f"it names no partition of {topic}")
     return [TopicPartition(topic, number) for number in sorted(numbers)]
 
 
 def read_between(
     consumer: KafkaConsumer, begin: Offsets, end: Offsets, at_once: int
 ) -> Iterator[list[Any]]:
-    """Yield the messages from begin to before end, up to at_once, each partition in order.
+    """Yield the messages of each partition in order, in lists of at_once messages at most.
+
+    Args:
+        consumer: assigned to nothing yet.
+        begin: the first offset to read in each partition.
+        end: the offset after the last one to read in each partition.
+        at_once: the length of a list, at most.
 
     Raises:
-        KafkaTimeoutError: Kafka has ceased to deliver.
+        KafkaTimeoutError: Kafka has delivered nothing for ANSWER_TIMEOUT_MS.
     """
     left = {partition for partition in begin if begin[partition] < end[partition]}
     consumer.assign(sorted(left))
@@ -178,7 +165,7 @@ def read_between(
         messages = [m for p, some in polled.items() for m in some if m.offset < end[p]]
         if messages:
             yield messages
-        # By position: a transaction's marker has an offset, but is no message to count.
+        # Positions are compared, since a transaction's marker has an offset and is not delivered.
         at = {p: consumer.position(p, timeout_ms=ANSWER_TIMEOUT_MS) or 0 for p in left}
         reached = {p for p in left if at[p] >= end[p]}
         consumer.pause(*reached)
@@ -187,7 +174,7 @@ def read_between(
             last = time.monotonic()
         elif time.monotonic() - last > ANSWER_TIMEOUT_MS / 1000:
             names = ", ".join(sorted({partition.topic for partition in left}))
-            raise KafkaTimeoutError(f"it delivers nothing any more of {names}")
+            raise KafkaTimeoutError(f"it delivers nothing more of {names}")
 
 
 # Elasticsearch
@@ -197,17 +184,54 @@ def elasticsearch_client(role: str) -> Elasticsearch:
     """Return a client of Elasticsearch, which has not been asked anything yet.
 
     Raises:
-        SetupError: a variable is missing or wrong, or a password would go there in the clear.
+        SetupError: a variable is missing or wrong, or a password would be sent unencrypted.
     """
     urls = elasticsearch_url()
     security = elasticsearch_security(os.environ, role, urls)
     return Elasticsearch(urls.split(","), request_timeout=60, **security)
 
 
-# What a user sees of it
+def dated_period(name: str, index: str) -> tuple[datetime, datetime] | None:
+    """Return the day or month (UTC) of a dated index: its start and its end, which is not in it.
+
+    None means that the name is not that of a dated index beside `index`.
+
+    >>> [f"{edge:%F}" for edge in dated_period("sensors_data-2026.12", "sensors_data") or ()]
+    ['2026-12-01', '2027-01-01']
+    >>> dated_period("sensors_data-2026.02.30", "sensors_data")
+    >>> dated_period("sensors_data_x", "sensors_data")
+    """
+    match = re.fullmatch(rf"{re.escape(index)}-(\d{{4}})\.(\d\d)(?:\.(\d\d))?", name)
+    if not match:
+        return None
+    try:
+        start = datetime(int(match[1]), int(match[2]), int(match[3] or 1), tzinfo=UTC)
+        if match[3]:
+            return start, start + timedelta(days=1)
+        return start, (start + timedelta(days=31)).replace(day=1)
+    except (ValueError, OverflowError):  # there is no such day
+        return None
 
 
-def failure(exc: BaseException, role: str) -> str:
+def with_dated(client: Elasticsearch, index: str) -> str:
+    """Return an index and those of days or months beside it, which the Spark variant writes.
+
+    They are given as a pattern, because the names of a year's indices make too long a URL. Other
+    indices that match the pattern are excluded by name.
+
+    Raises:
+        ApiError, TransportError: Elasticsearch does not answer, or refuses.
+    """
+    pattern = f"{index}-*.*"
+    matching = client.indices.get(index=pattern, filter_path="*.aliases")
+    others = [f"-{name}" for name in matching if not dated_period(name, index)]
+    return ",".join([index, pattern, *others])
+
+
+# What the user is told.
+
+
+def failure(exc: Exception, role: str) -> str:
     """Return in one line what went wrong; for a server, where it is and as whom we came."""
     if isinstance(exc, KafkaError):
         return f"Kafka at {kafka_servers()}, as {role}: {one_line(exc)}"
@@ -216,22 +240,14 @@ def failure(exc: BaseException, role: str) -> str:
     return one_line(exc)
 
 
-def run(main: Callable[[], int]) -> int:
-    """Return the exit code of a tool's main, without a trace when its output cannot be written."""
-    if sys.stdout is None:  # closed by the shell's >&-
-        sys.stdout = io.StringIO()
+@contextmanager
+def asking_servers(role: str) -> Iterator[None]:
+    """Turn an error of a server into a CommandError, which says where it is and as whom we came.
+
+    Raises:
+        CommandError: Kafka or Elasticsearch does not answer, or refuses.
+    """
     try:
-        try:
-            return main()
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:  # its reader has left, as `head` does
-        why = ""
-    except OSError as exc:
-        why = f"{exc.filename or 'standard output'}: {exc.strerror or exc}\n"
-    except KeyboardInterrupt:
-        return 130
-    sys.stderr.write(why)
-    # What is still in the buffer is not tried again at the end of the process.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
+        yield
+    except (KafkaError, *ELASTICSEARCH_ERRORS) as exc:
+        raise CommandError(failure(exc, role)) from exc

@@ -1,30 +1,30 @@
-#!/usr/bin/env python3
 """Show the pipeline at work, on running servers: `make demo` starts them and calls this.
 
-Back-fills the last 24 hours (or what is missing of them), runs both scripts live for half a minute,
-checks that what is in the topic is exactly what is indexed, and prints what the dashboard shows.
-The output is in French, like the dashboards.
+It back-fills the last 24 hours (or what is missing of them), runs both scripts live for half a
+minute, checks that what is in the topic is exactly what is indexed, and prints what the dashboard
+shows. The output is in French, like the dashboards.
 
-Environment (or .env): as the two scripts. Exit codes: 0 all agrees, 1 a step has failed (its name
-stands last), 2 wrong configuration.
+Environment (or .env): as the two scripts, with VERIFIER_ in the place of CONSUMER_ for the check;
+for Kibana, as kibana/load.py.
+
+Exit codes: 0 all agrees, 1 a step has failed (its name stands last), 2 wrong usage or
+configuration, 130 Ctrl-C, 143 SIGTERM; whatever it is, the scripts end too.
 """
 
-import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from elasticsearch import Elasticsearch
 from kafka.errors import KafkaError
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
-
-from kafka_to_elasticsearch import SetupError  # noqa: E402  # works from any folder
-from kibana.server import KibanaError, kibana_at  # noqa: E402
-from tools.connection import (  # noqa: E402
+from kibana.client import Kibana, KibanaError, default_url, kibana_at
+from kibana.command_line import PROJECT, command, load_env
+from stack.console import command_parser, say
+from tools.connection import (
     ELASTICSEARCH_ERRORS,
     elasticsearch_client,
     elasticsearch_index,
@@ -32,33 +32,25 @@ from tools.connection import (  # noqa: E402
     kafka_options,
     kafka_servers,
     kafka_topic,
-    load_env,
-    run,
     with_dated,
 )
-from tools.verify import print_verdict, verify  # noqa: E402
+from tools.verify import print_verdict, verify
 
 ROLE = "VERIFIER"
 LIVE_S = 30
 WITHIN_S = 300  # the scripts must have ended
 BACKFILL_INTERVAL_S = ("10", "30")  # of one sensor: about 22 000 readings in 24 hours
-SEED = ("--seed", "42")  # of both generators: one weather
-MALFORMED = "0.005"  # of them, so that there are dead letters to see
-CO2_BINS = ((None, 430), (430, 450), (450, 500), (500, 600), (600, 800), (800, None))
+SEED = ("--seed", "42")  # the same for both generators, so that they have the same weather
+MALFORMED_RATE = "0.005"  # so that there are dead letters to see
+CO2_BINS = ((None, 430), (430, 450), (450, 500), (500, 600), (600, 800), (800, None))  # ppm
 
 
-def say(line: str = "") -> None:
-    """Print a line at once, also into a pipe."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+def french(number: float | None) -> str:
+    """Return a number with one decimal after a comma, or a dash where there is none."""
+    return "—" if number is None else f"{number:.1f}".replace(".", ",")
 
 
-def french(number: float) -> str:
-    """Return a number with one decimal, behind a comma."""
-    return f"{number:.1f}".replace(".", ",")
-
-
-def command(program: str, *arguments: str) -> list[str]:
+def python(program: str, *arguments: str) -> list[str]:
     """Return the command line of a script, or of a module of the project."""
     start = [program] if program.endswith(".py") else ["-m", program]
     return [sys.executable, *start, *arguments]
@@ -68,7 +60,7 @@ def last_reading(client: Elasticsearch, index: str) -> datetime | None:
     """Return the time of the newest reading in the index, None when there is none."""
     if not client.indices.exists(index=index):
         return None
-    index = with_dated(index)
+    index = with_dated(client, index)
     client.indices.refresh(index=index)
     newest = client.search(index=index, size=0, aggs={"newest": {"max": {"field": "timestamp"}}})
     value = newest["aggregations"]["newest"]["value"]
@@ -78,8 +70,8 @@ def last_reading(client: Elasticsearch, index: str) -> datetime | None:
 def run_pipeline(client: Elasticsearch, index: str) -> list[str]:
     """Run the generator (live and back-fill) beside the consumer; return which of them failed.
 
-    A second demonstration goes on where the first ended: two runs must not give two values for
-    one sensor at one time.
+    A second demonstration goes on where the first ended, so that a sensor never gets two different
+    readings of one time.
     """
     now = datetime.now(UTC)
     begin = now - timedelta(hours=24)
@@ -94,20 +86,26 @@ def run_pipeline(client: Elasticsearch, index: str) -> list[str]:
     )
     live = ("--duration", str(LIVE_S), "--start", now.isoformat())
     period = ("--start", begin.isoformat(), "--backfill", f"{period_s:f}s")
-    malformed = ("--interval", *BACKFILL_INTERVAL_S, "--fault", f"malformed={MALFORMED}")
-    return run_together({
-        "le générateur en direct": command("sensor_generator.py", *SEED, *live),
-        "le rattrapage": command("tools.faulty_sensors", *SEED, *period, *malformed),
-        "le consommateur": command("kafka_to_elasticsearch.py", "--exit-when-idle", "4"),
-    })  # fmt: skip
+    malformed = ("--interval", *BACKFILL_INTERVAL_S, "--fault", f"malformed={MALFORMED_RATE}")
+    commands = {
+        "le générateur en direct": python("sensor_generator.py", *SEED, *live),
+        "le rattrapage": python("tools.faulty_sensors", *SEED, *period, *malformed),
+        "le consommateur": python("kafka_to_elasticsearch.py", "--exit-when-idle", "4"),
+    }
+    return run_together(commands)
 
 
 def run_together(commands: dict[str, list[str]]) -> list[str]:
-    """Run commands side by side until all have ended; return the names of those that failed."""
+    """Run commands side by side until all have ended; return the names of those that failed.
+
+    None of them goes on after this function has ended, however it ends.
+    """
     failed = []
-    running = {name: subprocess.Popen(line, cwd=PROJECT) for name, line in commands.items()}
+    running: dict[str, subprocess.Popen[bytes]] = {}
     deadline = time.monotonic() + WITHIN_S
     try:
+        for name, line in commands.items():
+            running[name] = subprocess.Popen(line, cwd=PROJECT)
         for name, process in running.items():
             try:
                 if code := process.wait(timeout=max(0, deadline - time.monotonic())):
@@ -116,7 +114,8 @@ def run_together(commands: dict[str, list[str]]) -> list[str]:
                 failed.append(f"{name} (pas fini après {WITHIN_S} s)")
     finally:
         for process in running.values():
-            process.terminate()  # nothing to one that has ended
+            process.terminate()  # without effect on one that has ended
+        for process in running.values():
             process.wait()
     return failed
 
@@ -125,9 +124,10 @@ def print_tables(client: Elasticsearch, index: str) -> None:
     """Print what the dashboard shows first: temperature, current humidity, CO2 levels."""
     bins = [{"from": low, "to": high} for low, high in CO2_BINS]
     ranges = [{name: edge for name, edge in one.items() if edge is not None} for one in bins]
-    newest = {"size": 1, "sort": [{"timestamp": "desc"}], "_source": ["humidity", "timestamp"]}
+    by_time = [{"timestamp": {"order": "desc", "unmapped_type": "date"}}]
+    newest = {"size": 1, "sort": by_time, "_source": ["humidity"]}
     answer = client.search(
-        index=with_dated(index),
+        index=with_dated(client, index),
         size=0,
         track_total_hits=True,
         aggs={
@@ -145,7 +145,7 @@ def print_tables(client: Elasticsearch, index: str) -> None:
     found = answer["aggregations"]
     say("Capteur       Mesures   Température moyenne   Humidité actuelle")
     for sensor in found["sensors"]["buckets"]:
-        current = french(sensor["newest"]["hits"]["hits"][0]["_source"]["humidity"])
+        current = french(sensor["newest"]["hits"]["hits"][0]["_source"].get("humidity"))
         average = french(sensor["temperature"]["value"])
         say(f"{sensor['key']:<12} {sensor['doc_count']:>8}   {average:>16} °C   {current:>15} %")
     total = answer["hits"]["total"]["value"]
@@ -153,30 +153,32 @@ def print_tables(client: Elasticsearch, index: str) -> None:
     say("\nNiveau de CO2          Mesures")
     most = max(bucket["doc_count"] for bucket in found["co2"]["buckets"]) or 1
     for (low, high), bucket in zip(CO2_BINS, found["co2"]["buckets"], strict=True):
-        label = (
-            f"{low} à {high}" if low and high else f"moins de {high}" if high else f"{low} et plus"
-        )
+        label = f"{low} à {high}"
+        if low is None:
+            label = f"moins de {high}"
+        elif high is None:
+            label = f"{low} et plus"
         bar = "█" * round(30 * bucket["doc_count"] / most)
         say(f"{label:<14} ppm {bucket['doc_count']:>10}  {bar}")
 
 
-def kibana_answers(url: str) -> bool:
-    """Return whether a Kibana answers there."""
+def is_ready(kibana: Kibana) -> bool:
+    """Return whether a Kibana answers, and is ready."""
     try:
-        return bool(kibana_at(url).version())
+        return bool(kibana.version())
     except KibanaError:
         return False
 
 
-def show_dashboards(kibana: str) -> bool:
-    """Import the dashboards where Kibana runs, draw them where it does not; say where they are."""
-    if kibana_answers(kibana):
+def show_dashboards(kibana: Kibana) -> bool:
+    """Import the dashboards into Kibana, or draw them where it does not run; return success."""
+    if is_ready(kibana):
         say("\n── Les tableaux de bord, dans Kibana\n")
-        line = command("kibana/import.py", "--url", kibana)
+        module = "kibana.load"
     else:
         say("\n── Les tableaux de bord, sans Kibana (il demande Docker) : une page à ouvrir\n")
-        line = command("kibana/preview.py")
-    return subprocess.run(line, cwd=PROJECT, check=False).returncode == 0
+        module = "tools.preview"
+    return subprocess.run(python(module), cwd=PROJECT, check=False).returncode == 0
 
 
 def print_next_steps() -> None:
@@ -210,19 +212,17 @@ def check(client: Elasticsearch, index: str) -> list[str]:
     return failed
 
 
-def main() -> int:
+@command("demo")
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the demonstration; return the exit code (see the module docstring)."""
+    command_parser("tools.demo", __doc__).parse_args(argv)
     load_env()
     began = time.monotonic()
-    try:
-        kafka_servers(), kafka_topic(), kafka_options(ROLE)
-        client, index = elasticsearch_client(ROLE), elasticsearch_index()
-    except SetupError as exc:
-        sys.stderr.write(f"demo: {exc}\n")
-        return 2
+    kafka_servers(), kafka_topic(), kafka_options(ROLE)  # so that a wrong one is said now
+    client, index = elasticsearch_client(ROLE), elasticsearch_index()
+    kibana = kibana_at(default_url())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # run_together ends the scripts then
     failed = check(client, index)
-    kibana = os.environ.get("KIBANA_URL")
-    kibana = kibana or f"http://127.0.0.1:{os.environ.get('KIBANA_HOST_PORT') or 5601}"
     if not show_dashboards(kibana):
         failed.append("les tableaux de bord")
     if failed:
@@ -235,4 +235,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(main())

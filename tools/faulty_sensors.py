@@ -1,18 +1,17 @@
-#!/usr/bin/env python3
-"""Simulate sensors that go wrong, and note what was sent: sensor_generator.py with labelled faults.
+"""Simulate sensors that go wrong, as sensor_generator.py with labelled faults; note what was sent.
 
     python -m tools.faulty_sensors --backfill 1h --fault spike=0.01 --ledger ledger.csv
     python -m tools.faulty_sensors --console --fault drift=0.001 --fault malformed=0.02
 
-All options of sensor_generator.py count here too, and its environment; without faults the same
-bytes are sent. The same --seed gives the same faults.
+It takes all options of sensor_generator.py, and reads the same environment; without faults it sends
+the same bytes. The same --seed gives the same faults.
 
---fault KIND=RATE, as often as you like; RATE is the chance that one begins at a reading of a
-sensor, while none of its kind lasts. All but malformed stay valid.
+--fault KIND=RATE may be given for several kinds; RATE is the chance that a fault of the kind begins
+at a reading of a sensor, while none of that kind lasts. All but malformed readings stay valid.
 
     spike          one field of one reading far off
-    drift          temperature and humidity wander off, for some minutes
-    stuck          the same values again and again, for some minutes
+    drift          temperature and humidity move away, for some minutes
+    stuck          the same values repeat, for some minutes
     unit           humidity as a share (0.48) instead of % (48), for some minutes
     clock_skew     times up to an hour ahead, for some minutes
     dropout        nothing is sent, for some minutes
@@ -23,10 +22,10 @@ sensor, while none of its kind lasts. All but malformed stay valid.
 
 --ledger FILE notes every message, as CSV: id (sensor_id@timestamp, empty when malformed), partition
 and offset as acknowledged (empty when not), CRC-32 of its bytes, label (its faults, joined by +).
-`tools/verify.py --ledger FILE` compares it with what is in Elasticsearch.
+`python -m tools.verify --ledger FILE` compares it with what is in Elasticsearch.
 
-Exit codes: 0 done or stopped cleanly, 1 Kafka unreachable, a message not acknowledged or printed or
-the ledger not complete, 2 wrong usage or configuration.
+Exit codes: 0 done or stopped cleanly, 1 Kafka unreachable, a message not acknowledged or printed,
+or the ledger cannot be written; 2 wrong usage or configuration.
 """
 
 import csv
@@ -35,7 +34,6 @@ import itertools
 import json
 import math
 import random
-import sys
 import threading
 import zlib
 from argparse import ArgumentTypeError, Namespace
@@ -48,10 +46,8 @@ from typing import Any, NamedTuple
 from kafka import KafkaProducer
 from kafka.future import Future
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
-
-import sensor_generator as generator  # noqa: E402  # works from any folder
+import sensor_generator as generator
+from kibana.command_line import ENV_FILE
 
 FAULTS = (
     "spike",
@@ -65,8 +61,8 @@ FAULTS = (
     "out_of_order",
     "malformed",
 )
-EPISODE_S = (60, 600)  # how long a fault lasts, when it does
-# What a working sensor can read; a faulty one stays within, or it is malformed.
+EPISODE_S = (60, 600)  # how long a fault lasts, unless it is of one reading only
+# What a working sensor can read; a reading beyond these limits is malformed.
 LIMITS: dict[str, tuple[float, float]] = {
     "temperature": (-40, 60),
     "humidity": (0, 100),
@@ -80,7 +76,7 @@ FRACTIONAL = {"temperature", "humidity"}
 
 
 def within_limits(reading: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the reading with each measured field moved to its nearest limit, if it is beyond."""
+    """Return the reading, each field that is beyond a limit set to that limit."""
     limited = {n: min(max(reading[n], low), high) for n, (low, high) in LIMITS.items()}
     return {**reading, **limited}
 
@@ -95,7 +91,7 @@ def spiked(reading: dict[str, Any], rng: random.Random) -> dict[str, Any]:
 
 
 def drifted(reading: dict[str, Any], minutes: float) -> dict[str, Any]:
-    """Return the reading of a sensor that has been wandering off for so long."""
+    """Return the reading of a sensor that has drifted for so many minutes."""
     warmer_c, drier_pct = 0.8 * minutes, 1.5 * minutes
     return {
         **reading,
@@ -105,7 +101,7 @@ def drifted(reading: dict[str, Any], minutes: float) -> dict[str, Any]:
 
 
 def malformed(reading: dict[str, Any], rng: random.Random) -> tuple[str, bytes]:
-    """Return a label that says what is wrong, and bytes that are not a reading."""
+    """Return the label malformed:KIND, and bytes that are not a reading for that reason."""
     text = json.dumps(reading)
     name = rng.choice(list(LIMITS))
     without = {field: value for field, value in reading.items() if field != name}
@@ -125,23 +121,23 @@ def malformed(reading: dict[str, Any], rng: random.Random) -> tuple[str, bytes]:
     return f"malformed:{kind}", value.encode() if isinstance(value, str) else value
 
 
-# What goes wrong with one sensor, and what it sends.
+# What one sensor sends, with its faults.
 
 
 class Message(NamedTuple):
     """What is sent, as Sender.send takes it."""
 
-    sensor_id: str  # whose; the key
+    sensor_id: str  # the key
     value: bytes
     reading_id: str  # sensor_id@timestamp, or empty when it is not a reading
     label: str  # its faults, joined by "+"; empty when there is none
 
 
 class Faults:
-    """What goes wrong with one sensor.
+    """The faults of one sensor.
 
-    Each kind has random numbers of its own: asking for one more changes nothing about the others,
-    but that a dropout takes their readings.
+    Each kind has random numbers of its own, so that adding one kind does not change the others,
+    except that a dropout takes their readings away.
     """
 
     def __init__(self, options: Namespace, sensor_id: str) -> None:
@@ -151,12 +147,12 @@ class Faults:
         self.ends_ms: dict[str, float] = {}
         self.stuck: dict[str, Any] = {}
         self.ahead_ms = 0
-        self.taken_ms: set[int] = set()  # by readings whose clock was ahead ...
-        self.oldest_ms: list[int] = []  # ... and the same as a heap
-        self.held: list[Message] = []  # sent out of order: after the next
+        self.taken_ms: set[int] = set()  # times of readings whose clock was ahead ...
+        self.oldest_ms: list[int] = []  # ... and the same times as a heap
+        self.held: list[Message] = []  # waits for the next one, to be sent out of order
 
     def strikes(self, kind: str, time_ms: int, lasts: bool = False) -> bool:
-        """Return whether a fault begins at this reading, or lasts still."""
+        """Return whether a fault begins at this reading, or still lasts."""
         if time_ms < self.ends_ms.get(kind, -math.inf):
             return True
         if not self.rates.get(kind) or self.rng[kind].random() >= self.rates[kind]:
@@ -175,7 +171,7 @@ class Faults:
         if self.strikes("late", time_ms):
             message = labelled(message, "late")
             due_ms += 1000 * self.rng["late"].uniform(60, 3600)
-        before: list[Message] = []  # sent after this one, unless it is itself for later
+        before: list[Message] = []  # sent after this one, unless this one is late
         if due_ms == time_ms:
             before, self.held = self.held, []
         sent = [(due_ms, message)]
@@ -190,7 +186,7 @@ class Faults:
         yield from ((time_ms, held) for held in before)
 
     def message(self, time_ms: int, reading: dict[str, Any]) -> Message:
-        """Return what the sensor makes of a reading, with its labels."""
+        """Return the message of a reading, with wrong values, time or bytes, and its label."""
         reading, labels = self.with_wrong_values(time_ms, reading)
         reading["timestamp"] = generator.timestamp(self.clock_ms(time_ms, labels))
         sensor_id, value = reading["sensor_id"], json.dumps(reading).encode()
@@ -202,7 +198,7 @@ class Faults:
     def with_wrong_values(
         self, time_ms: int, reading: dict[str, Any]
     ) -> tuple[dict[str, Any], list[str]]:
-        """Return the reading as a sensor with faults gives it, and its labels."""
+        """Return the reading with the values that a faulty sensor gives, and its labels."""
         labels = []
         if self.strikes("drift", time_ms, lasts=True):
             labels.append("drift")
@@ -214,7 +210,7 @@ class Faults:
             if self.began_ms["stuck"] == time_ms:
                 self.stuck = reading
             else:
-                labels.clear()  # what goes wrong now is not seen
+                labels.clear()  # the faults of this reading are not seen
             labels.append("stuck")
             reading = self.stuck
         reading = within_limits(reading)
@@ -224,14 +220,14 @@ class Faults:
         return reading, labels
 
     def clock_ms(self, time_ms: int, labels: list[str]) -> int:
-        """Return the time that the sensor's clock shows, never the same one twice."""
+        """Return the time that the sensor's clock shows, never the same time twice."""
         shown_ms = time_ms
         if self.strikes("clock_skew", time_ms, lasts=True):
             labels.append("clock_skew")
             if self.began_ms["clock_skew"] == time_ms:
                 self.ahead_ms = round(1000 * self.rng["clock_skew"].uniform(60, 3600))
             shown_ms += self.ahead_ms
-        while self.oldest_ms and self.oldest_ms[0] < time_ms:  # these can be met no more
+        while self.oldest_ms and self.oldest_ms[0] < time_ms:  # no later reading can have them
             self.taken_ms.discard(heapq.heappop(self.oldest_ms))
         while shown_ms in self.taken_ms:
             shown_ms += 1
@@ -242,19 +238,19 @@ class Faults:
 
 
 def labelled(message: Message, fault: str) -> Message:
-    """Return a message with one fault more in its label."""
+    """Return a message with one more fault in its label."""
     return message._replace(label=f"{message.label}+{fault}".removeprefix("+"))
 
 
 def messages(options: Namespace, stop: threading.Event) -> Iterator[Message]:
-    """Yield what all sensors send, in the order in which it is due; at most --count."""
+    """Yield what all sensors send, in the order in which it is due, --count messages at most."""
     return itertools.islice(messages_when_due(options, stop), options.count)
 
 
 def messages_when_due(options: Namespace, stop: threading.Event) -> Iterator[Message]:
-    """Yield what all sensors send, each message with the first reading after it is due.
+    """Yield what all sensors send, each message at the first reading after it is due.
 
-    The readings are paced, not the messages: so a silent city ends too when it is told to.
+    The readings are paced, not the messages, so that sensors that send nothing end in time too.
     """
     faults = cache(partial(Faults, options))
     waiting: list[tuple[float, int, int, Message]] = []  # heap: due, sensor, serial
@@ -272,25 +268,29 @@ def messages_when_due(options: Namespace, stop: threading.Event) -> Iterator[Mes
         yield message
 
 
-# Where it goes, and the ledger of it.
+# The ledger, and the sender that fills it.
 
 
 class Ledger:
-    """The file that notes what becomes of each message (see the module docstring).
+    """The file that notes the outcome of each message (see the module docstring).
 
-    Its methods are called by several threads.
+    Several threads call its methods.
 
     Attributes:
-        trouble: why it could not be written; there it ends. "": it is complete.
+        trouble: why writing stopped, or "" as long as it works.
     """
 
     def __init__(self, path: Path, stop: threading.Event) -> None:
-        """Open the file. Raises SetupError: it cannot be opened."""
+        """Open the file.
+
+        Raises:
+            OSError: it cannot be opened; the text names the option.
+        """
         try:
-            # Line by line: what was sent before a crash is in it.
+            # Each line is written at once, so that a crash loses none.
             self.file = path.open("w", 1, encoding="ascii", newline="")
         except OSError as exc:
-            raise generator.SetupError(f"--ledger {path}: {exc.strerror}") from exc
+            raise OSError(f"--ledger {path}: {exc.strerror}") from exc
         self.rows = csv.writer(self.file)
         self.stop = stop
         self.trouble = ""
@@ -299,23 +299,23 @@ class Ledger:
         self.write("id", "partition", "offset", "crc32", "label")
 
     def expect(self, serial: int, message: Message) -> None:
-        """Take in a message that is about to be sent."""
+        """Keep a message that is about to be sent, until its outcome is known."""
         with self.lock:
             self.unsettled[serial] = message
 
     def settle(self, serial: int, outcome: Any) -> None:
-        """Note a message with its outcome: kafka-python's RecordMetadata, or an exception."""
+        """Note a message; the outcome is kafka-python's RecordMetadata, or an exception."""
         with self.lock:
             if message := self.unsettled.pop(serial, None):
                 is_stored = not isinstance(outcome, Exception)
                 self.note(message, (outcome.partition, outcome.offset) if is_stored else ("", ""))
 
     def note(self, message: Message, where: tuple[Any, Any]) -> None:
-        """Write the line of a message; where: partition and offset."""
+        """Write the line of a message; `where` is its partition and offset."""
         self.write(message.reading_id, *where, f"{zlib.crc32(message.value):08x}", message.label)
 
     def write(self, *cells: Any) -> None:
-        """Write one line; when that fails, end the run."""
+        """Write one line; end the run when that fails."""
         if not self.trouble:
             try:
                 self.rows.writerow(cells)
@@ -325,7 +325,7 @@ class Ledger:
 
     def close(self) -> None:
         """Note what has no outcome yet as not acknowledged, and close the file."""
-        with self.lock, suppress(OSError):  # what it could not write is known
+        with self.lock, suppress(OSError):  # a failure is already kept as the trouble
             while self.unsettled:
                 _, message = self.unsettled.popitem()
                 self.note(message, ("", ""))
@@ -360,7 +360,7 @@ class FaultySender(generator.Sender):
         return code
 
 
-# The command.
+# The command line
 
 
 def fault_rate(text: str) -> tuple[str, float]:
@@ -372,8 +372,9 @@ def fault_rate(text: str) -> tuple[str, float]:
 
 
 def parse_options(argv: Sequence[str] | None) -> Namespace:
-    """Return the options, those of sensor_generator.py and two more."""
+    """Return the options: those of sensor_generator.py and two more."""
     parser = generator.option_parser(__doc__ or "")
+    parser.prog = "python -m tools.faulty_sensors"
     text = "begin a fault with this chance at a reading, 0 to 1 (see below)"
     parser.add_argument(
         "--fault", type=fault_rate, action="append", default=[], metavar="KIND=RATE", help=text
@@ -389,23 +390,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Simulate until done or stopped; return the exit code (see the module docstring)."""
     generator.configure_logging()
     try:
-        generator.load_env(PROJECT / ".env")
+        generator.load_env(ENV_FILE)
         options = parse_options(argv)
         stop = generator.stop_on_signals()
         if options.console:
-            generator.begin(options, stop)
+            generator.start_clock(options, stop)
             values = (message.value for message in messages(options, stop))
             return generator.print_lines(v.decode(errors="backslashreplace") for v in values)
         producer = generator.connect(options, stop)
         if producer is None:
             return 0
         sender = FaultySender(producer, options, stop)
-        generator.begin(options, stop)
+        generator.start_clock(options, stop)
         return sender.run(messages(options, stop))
     except generator.SetupError as exc:
         generator.log.error("%s", exc)
         return 2
-    except ConnectionError as exc:
+    except OSError as exc:  # Kafka does not answer, or the ledger cannot be opened
         generator.log.error("%s", exc)
         return 1
 

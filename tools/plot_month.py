@@ -1,29 +1,24 @@
-#!/usr/bin/env python3
-"""Draw a month of the simulated city, and one of its days: what the generator's physics gives.
+"""Draw a month of the simulated city, and one of its days, from the generator's physics.
 
-    python tools/plot_month.py docs/month.png [--seed 42] [--start 2026-06-01]
-    python tools/plot_month.py --sensors 7    # a table of the first 7 sensors and their places
+    python -m tools.plot_month docs/month.png [--seed 42] [--start 2026-06-01]
+    python -m tools.plot_month --sensors 7    # a table of the first 7 sensors and their places
 
-One curve a place, one row a field; the labels are in French, like the report that shows it.
+Each place has a curve, each field a row; the labels are in French, as the report shows them.
 
-Exit codes: 0 done, 2 wrong usage.
+Exit codes: 0 done, 1 the file cannot be written, 2 wrong usage, 130 Ctrl-C.
 """
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import matplotlib as mpl
+from matplotlib import dates
+from matplotlib.figure import Figure
 
-mpl.use("agg")  # a file, no window
-from matplotlib import dates, pyplot
-
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
-
-import sensor_generator as generator  # noqa: E402  # works from any folder
+import sensor_generator as generator
+from kibana.command_line import command
+from stack.console import command_parser, say
 
 FIELDS = {
     "temperature": "température (°C)",
@@ -33,7 +28,7 @@ FIELDS = {
 }
 PLACES = {"park": "parc", "school": "école", "crossroads": "carrefour", "tunnel": "tunnel"}
 PLACES |= {"roof": "toit"}
-# Okabe and Ito (2008), "Color Universal Design": told apart also by the colour-blind.
+# Okabe and Ito (2008), "Color Universal Design": colour-blind people can tell them apart too.
 COLOURS = ("#009E73", "#0072B2", "#D55E00", "#000000", "#E69F00")
 DAYS, STEP_S = 30, 600
 
@@ -41,7 +36,7 @@ Series = tuple[list[datetime], dict[str, list[float]]]
 
 
 def series(number: int, seed: int, start: datetime) -> Series:
-    """Return one sensor's times and, by field, its values, every STEP_S seconds of the month."""
+    """Return a sensor's times and, for each field, its values, every STEP_S seconds of a month."""
     sensor = generator.Sensor(seed, number)
     start_ms = round(start.timestamp() * 1000)
     times: list[datetime] = []
@@ -61,7 +56,7 @@ def table_of_sensors(count: int) -> Iterator[str]:
         f"{'°C':>7}{'ppm':>6}{'sky':>6}{'lamps lx':>10}"
     )
     for number in range(1, count + 1):
-        sensor = generator.Sensor(0, number)  # it stands there whatever the seed
+        sensor = generator.Sensor(0, number)  # its place does not depend on the seed
         place = sensor.place
         yield (
             f"{sensor.name:<12}{place.name:<12}{sensor.east_km:>+6.1f}{sensor.north_km:>+6.1f}"
@@ -71,11 +66,14 @@ def table_of_sensors(count: int) -> Iterator[str]:
 
 
 def draw(found: dict[str, Series], start: datetime, title: str, file: Path) -> None:
-    """Draw the month on the left, its first Wednesday on the right."""
+    """Draw the month on the left and its first Wednesday on the right.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     day = start + timedelta(days=(2 - start.weekday()) % 7)
-    figure, axes = pyplot.subplots(
-        4, 2, figsize=(16, 11), layout="constrained", width_ratios=(3, 1), sharey="row"
-    )
+    figure = Figure(figsize=(16, 11), layout="constrained")
+    axes = figure.subplots(4, 2, width_ratios=(3, 1), sharey="row")
     for row, (field, label) in zip(axes, FIELDS.items(), strict=True):
         for (place, (times, values)), colour in zip(found.items(), COLOURS, strict=True):
             for axis in row:
@@ -95,25 +93,33 @@ def draw(found: dict[str, Series], start: datetime, title: str, file: Path) -> N
     figure.savefig(file, dpi=80)
 
 
+def png_file(text: str) -> Path:
+    """Return the path of a picture to write."""
+    if (file := Path(text)).suffix != ".png":
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a .png file")
+    return file
+
+
+@command("plot_month")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw one file; return the exit code (see the module docstring)."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("file", type=Path, nargs="?", metavar="FILE.png")
-    parser.add_argument(
-        "--sensors",
-        type=generator.number(1, 100_000, int),
-        metavar="N",
-        help="print a table of the first N sensors",
-    )
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--start", type=generator.parse_time, default="2026-06-01")
+    """Draw one file, or print the table; return the exit code (see the module docstring)."""
+    parser = command_parser("tools.plot_month", __doc__)
+    parser.add_argument("file", type=png_file, nargs="?", metavar="FILE.png")
+    text = "print a table of the first N sensors"
+    count = generator.number(1, 100_000, int)
+    parser.add_argument("--sensors", type=count, metavar="N", help=text)
+    seed = generator.number(-1e18, 1e18, int)
+    parser.add_argument("--seed", type=seed, default=42, metavar="N", help="default: 42")
+    text = "of the month, default: 2026-06-01"
+    time = generator.parse_time
+    parser.add_argument("--start", type=time, default="2026-06-01", metavar="TIME", help=text)
     options = parser.parse_args(argv)
     if bool(options.file) == bool(options.sensors):
         parser.error("give FILE.png or --sensors N")
     if options.sensors:
-        return generator.print_lines(table_of_sensors(options.sensors))
+        for line in table_of_sensors(options.sensors):
+            say(line)
+        return 0
     found = {
         place.name: series(number, options.seed, options.start)
         for number, place in enumerate(generator.PLACES, 1)

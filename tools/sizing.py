@@ -1,14 +1,15 @@
-#!/usr/bin/env python3
 """Measure what a reading takes on disk, and compute what a bigger load would need.
 
-    python tools/sizing.py               # 10 000 sensors, one reading a second, for a year
-    python tools/sizing.py --sensors 200 --every 60 --days 30
+    python -m tools.sizing               # 10 000 sensors, one reading a second, for a year
+    python -m tools.sizing --sensors 200 --every 60 --days 30
 
-What is measured, of one copy: the topic's log files by message (as the generator compresses them),
-and the index's files by document. Both are smaller where there are more: fill them first, as with
+It measures, in one copy, the bytes of the topic's log files for each message (compressed as the
+generator does it) and those of the index's files for each document. Both are smaller where there
+are more of them, so fill them first, for instance with
 `python sensor_generator.py --backfill 100d --sensors 100 --count 1000000`.
 
-What is computed: disk for all copies, shards, and nodes, one index a day, under these limits:
+It computes the disk for all copies, the shards and the nodes, for one index a day, with these
+limits:
     50 GB and 200 million documents a shard       Elastic, "Size your shards"
     1000 shards a node                            cluster.max_shards_per_node
     85 % of a disk                                cluster.routing.allocation.disk.watermark.low
@@ -16,39 +17,32 @@ What is computed: disk for all copies, shards, and nodes, one index a day, under
 Environment (or .env): as the consumer, see kafka_to_elasticsearch.py, with VERIFIER_ in the place
 of CONSUMER_.
 
-Exit codes: 0 printed, 1 a server is unreachable or holds nothing, 2 wrong usage.
+Exit codes: 0 printed, 1 a server is unreachable or holds nothing, 2 wrong usage or configuration,
+130 Ctrl-C.
 """
 
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 from elasticsearch import Elasticsearch
-from kafka.errors import KafkaError
 from kafka.protocol.admin import DescribeLogDirsRequest
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
-
-from kafka_to_elasticsearch import SetupError  # noqa: E402  # works from any folder
-from tools.connection import (  # noqa: E402
-    ELASTICSEARCH_ERRORS,
+from kafka_to_elasticsearch import number
+from kibana.command_line import command, load_env
+from stack.console import CommandError, command_parser, say
+from tools.connection import (
+    asking_servers,
     elasticsearch_client,
     elasticsearch_index,
-    failure,
     kafka_admin,
     kafka_consumer,
     kafka_options,
     kafka_servers,
     kafka_topic,
-    load_env,
     partitions_of,
-    run,
     with_dated,
 )
 
@@ -57,8 +51,7 @@ DAY_S = 86_400
 SHARD_BYTES = 50e9
 SHARD_DOCUMENTS = 200e6
 NODE_SHARDS = 1000
-DISK_PART = 0.85
-SMALLEST, LARGEST = 1e-6, 1e12  # of the numbers that can be asked for
+DISK_SHARE = 0.85
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,8 @@ class Needs:
         elasticsearch_bytes: disk of all nodes together.
         primaries_a_day: primary shards of a day's index.
         shards: of all indices, copies included.
-        nodes: of Elasticsearch, for their disks and for their shards; the larger counts.
+        nodes: of Elasticsearch, one number for their disks and one for their shards; the larger
+            counts.
     """
 
     kafka_bytes: float
@@ -109,7 +103,7 @@ class Needs:
 
 
 def needs(load: Load, message_bytes: float, document_bytes: float) -> Needs:
-    """Return what a load needs, from what one message and one document take in one copy.
+    """Return what a load needs, from the bytes of one message and of one document in one copy.
 
     >>> year = needs(Load(), message_bytes=50, document_bytes=100)  # 864 million a day
     >>> year.primaries_a_day, year.shards, year.nodes
@@ -126,7 +120,7 @@ def needs(load: Load, message_bytes: float, document_bytes: float) -> Needs:
         elasticsearch_bytes=stored,
         primaries_a_day=primaries,
         shards=shards,
-        nodes=(ceil(stored / (load.disk_bytes * DISK_PART)), ceil(shards / NODE_SHARDS)),
+        nodes=(ceil(stored / (load.disk_bytes * DISK_SHARE)), ceil(shards / NODE_SHARDS)),
     )
 
 
@@ -135,13 +129,13 @@ def measure_topic(servers: str, topic: str, security: Mapping[str, Any]) -> tupl
 
     Raises:
         KafkaError: Kafka does not answer.
-        ValueError: there is none.
+        CommandError: there is no such topic, or no message in it, or Kafka hides its size.
     """
     with closing(kafka_admin(servers, security)) as admin:
         if topic not in admin.list_topics():
-            raise ValueError(f"there is no topic {topic}, or none that we may see")
+            raise CommandError(f"there is no topic {topic}, or none that we may see")
         brokers = [broker["node_id"] for broker in admin.describe_cluster()["brokers"]]
-        # Each broker tells the sizes of the copies that it holds.
+        # Each broker knows the sizes of the copies that it holds.
         answers = [admin.send_request(DescribeLogDirsRequest[0](), node_id=n) for n in brokers]
     sizes = [
         partition_bytes
@@ -156,102 +150,95 @@ def measure_topic(servers: str, topic: str, security: Mapping[str, Any]) -> tupl
         first, end = consumer.beginning_offsets(numbers), consumer.end_offsets(numbers)
     messages = sum(end.values()) - sum(first.values())
     if messages == 0:
-        raise ValueError(f"no message in topic {topic}: start the generator first")
-    if not sizes:  # Kafka's answer is empty then
-        raise ValueError(f"Kafka does not tell the size of {topic}: no right to DESCRIBE CLUSTER")
+        raise CommandError(f"no message in topic {topic}: start the generator first")
+    if not sizes:  # Kafka answers without an error, but without sizes
+        raise CommandError(f"Kafka does not tell the size of {topic}: no right to DESCRIBE CLUSTER")
     return messages, sum(sizes) / (len(sizes) / len(numbers)) / messages
 
 
 def measure_index(client: Elasticsearch, index: str) -> tuple[int, float]:
-    """Return how many documents the indices have, and the bytes of disk of each in one copy.
+    """Return how many documents an index has, and the bytes of disk of each in one copy.
 
-    The index and those of a day or a month beside it.
+    The indices of days or months beside it count too.
 
     Raises:
         ApiError, TransportError: Elasticsearch does not answer, or has no such index.
-        ValueError: it is empty.
+        CommandError: there is no document.
     """
-    indices = with_dated(index)
+    indices = with_dated(client, index)
     client.indices.flush(index=indices, wait_if_ongoing=True)
     found = client.indices.stats(index=indices, metric="docs,store")["_all"]["primaries"]
     documents = found.get("docs", {"count": 0})["count"]
     if documents == 0:
-        raise ValueError(f"no document in index {index}: start the consumer first")
+        raise CommandError(f"no document in index {index}: start the consumer first")
     return documents, found["store"]["size_in_bytes"] / documents
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Load:
-    """Return the load that the command line asks for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    load = Load()
-
-    def option(name: str, kind: type, default: float, text: str) -> None:
-        parser.add_argument(
-            name, type=kind, default=default, metavar="N", help=f"{text} (default: %(default)s)"
-        )
-
-    option("--sensors", int, load.sensors, "how many")
-    option("--every", float, load.every_s, "seconds between two readings of a sensor")
-    option("--days", int, load.days, "kept by Elasticsearch")
-    option("--kafka-days", int, load.kafka_days, "kept by Kafka")
-    option("--copies", int, load.copies, "of each shard, the primary included")
-    option("--kafka-copies", int, load.kafka_copies, "of each partition")
-    option("--disk-gb", float, load.disk_bytes / 1e9, "of one Elasticsearch node")
+    """Return the load that the command line asks for; a wrong number ends with code 2."""
+    parser = command_parser("tools.sizing", __doc__)
+    load, count = Load(), number(1, 1e12, int)
+    for name, kind, default, text in (
+        ("--sensors", count, load.sensors, "how many"),
+        ("--every", number(1e-6, 1e12), load.every_s, "seconds between readings of a sensor"),
+        ("--days", count, load.days, "kept by Elasticsearch"),
+        ("--kafka-days", count, load.kafka_days, "kept by Kafka"),
+        ("--copies", count, load.copies, "of each shard, the primary included"),
+        ("--kafka-copies", count, load.kafka_copies, "of each partition"),
+        ("--disk-gb", number(1e-6, 1e12), load.disk_bytes / 1e9, "of one Elasticsearch node"),
+    ):
+        text = f"{text} (default: {default:g})"
+        parser.add_argument(name, type=kind, default=default, metavar="N", help=text)
     given = parser.parse_args(argv)
-    if not all(SMALLEST <= number <= LARGEST for number in vars(given).values()):
-        parser.error(f"every number must be above 0: from {SMALLEST:g} to {LARGEST:g}")
     return Load(
-        given.sensors, given.every, given.days, given.kafka_days, given.copies,
-        given.kafka_copies, given.disk_gb * 1e9,
-    )  # fmt: skip
+        sensors=given.sensors,
+        every_s=given.every,
+        days=given.days,
+        kafka_days=given.kafka_days,
+        copies=given.copies,
+        kafka_copies=given.kafka_copies,
+        disk_bytes=given.disk_gb * 1e9,
+    )
 
 
-def say(name: str, value: str, how: str = "") -> None:
+def print_row(name: str, value: str, how: str = "") -> None:
     """Print one line of the table."""
-    sys.stdout.write(f"{name:<36}{value:>18}   {how}".rstrip() + "\n")
+    say(f"{name:<36}{value:>18}   {how}".rstrip())
 
 
-def say_needs(load: Load, found: Needs) -> None:
+def print_needs(load: Load, found: Needs) -> None:
     """Print what a load needs, with how it was computed."""
     daily = load.readings_a_day
     kept = f"{load.days} days, {load.copies} copies"
-    disks, limits = found.nodes
+    for_disks, for_shards = found.nodes
     disk = f"{load.disk_bytes / 1e9:,.0f} GB"
-    say("readings a second", f"{daily / DAY_S:,.0f}")
-    say("readings a day", f"{daily:,.0f}")
-    say("documents", f"{daily * load.days:,.0f}", f"{load.days} days")
-    say("disk of Kafka", f"{found.kafka_bytes / 1e9:,.0f} GB",
-        f"{load.kafka_days} days, {load.kafka_copies} copies")  # fmt: skip
-    say("disk of Elasticsearch", f"{found.elasticsearch_bytes / 1e9:,.0f} GB", kept)
-    say("primary shards a day", f"{found.primaries_a_day:,}", "one index a day")
-    say("shards", f"{found.shards:,}", kept)
-    say("Elasticsearch nodes", f"{max(disks, limits):,}",
-        f"{disks} for disks of {disk}, {limits} for the shards")  # fmt: skip
+    print_row("readings a second", f"{daily / DAY_S:,.0f}")
+    print_row("readings a day", f"{daily:,.0f}")
+    print_row("documents", f"{daily * load.days:,.0f}", f"{load.days} days")
+    kept_by_kafka = f"{load.kafka_days} days, {load.kafka_copies} copies"
+    print_row("disk of Kafka", f"{found.kafka_bytes / 1e9:,.0f} GB", kept_by_kafka)
+    print_row("disk of Elasticsearch", f"{found.elasticsearch_bytes / 1e9:,.0f} GB", kept)
+    print_row("primary shards a day", f"{found.primaries_a_day:,}", "one index a day")
+    print_row("shards", f"{found.shards:,}", kept)
+    nodes = f"{for_disks} for disks of {disk}, {for_shards} for the shards"
+    print_row("Elasticsearch nodes", f"{max(found.nodes):,}", nodes)
 
 
+@command("sizing")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, compute and print; return the exit code (see the module docstring)."""
     load = parse_arguments(argv)
     load_env()
-    try:
-        servers, topic, index = kafka_servers(), kafka_topic(), elasticsearch_index()
-        security, client = kafka_options(ROLE), elasticsearch_client(ROLE)
-    except SetupError as exc:
-        sys.stderr.write(f"sizing: {exc}\n")
-        return 2
-    try:
+    servers, topic, index = kafka_servers(), kafka_topic(), elasticsearch_index()
+    security, client = kafka_options(ROLE), elasticsearch_client(ROLE)
+    with asking_servers(ROLE):
         messages, message_bytes = measure_topic(servers, topic, security)
         documents, document_bytes = measure_index(client, index)
-    except (KafkaError, *ELASTICSEARCH_ERRORS, ValueError) as exc:
-        sys.stderr.write(f"sizing: cannot measure: {failure(exc, ROLE)}\n")
-        return 1
-    say(f"a message in {topic}", f"{message_bytes:.1f} bytes", f"measured on {messages:,}")
-    say(f"a document in {index}", f"{document_bytes:.1f} bytes", f"measured on {documents:,}")
-    say_needs(load, needs(load, message_bytes, document_bytes))
+    print_row(f"a message in {topic}", f"{message_bytes:.1f} bytes", f"measured on {messages:,}")
+    print_row(f"a document in {index}", f"{document_bytes:.1f} bytes", f"measured on {documents:,}")
+    print_needs(load, needs(load, message_bytes, document_bytes))
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(main())

@@ -1,25 +1,23 @@
-#!/usr/bin/env python3
 """Compare what is in the topic with what is in the index and in the dead letters.
 
-    python tools/verify.py
-    python tools/verify.py --ledger FILE    # what tools/faulty_sensors.py --ledger has written
+    python -m tools.verify
+    python -m tools.verify --ledger FILE    # what tools/faulty_sensors.py --ledger has written
 
 Every message of the topic is read again and must be in exactly one place: in the index, once and
 with the same values, or in the dead-letter topic, under its own partition and offset. Nothing else
-may be in the index, unless the topic has already forgotten its first messages. This is independent
-of the consumer: no code that reads a message, and no document id, is shared with it. With a ledger,
-each message that it notes must also be in the topic where Kafka acknowledged it, byte for byte; the
-malformed ones must be in the dead letters, and no other. What an open transaction hides is neither
-read by the consumer nor compared; it is counted.
+may be in the index, unless the topic has already deleted its first messages. The comparison shares
+no code that reads a message, and no document id, with the consumer. With a ledger, each message
+that it notes must also be in the topic where Kafka acknowledged it, byte for byte; the malformed
+ones must be in the dead letters, and no others. What an open transaction hides is only counted,
+since the consumer does not read it either.
 
 Environment (or .env): as the consumer, see kafka_to_elasticsearch.py, with VERIFIER_ in the place
 of CONSUMER_.
 
 Exit codes: 0 they agree, 1 they do not, there is nothing to compare, or a server is unreachable;
-2 wrong usage.
+2 wrong usage or configuration, 130 Ctrl-C.
 """
 
-import argparse
 import csv
 import json
 import sys
@@ -33,32 +31,27 @@ from typing import Any, NamedTuple
 
 from elasticsearch import Elasticsearch
 from elasticsearch.helpers import scan
-from kafka.errors import KafkaError, UnknownTopicOrPartitionError
+from kafka.errors import UnknownTopicOrPartitionError
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
-
-from kafka_to_elasticsearch import SetupError  # noqa: E402  # works from any folder
-from tools.connection import (  # noqa: E402
-    ELASTICSEARCH_ERRORS,
+from kibana.command_line import command, load_env
+from stack.console import CommandError, command_parser
+from tools.connection import (
+    asking_servers,
     elasticsearch_client,
     elasticsearch_index,
     existing_topics,
-    failure,
     kafka_consumer,
     kafka_options,
     kafka_servers,
     kafka_topic,
-    load_env,
     partitions_of,
     read_between,
-    run,
     with_dated,
 )
 
 ROLE = "VERIFIER"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-Key = tuple[str, int]  # sensor_id, epoch ms: what makes a reading
+Key = tuple[str, int]  # sensor_id and epoch ms, which identify a reading
 Values = tuple[Any, ...]  # everything else in a reading
 Where = tuple[int, int]  # partition, offset
 
@@ -77,7 +70,7 @@ class Verdict:
         differing: in the index with other values, and not in the dead letters.
         doubled: readings of which the index holds more than one document.
         unexpected: documents that no message accounts for.
-        strange: ids of documents that are no readings.
+        strange: ids of documents that are not readings.
         forgotten: messages that the topic has deleted, so that their documents cannot be checked.
         hidden: offsets that an open transaction hides for now.
         ledger: messages that the ledger notes.
@@ -112,7 +105,7 @@ class Verdict:
 
 
 class Topic(NamedTuple):
-    """What a topic holds when it is first asked.
+    """What a topic holds at the time when it is asked.
 
     Attributes:
         messages: those that are committed, each partition in order.
@@ -126,10 +119,10 @@ class Topic(NamedTuple):
 
 
 def read_topic(servers: str, topic: str, security: Mapping[str, Any]) -> Topic:
-    """Return what a topic holds; it exists.
+    """Return what a topic that exists holds.
 
     Raises:
-        KafkaError: Kafka does not answer, or delivers nothing any more.
+        KafkaError: Kafka does not answer, or stops delivering.
     """
     consumer = kafka_consumer(servers, security)
     partitions = partitions_of(consumer, topic)
@@ -147,21 +140,25 @@ def read_topic(servers: str, topic: str, security: Mapping[str, Any]) -> Topic:
 
 
 def reading_key(reading: dict[str, Any]) -> Key:
-    """Return what makes a reading: its sensor and its time."""
+    """Return what identifies a reading: its sensor and its time.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: it is not a reading.
+    """
     sensor_id = reading["sensor_id"]
     if not isinstance(sensor_id, str):
         raise TypeError(sensor_id)
     since_epoch = datetime.fromisoformat(reading["timestamp"]) - EPOCH
-    return sensor_id, since_epoch // timedelta(milliseconds=1)  # what is finer is cut
+    return sensor_id, since_epoch // timedelta(milliseconds=1)  # rounded down
 
 
 def reading_values(reading: dict[str, Any]) -> Values:
-    """Return everything else, in a fixed order."""
+    """Return everything but the time, in a fixed order."""
     return tuple(value for name, value in sorted(reading.items()) if name != "timestamp")
 
 
 def read(value: bytes | None) -> tuple[Key, Values] | None:
-    """Return what a message says, None when it is not a reading."""
+    """Return the reading in a message, None when it holds none."""
     try:
         reading = json.loads(value or b"")
         return reading_key(reading), reading_values(reading)
@@ -174,19 +171,20 @@ def read_dead_letters(letters: Iterator[Any]) -> set[tuple[int, int, int]]:
     dead = set()
     for letter in letters:
         headers = dict(letter.headers)
-        with suppress(KeyError, ValueError, TypeError):  # not the consumer's
+        with suppress(KeyError, ValueError, TypeError):  # the consumer has not filed it
             where = (int(headers["source.partition"]), int(headers["source.offset"]))
             dead.add((*where, zlib.crc32(letter.value or b"")))
     return dead
 
 
 def read_index(client: Elasticsearch, index: str, verdict: Verdict) -> dict[Key, Values]:
-    """Return the readings of the index; count its documents, and those that are none or twice.
+    """Return the readings of the index; note its documents that are no reading, or one twice.
 
     Raises:
-        ApiError, TransportError, ScanError: it does not answer, or not wholly.
+        ApiError, TransportError: Elasticsearch does not answer.
+        ScanError: a part of the index is away.
     """
-    indices = with_dated(index)
+    indices = with_dated(client, index)
     client.indices.refresh(index=indices)
     documents: dict[Key, Values] = {}
     for hit in scan(client, index=indices, size=5000):
@@ -203,18 +201,28 @@ def read_index(client: Elasticsearch, index: str, verdict: Verdict) -> dict[Key,
 
 
 def verify(
-    servers: str, topic: str, client: Elasticsearch, index: str, ledger: Path | None = None,
+    servers: str,
+    topic: str,
+    client: Elasticsearch,
+    index: str,
+    ledger: Path | None = None,
     security: Mapping[str, Any] | None = None,
-) -> Verdict:  # fmt: skip
+) -> Verdict:
     """Compare topic, index, dead letters and, when it is given, the generator's ledger.
 
-    Security holds kafka-python's options for TLS and a password, if any.
+    Args:
+        servers: the brokers' addresses, HOST:PORT with commas between.
+        topic: of the readings; its dead letters are in <topic>.dead-letter.
+        client: of Elasticsearch.
+        index: of the readings; those of days or months beside it are read too.
+        ledger: a file that tools/faulty_sensors.py --ledger has written.
+        security: kafka-python's options for TLS and a password, if any.
 
     Raises:
         KafkaError: Kafka does not answer, or has no such topic.
         ApiError, TransportError: Elasticsearch does not answer.
         ScanError: a part of the index is away.
-        OSError, ValueError: the ledger cannot be read, or is none.
+        CommandError: the ledger cannot be read, or is not one.
     """
     verdict = Verdict()
     noted = read_ledger(ledger, verdict) if ledger else {}
@@ -223,7 +231,7 @@ def verify(
     if topic not in topics:
         raise UnknownTopicOrPartitionError(f"there is no topic {topic}, or none that we may see")
     dead = set()
-    if letters in topics:  # else nothing was ever filed
+    if letters in topics:  # otherwise no dead letter was ever filed
         dead = read_dead_letters(read_topic(servers, letters, security).messages)
     documents = read_index(client, index, verdict)
     messages, verdict.forgotten, verdict.hidden = read_topic(servers, topic, security)
@@ -232,10 +240,21 @@ def verify(
 
 
 def compare(
-    messages: Iterator[Any], documents: dict[Key, Values], dead: set[tuple[int, int, int]],
-    noted: dict[Where, tuple[int, bool]], verdict: Verdict,
-) -> None:  # fmt: skip
-    """Look for each message in the index or the dead letters, then for what is there besides."""
+    messages: Iterator[Any],
+    documents: dict[Key, Values],
+    dead: set[tuple[int, int, int]],
+    noted: dict[Where, tuple[int, bool]],
+    verdict: Verdict,
+) -> None:
+    """Look for each message in the index or the dead letters, then for what is there besides.
+
+    Args:
+        messages: of the topic.
+        documents: the readings of the index.
+        dead: where the dead letters were in the topic, each with the CRC-32 of its bytes.
+        noted: what the ledger notes; what the topic holds is taken out of it.
+        verdict: the comparison's result, which is filled in.
+    """
     accounted: set[Key] = set()
     filed: dict[Key, list[tuple[Where, Values]]] = {}  # readings among the dead letters
     for message in messages:
@@ -254,7 +273,7 @@ def compare(
             verdict.dead_lettered += 1
             if found:
                 filed.setdefault(found[0], []).append((where, found[1]))
-        elif found is None:  # malformed, and nobody has said so
+        elif found is None:  # not a reading, and not filed as a dead letter
             verdict.missing.append(where)
         else:
             key, values = found
@@ -267,17 +286,19 @@ def compare(
             accounted.add(key)
     judge_filed(filed, documents, accounted, verdict)
     verdict.unexpected = sorted(set(documents) - accounted)
-    verdict.altered += sorted(noted)  # what is left of it is not in the topic
+    verdict.altered += sorted(noted)  # what is left is not in the topic
 
 
 def judge_filed(
-    filed: dict[Key, list[tuple[Where, Values]]], documents: dict[Key, Values],
-    accounted: set[Key], verdict: Verdict,
-) -> None:  # fmt: skip
+    filed: dict[Key, list[tuple[Where, Values]]],
+    documents: dict[Key, Values],
+    accounted: set[Key],
+    verdict: Verdict,
+) -> None:
     """Account for the dead letters that are readings: in conflict, or indexed later.
 
-    Of two readings of one sensor and time either may be the one that stays. One that was refused
-    may be indexed when the topic is read again, its cause being mended.
+    When a sensor has two readings of one time, either may be the one that is indexed. A reading
+    that was refused may be indexed when the topic is read again after its cause was mended.
     """
     conflicts: set[Where] = set()
     for key, claims in filed.items():
@@ -294,56 +315,32 @@ def read_ledger(path: Path, verdict: Verdict) -> dict[Where, tuple[int, bool]]:
     """Return what a ledger notes: where -> CRC-32 of the bytes, and whether they are malformed.
 
     Raises:
-        OSError, ValueError: it cannot be read, or is none.
+        CommandError: it cannot be read, or is not a ledger.
     """
     noted: dict[Where, tuple[int, bool]] = {}
-    with path.open(encoding="ascii", newline="") as file:
-        try:
+    try:
+        with path.open(encoding="ascii", newline="") as file:
             rows = csv.DictReader(file)
             if not {"partition", "offset", "crc32", "label"} <= set(rows.fieldnames or ()):
-                raise KeyError(path)
+                raise ValueError(rows.fieldnames)
             for row in rows:
                 is_malformed = row["label"].startswith("malformed")
                 if row["offset"]:
                     where = (int(row["partition"]), int(row["offset"]))
-                    if where in noted:  # of a topic that was made anew: the first one is gone
+                    if where in noted:  # the topic was made anew, and the first one is gone
                         verdict.altered.append(where)
                     noted[where] = (int(row["crc32"], 16), is_malformed)
                 verdict.ledger += 1
                 verdict.unacknowledged += not row["offset"]
-        except (KeyError, TypeError, AttributeError, csv.Error) as exc:
-            raise ValueError(f"{path} is not a ledger of tools/faulty_sensors.py") from exc
+    except OSError as exc:
+        raise CommandError(f"cannot compare with {path}: {exc.strerror}") from exc
+    except (TypeError, AttributeError, ValueError, csv.Error) as exc:
+        raise CommandError(f"{path} is not a ledger of tools/faulty_sensors.py") from exc
     return noted
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the verdict; return the exit code (see the module docstring)."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--ledger", type=Path, metavar="FILE", help="what the generator sent")
-    ledger = parser.parse_args(argv).ledger
-    load_env()
-    try:
-        servers, topic, index = kafka_servers(), kafka_topic(), elasticsearch_index()
-        security, client = kafka_options(ROLE), elasticsearch_client(ROLE)
-    except SetupError as exc:
-        sys.stderr.write(f"verify: {exc}\n")
-        return 2
-    try:
-        verdict = verify(servers, topic, client, index, ledger, security)
-    except (KafkaError, *ELASTICSEARCH_ERRORS, OSError, ValueError) as exc:
-        sys.stderr.write(f"verify: cannot compare: {failure(exc, ROLE)}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("verify: interrupted\n")
-        return 1
-    print_verdict(verdict, topic, index)
-    return 0 if verdict.holds else 1
-
-
 def print_verdict(verdict: Verdict, topic: str, index: str) -> None:
-    """Print one line per count, with the first few of what is wrong."""
+    """Print one line for each count, with examples of what is wrong."""
     write = sys.stdout.write
     write(f"messages in {topic:<28} {verdict.messages:>9}\n")
     write(f"documents in {index:<27} {verdict.indexed:>9}\n")
@@ -369,5 +366,20 @@ def print_verdict(verdict: Verdict, topic: str, index: str) -> None:
         write(f"nothing to compare: topic {topic} holds no message\n")
 
 
+@command("verify")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the verdict; return the exit code (see the module docstring)."""
+    parser = command_parser("tools.verify", __doc__)
+    parser.add_argument("--ledger", type=Path, metavar="FILE", help="what was sent, as noted")
+    ledger = parser.parse_args(argv).ledger
+    load_env()
+    servers, topic, index = kafka_servers(), kafka_topic(), elasticsearch_index()
+    security, client = kafka_options(ROLE), elasticsearch_client(ROLE)
+    with asking_servers(ROLE):
+        verdict = verify(servers, topic, client, index, ledger, security)
+    print_verdict(verdict, topic, index)
+    return 0 if verdict.holds else 1
+
+
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(main())

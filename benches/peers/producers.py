@@ -1,15 +1,17 @@
-#!/usr/bin/env python3
-"""Send ready readings to Kafka as fast as it takes them, in one of several ways.
+"""Send ready lines to Kafka as fast as it takes them, in one of several ways.
 
-    python benches/peers/producers.py WAY FILE
+    python -m benches.peers.producers WAY FILE
 
-FILE holds a reading a line; they are sent in turn until READINGS messages are sent. The ways:
+Each line of FILE is a reading; the lines are sent again and again until READINGS messages are sent.
+The ways:
 
-    confluent-kafka     another client, batching as sensor_generator.py's producer does
+    confluent-kafka     another client, which batches as sensor_generator.py's producer does
     kafka-python        the generator's client and settings
-    no compression, no waiting, one by one    the same with batching switched off, part by part
+    no compression, no waiting, one by one    the same without parts of the batching, or all of it
 
-Environment: KAFKA_BOOTSTRAP_SERVERS, KAFKA_TOPIC, READINGS. Exit code 1: not all acknowledged.
+Environment: KAFKA_BOOTSTRAP_SERVERS, KAFKA_TOPIC, READINGS.
+
+Exit codes: 0 sent, 1 not all messages were acknowledged.
 """
 
 import os
@@ -23,13 +25,11 @@ from typing import Any
 from confluent_kafka import KafkaError, Message, Producer
 from kafka import KafkaProducer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-
 from sensor_generator import MAX_PENDING, PRODUCER
 
 TIMEOUT_S = 60
-# What each way has instead of the generator's settings.
-WAYS: dict[str, dict[str, Any]] = {
+# Way -> the settings that differ from the generator's.
+KAFKA_PYTHON_WAYS: dict[str, dict[str, Any]] = {
     "kafka-python": {},
     "no compression": {"compression_type": None},
     "no waiting": {"linger_ms": 0},
@@ -37,13 +37,13 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def with_confluent(servers: str, topic: str, values: Iterator[bytes]) -> bool:
-    """Send values; return whether all were acknowledged."""
-    failed: list[KafkaError] = []
+def send_with_confluent(servers: str, topic: str, values: Iterator[bytes]) -> bool:
+    """Send values by confluent-kafka; return whether all were acknowledged."""
+    errors: list[KafkaError] = []
 
     def note(error: KafkaError | None, _: Message) -> None:
         if error:
-            failed.append(error)
+            errors.append(error)
 
     producer = Producer(
         {
@@ -60,25 +60,28 @@ def with_confluent(servers: str, topic: str, values: Iterator[bytes]) -> bool:
             try:
                 producer.produce(topic, value, on_delivery=note)
                 break
-            except BufferError:  # its queue is full
+            except BufferError:  # the producer's queue is full
                 producer.poll(0.1)
         producer.poll(0)
-    return not (producer.flush(TIMEOUT_S) or failed)
+    return not (producer.flush(TIMEOUT_S) or errors)
 
 
-def with_kafka_python(way: str, servers: str, topic: str, values: Iterator[bytes]) -> bool:
-    """Send values; return True, as what is not acknowledged raises a KafkaError."""
-    options = PRODUCER | {"max_block_ms": 1000 * TIMEOUT_S} | WAYS[way]
+def send_with_kafka_python(way: str, servers: str, topic: str, values: Iterator[bytes]) -> None:
+    """Send values by kafka-python, and wait until all are acknowledged.
+
+    Raises:
+        KafkaError: a message was not acknowledged in time.
+    """
+    options = PRODUCER | {"max_block_ms": 1000 * TIMEOUT_S} | KAFKA_PYTHON_WAYS[way]
     producer = KafkaProducer(bootstrap_servers=servers, **options)
     pending: deque[Any] = deque()
     for value in values:
         pending.append(producer.send(topic, value))
-        if len(pending) == MAX_PENDING:  # the client itself would take them without limit
+        if len(pending) == MAX_PENDING:  # the client itself sets no limit to its memory
             pending.popleft().get(TIMEOUT_S)
     for sent in pending:
         sent.get(TIMEOUT_S)
     producer.close()
-    return True
 
 
 def main(argv: Sequence[str]) -> int:
@@ -86,10 +89,11 @@ def main(argv: Sequence[str]) -> int:
     way, file = argv
     lines = Path(file).read_bytes().splitlines()
     values = islice(cycle(lines), int(os.environ["READINGS"]))
-    where = os.environ["KAFKA_BOOTSTRAP_SERVERS"], os.environ["KAFKA_TOPIC"]
+    servers, topic = os.environ["KAFKA_BOOTSTRAP_SERVERS"], os.environ["KAFKA_TOPIC"]
     if way == "confluent-kafka":
-        return 0 if with_confluent(*where, values) else 1
-    return 0 if with_kafka_python(way, *where, values) else 1
+        return 0 if send_with_confluent(servers, topic, values) else 1
+    send_with_kafka_python(way, servers, topic, values)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
-"""The scripts that everybody writes first, to be measured beside ours: no validation, no accounts.
+"""The usual first scripts, to be measured beside ours: they validate and count nothing.
 
-    python benches/peers/scripts.py naive|streaming_bulk|bulk|parallel_bulk
+    python -m benches.peers.scripts naive|streaming_bulk|bulk|parallel_bulk
 
-Each reads the topic from its beginning and indexes what it finds, under the same ids as our
+Each reads the topic from its beginning and indexes all readings, under the same ids as our
 consumer, until READINGS messages are read.
 
 Environment: as for kafka_to_elasticsearch.py, and READINGS.
@@ -34,12 +33,12 @@ def readings() -> Iterator[dict[str, Any]]:
 
 
 def document_id(reading: dict[str, Any]) -> str:
-    """Return the id that our consumer gives."""
+    """Return the id that our consumer gives to a reading."""
     return f"{reading['sensor_id']}@{reading['timestamp']}"
 
 
 def actions() -> Iterator[dict[str, Any]]:
-    """Yield what the library's helpers ask for."""
+    """Yield an action of elasticsearch.helpers for each reading."""
     for reading in readings():
         yield {
             "_op_type": "create",

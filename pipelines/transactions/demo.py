@@ -8,8 +8,8 @@ record with what was sent. The output is in French.
 
 It works in a topic of its own, new each time, and in the bucket transactions-demo, which it empties
 first. Environment: as the scripts; what neither the environment nor .env says is taken from
-.env.example. Exit codes: 0 all agrees, 1 something does not, or a server does not start, 2 .env
-cannot be read.
+.env.example in this folder. Exit codes: 0 all agrees, 1 something does not, or a server does not
+start, 2 .env cannot be read.
 """
 
 import os
@@ -53,7 +53,7 @@ def environment() -> dict[str, str]:
         SystemExit: .env cannot be read.
     """
     sources: tuple[Mapping[str, str | None], ...] = (
-        dotenv_values(PROJECT / ".env.example"), env_values(), os.environ,
+        dotenv_values(HERE / ".env.example"), env_values(), os.environ,
     )  # fmt: skip
     known = {name: value for source in sources for name, value in source.items() if value}
     topic = f"transactions-demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"

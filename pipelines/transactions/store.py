@@ -3,7 +3,7 @@
 Environment (or .env in the project's folder):
     S3_ENDPOINT            default http://127.0.0.1:9000
     S3_BUCKET              default transactions
-    MINIO_ROOT_USER        no default: .env.example has one for a machine of your own
+    MINIO_ROOT_USER        no default: .env.example here has one for a machine of your own
     MINIO_ROOT_PASSWORD    no default either
 
 What lies in the bucket, and what the folders of the same batch have in common is its number:
@@ -50,7 +50,8 @@ class Store:
         user, password = environ.get("MINIO_ROOT_USER"), environ.get("MINIO_ROOT_PASSWORD")
         if not (user and password):
             raise StoreError(
-                "MINIO_ROOT_USER and MINIO_ROOT_PASSWORD are not set: copy .env.example to .env"
+                "MINIO_ROOT_USER and MINIO_ROOT_PASSWORD are not set: copy them from "
+                "pipelines/transactions/.env.example to .env"
             )
         if not endpoint.startswith(("http://", "https://")):
             raise StoreError(f"S3_ENDPOINT={endpoint} does not begin with http:// or https://")

@@ -1,7 +1,6 @@
-"""README's commands, in order, in a fresh copy of the project; what it shows must be printed.
+"""The documents' commands, run in order in a fresh copy; what the documents show must be printed.
 
-No Docker engine is at hand: `docker compose` is a stand-in here that hands its command over to
-`python -m stack`, which reads the same compose file. Commands that run until Ctrl-C get one.
+`docker compose` is a stand-in here, see tests/documents.py. Commands that run until Ctrl-C get one.
 """
 
 import os
@@ -9,54 +8,28 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from elasticsearch import Elasticsearch
 
-from stack.__main__ import Stack, command_line
+from stack.lifecycle import Stack, command_line
 from stack.servers import free_port
-from tests.conftest import PROJECT, Pipeline
+from tests.conftest import PROJECT
+from tests.documents import ON_SHARED_SERVERS, TESTED_ELSEWHERE, blocks, skeleton, write_docker
 
 pytestmark = pytest.mark.xdist_group("readme")  # one worker: they share servers, in order
 
-README = (PROJECT / "README.md").read_text()
-# That section's commands are for other servers: tests/integration/test_secure.py.
-PLAIN = re.sub(
-    r"^## Sur un réseau partagé\n.*?(?=^## )", "", README, flags=re.MULTILINE | re.DOTALL
-)
-BLOCKS = re.findall(r"^```(bash|text)\n(.*?)^```", PLAIN, flags=re.MULTILINE | re.DOTALL)
 RUNS_UNTIL_STOPPED = re.compile(
     r"^python (sensor_generator|kafka_to_elasticsearch)\.py"
     r"(?!.*(--count|--backfill|--until|--duration|--list-sensors|--exit-when-idle))"
 )
-# Run by other tests, or by the one that calls this: `make test` cannot run itself.
-ELSEWHERE = ("make demo", "make test", "make lint")
-OTHER_SERVERS = re.compile(
-    r"\.(kraft|cluster)\.yml"
-)  # tests/faults/test_cluster.py starts the latter
-NEEDS_KIBANA = "python kibana/import.py"  # tests/unit/test_kibana.py runs it against a stand-in
-DOCKER = """#!/bin/sh
-shift  # compose
-files=
-while [ "$1" = -f ]; do files="$files -f $2"; shift 2; done
-command=$1; shift
-case "$command $*" in
-  "up -d --wait") exec {python} -m stack $files up ;;
-  down*) exec {python} -m stack $files down "$@" ;;
-  exec*) exec {python} -m stack $files exec "$@" ;;
-esac
-echo "unknown docker command: $command $*" >&2; exit 64
-"""
-
-
-def skeleton(line: str) -> str:
-    """Return a line without what varies from run to run: numbers, and the width of columns."""
-    return " ".join(re.sub(r"[-\d.,:]*\d", "#", line).split())
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project as a fresh clone has it, and a docker that is none."""
+    """The project as a fresh clone has it, with the stand-in of docker in bin/."""
     folder = tmp_path_factory.mktemp("clone")
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
@@ -64,15 +37,27 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (PROJECT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes((PROJECT / name).read_bytes())
-    docker = folder / "bin/docker"
-    docker.parent.mkdir()
-    docker.write_text(DOCKER.format(python=sys.executable))
-    docker.chmod(0o755)
+    write_docker(folder / "bin")
     return folder
 
 
-def run(command: str, folder: Path, environ: dict[str, str]) -> str:
-    """Run one line of README in the copy; return all it printed."""
+@pytest.fixture(scope="module")
+def environ(stack: Stack, copy: Path) -> dict[str, str]:
+    """The environment in which the commands find the session's servers as those of the stack."""
+    given = stack.site.environ.items()
+    path = [str(copy / ".venv/bin"), str(copy / "bin"), str(Path(sys.executable).parent)]
+    return {
+        **os.environ,
+        **{name: value for name, value in given if name.endswith(("_PORT", "_INTERVAL"))},
+        "PATH": os.pathsep.join([*path, os.environ["PATH"]]),
+        "KAFKA_BOOTSTRAP_SERVERS": stack.servers["kafka"].address,
+        "ELASTICSEARCH_URL": f"http://{stack.servers['elasticsearch'].address}",
+        "STACK_STATE": str(stack.state),
+    }
+
+
+def run(command: str, folder: Path, environ: Mapping[str, str]) -> str:
+    """Run one line of a document in the copy; return all it printed."""
     if RUNS_UNTIL_STOPPED.match(command):
         # In the foreground: else the signal comes twice, and may find Python at its end.
         command = f"timeout --foreground --preserve-status --signal=INT 12 {command}"
@@ -91,48 +76,36 @@ def run(command: str, folder: Path, environ: dict[str, str]) -> str:
     return printed
 
 
-def test_every_command_works_and_prints_what_readme_shows(
-    stack: Stack, pipeline: Pipeline, copy: Path, tmp_path: Path
+def fill(folder: Path, environ: Mapping[str, str]) -> None:
+    """Index some readings if no command has yet, so that each document can be tested alone."""
+    with Elasticsearch(environ["ELASTICSEARCH_URL"]) as client:
+        if not client.indices.exists(index="sensors_data"):
+            generator = "python -m tools.faulty_sensors --backfill 1h --fault malformed=0.02"
+            run(generator, folder, environ)
+            run("python kafka_to_elasticsearch.py --exit-when-idle 3", folder, environ)
+
+
+@pytest.mark.parametrize("document", ON_SHARED_SERVERS)
+def test_every_command_works_and_prints_what_the_document_shows(
+    document: str, copy: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    given = stack.site.environ.items()
-    ports = {name: value for name, value in given if name.endswith(("_PORT", "_INTERVAL"))}
-    environ = {
-        **os.environ,
-        **ports,
-        "PATH": f"{copy}/.venv/bin:{copy}/bin:{os.environ['PATH']}",
-        "KAFKA_BOOTSTRAP_SERVERS": pipeline.kafka,
-        "ELASTICSEARCH_URL": pipeline.elasticsearch,
-        "STACK_STATE": str(stack.state),
-    }
+    if document != "README.md":  # which has Python's libraries installed first
+        fill(copy, environ)
     elsewhere = {**environ, "STACK_STATE": str(tmp_path)}  # servers of other tests are not stopped
     printed = ""
-    for kind, text in BLOCKS:
-        text = text.replace("http://localhost:9200", pipeline.elasticsearch)
-        text = text.replace("localhost:9092", pipeline.kafka)
+    for kind, text in blocks(document):
+        text = text.replace("http://localhost:9200", environ["ELASTICSEARCH_URL"])
+        text = text.replace("localhost:9092", environ["KAFKA_BOOTSTRAP_SERVERS"])
         if kind == "text":
             shown = [skeleton(line) for line in text.splitlines() if "✓" not in line]
             missing = [line for line in shown if line not in map(skeleton, printed.splitlines())]
             assert missing == [], printed
-            continue
-        printed = ""
-        for command in text.splitlines():
-            if command in (*ELSEWHERE, NEEDS_KIBANA) or OTHER_SERVERS.search(command):
-                continue
-            stops = shlex.split(command)[-1] == "down"
-            printed += run(command, copy, elsewhere if stops else environ)
-
-
-def test_commands_tested_elsewhere_are_make_targets() -> None:
-    for command in ELSEWHERE:
-        assert f"\n{command}\n" in README
-        planned = subprocess.run(
-            [*command.split(), "--dry-run"],
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert planned.returncode == 0, planned.stderr
+        elif kind == "bash":
+            printed = ""
+            for command in text.splitlines():
+                if command not in TESTED_ELSEWHERE:
+                    stops = shlex.split(command)[-1] == "down"
+                    printed += run(command, copy, elsewhere if stops else environ)
 
 
 @pytest.mark.slow
@@ -154,6 +127,7 @@ def test_make_demo_in_a_fresh_copy(copy: Path, tmp_path: Path) -> None:
         assert (copy / "apercu/index.html").exists()
         again = run("make demo", copy, environ)
         assert "✓ Ce qui a été produit est exactement ce qui est indexé" in again
+        assert "kafka          stopped" in run("make down", copy, environ)
     finally:
         run("make wipe", copy, environ)
     processes = [command_line(int(proc.name)) for proc in Path("/proc").glob("[0-9]*")]

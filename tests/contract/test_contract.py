@@ -1,6 +1,7 @@
-"""What must agree across files: fields, variables, the compose files."""
+"""What several files must say alike: fields, variables, compose files, code of both scripts."""
 
 import argparse
+import ast
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 from unittest.mock import patch
@@ -17,48 +19,53 @@ import msgspec
 import pytest
 import yaml
 
+import extensions.secure.__main__ as secure
 import kafka_to_elasticsearch as indexer
 import sensor_generator as generator
+from extensions.secure import kafka_users
 from stack.compose import StackError, load_services
-from tools import secure
+from tests.conftest import PROJECT
+from tests.documents import ON_OWN_SERVERS, ON_SHARED_SERVERS
 
-PROJECT = Path(__file__).resolve().parents[2]
 MAPPING = json.loads((PROJECT / "mappings/sensors_data.json").read_text())
 PROPERTIES: dict[str, Any] = MAPPING["mappings"]["properties"]
-README = PROJECT / "README.md"
+FIELDS = PROJECT / "docs/simulateur.md"
 COMPOSE = PROJECT / "docker-compose.yml"
-KRAFT, SECURE = PROJECT / "docker-compose.kraft.yml", PROJECT / "docker-compose.secure.yml"
-OVERLAYS = sorted([*PROJECT.glob("docker-compose.*.yml"), *PROJECT.glob("pipelines/*/compose.yml")])
+KRAFT, SECURE = PROJECT / "extensions/kraft/compose.yml", PROJECT / "extensions/secure/compose.yml"
+OVERLAYS = sorted(
+    [*PROJECT.glob("extensions/*/compose.yml"), *PROJECT.glob("pipelines/*/compose.yml")]
+)
 
 
 def in_project(file: Path) -> str:
-    """Return a file's name below the project's folder, to name a test."""
+    """Return a file's path in the project, which names a test."""
     return str(file.relative_to(PROJECT))
 
 
 ELASTIC_TYPES = {str: {"keyword", "date"}, float: {"float"}, int: {"integer"}}
-
-
 SCHEMA = json.loads((PROJECT / "mappings/reading.v1.schema.json").read_text())
 
 
+@cache
 def generated(*argv: str) -> list[bytes]:
-    """Return what the generator prints, line by line."""
+    """Return the lines that the generator prints."""
     command = [sys.executable, "sensor_generator.py", "--console", "--seed", "1", *argv]
     return subprocess.run(command, cwd=PROJECT, capture_output=True, check=True).stdout.splitlines()
 
 
 def generator_options(*argv: str) -> Any:
+    """Return the generator's options, by default the default ones."""
     return generator.parse_options(generator.option_parser(""), argv)
 
 
 def a_reading() -> dict[str, Any]:
+    """Return a reading of the generator."""
     return dict(json.loads(generated("--backfill", "1m")[0]))
 
 
 def field_table() -> dict[str, list[str]]:
-    """Return README's table of fields: name -> [JSON, Elasticsearch, unit, range]."""
-    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", README.read_text(), flags=re.MULTILINE)
+    """Return the documented fields: name -> [JSON, Elasticsearch, unit, range]."""
+    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", FIELDS.read_text(), flags=re.MULTILINE)
     return {
         name: [cell.strip() for cell in cells.split("|")]
         for name, cells in rows
@@ -69,7 +76,7 @@ def field_table() -> dict[str, list[str]]:
 # Fields
 
 
-def test_generator_mapping_consumer_and_readme_have_the_same_fields() -> None:
+def test_generator_mapping_consumer_and_document_have_the_same_fields() -> None:
     reading = a_reading()
     assert list(reading) == list(PROPERTIES) == list(field_table())
     assert tuple(reading) == indexer.Reading.__struct_fields__
@@ -83,7 +90,7 @@ def test_types_agree() -> None:
         assert PROPERTIES[name]["type"] in ELASTIC_TYPES[kind]
 
 
-def test_units_and_ranges_agree_with_readme() -> None:
+def test_units_and_ranges_agree_with_the_document() -> None:
     schema = msgspec.json.schema(indexer.Reading)["$defs"]["Reading"]["properties"]
     measured = {name: found for name, found in schema.items() if found["type"] != "string"}
     assert len(measured) == 4
@@ -95,7 +102,7 @@ def test_units_and_ranges_agree_with_readme() -> None:
         assert [float(number) for number in digits.split(" à ")] == [low, high]
 
 
-def test_the_consumer_takes_what_the_generator_makes() -> None:
+def test_the_consumer_and_the_schema_accept_what_the_generator_sends() -> None:
     validator = jsonschema.Draft202012Validator(SCHEMA)
     values = generated("--backfill", "2h")
     assert len(values) > 1000
@@ -105,9 +112,9 @@ def test_the_consumer_takes_what_the_generator_makes() -> None:
         validator.validate(reading)
 
 
-def test_the_schema_is_the_consumer_s() -> None:
+def test_the_schema_has_the_rules_of_the_consumer() -> None:
     checked = msgspec.json.schema(indexer.Reading)["$defs"]["Reading"]
-    # Checked beside the decoder.
+    # The consumer checks this one outside its decoder.
     checked["properties"]["sensor_id"]["pattern"] = f"^{indexer.SENSOR_ID.pattern}$"
     rules = {
         name: {key: rule for key, rule in field.items() if key not in ("description", "format")}
@@ -118,15 +125,33 @@ def test_the_schema_is_the_consumer_s() -> None:
     assert SCHEMA["additionalProperties"] is checked["additionalProperties"] is False
 
 
-def test_mapping_refuses_what_it_does_not_know() -> None:
+def test_the_mapping_refuses_unknown_fields() -> None:
     assert MAPPING["mappings"]["dynamic"] == "strict"
 
 
 # Variables
 
 
-def variables(text: str) -> dict[str, str]:
+SCRIPTS = ("sensor_generator.py", "kafka_to_elasticsearch.py")
+EXAMPLE = PROJECT / ".env.example"
+# The folders with variables of their own, each with an .env.example of its own if it has any.
+FOLDERS = sorted(
+    file.parent
+    for pattern in ("extensions/*/compose.yml", "pipelines/*/requirements.txt")
+    for file in PROJECT.glob(pattern)
+)
+
+
+def variables(example: Path) -> dict[str, str]:
+    """Return what an .env.example sets; nothing if there is none."""
+    text = example.read_text() if example.exists() else ""
     return dict(re.findall(r"^([A-Z0-9_]+)=(.*)$", text, flags=re.MULTILINE))
+
+
+def all_variables() -> dict[str, str]:
+    """Return what all .env.example files set."""
+    examples = (EXAMPLE, *(folder / ".env.example" for folder in FOLDERS))
+    return {name: value for example in examples for name, value in variables(example).items()}
 
 
 def defaults(source: str) -> dict[str, str]:
@@ -134,51 +159,74 @@ def defaults(source: str) -> dict[str, str]:
     return dict(re.findall(r'"(KAFKA_\w+|ELASTICSEARCH_\w+)",\s+"([^"]+)"', source))
 
 
-def test_env_example_names_every_variable_with_its_default() -> None:
-    example = variables((PROJECT / ".env.example").read_text())
-    used: dict[str, str] = {}
-    for file in (COMPOSE, *OVERLAYS):
-        used |= dict(re.findall(r"\$\{(\w+):-([^}]*)\}", file.read_text()))
-    for script in ("sensor_generator.py", "kafka_to_elasticsearch.py"):
+def interpolated(compose: Path) -> dict[str, str]:
+    """Return the variables of a compose file that have a default there."""
+    return dict(re.findall(r"\$\{(\w+):-([^}]*)\}", compose.read_text()))
+
+
+def used_by_the_main_pipeline() -> dict[str, str]:
+    """Return the variables of the two scripts, the main compose file, the stack and Kibana."""
+    used = interpolated(COMPOSE)
+    for script in SCRIPTS:
         used |= defaults((PROJECT / script).read_text())
-    for file in PROJECT.glob("pipelines/*/**/*.py"):  # what each says of itself
+    stack = "".join(file.read_text() for file in PROJECT.glob("stack/*.py"))
+    used |= dict.fromkeys(re.findall(r'"(STACK_\w+|JAVA_HOME)"', stack), "")
+    kibana = "".join(file.read_text() for file in PROJECT.glob("kibana/*.py"))
+    used = dict.fromkeys(re.findall(r"\bKIBANA_[A-Z_]+", kibana), "") | used
+    return used | dict(re.findall(r"^    (KIBANA_\w+) +default (http\S+)$", kibana, re.MULTILINE))
+
+
+def used_in(folder: Path) -> dict[str, str]:
+    """Return the variables of an extension or a pipeline, "" where they have no default."""
+    compose = folder / "compose.yml"
+    used = interpolated(compose) if compose.exists() else {}
+    for file in folder.glob("**/*.py"):  # what each says of itself
         documented = file.read_text().partition('"""')[2].partition('"""')[0]
         used |= dict(re.findall(r"^    ([A-Z0-9_]+) +default (\S+)$", documented, re.MULTILINE))
         optional = re.findall(r"^    ([A-Z0-9_]+) +\S.*\(default: ", documented, re.MULTILINE)
-        used |= dict.fromkeys(optional, "")
-    used |= dict.fromkeys(
-        re.findall(r'"(STACK_\w+|JAVA_HOME)"', (PROJECT / "stack/__main__.py").read_text()), ""
-    )
-    used |= dict.fromkeys(
-        re.findall(r'"(STACK_\w+|JAVA_HOME)"', (PROJECT / "stack/servers.py").read_text()), ""
-    )
-    kibana = (PROJECT / "kibana/server.py").read_text()
-    used |= dict.fromkeys(re.findall(r'"(KIBANA_\w+)"', kibana), "")
-    used |= dict(re.findall(r'"(KIBANA_\w+)"\) or "([^"]+)"', kibana))
-    # What an overlay requires has its value in .env.example only.
-    required = {
-        n for f in OVERLAYS if f != SECURE for n in re.findall(r"\$\{(\w+):\?", f.read_text())
-    }
-    assert not required & used.keys()
-    assert all(example[name] for name in required)
-    used |= {name: example[name] for name in required}
-    # The secure variant: what is empty by default, or has the default of the other variants.
-    used |= {name: used.get(name, "") for name in [*secure.settings({}), *secure.new_secrets()]}
-    used |= {"COMPOSE_FILE": "docker-compose.yml", "CONSUMER_ELASTICSEARCH_API_KEY": ""}
-    assert example == used
+        used |= {name: used.get(name, "") for name in optional}
+    return used
+
+
+def test_env_example_names_every_variable_of_the_main_pipeline_with_its_default() -> None:
+    assert variables(EXAMPLE) == used_by_the_main_pipeline()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=in_project)
+def test_a_folder_s_env_example_names_its_other_variables_with_their_defaults(
+    folder: Path,
+) -> None:
+    main, used = used_by_the_main_pipeline(), used_in(folder)
+    example = variables(folder / ".env.example")
+    if folder == SECURE.parent:
+        settings = [*secure.settings({}), *secure.new_secrets()]
+        used |= {name: "" for name in settings if name not in main}
+        used |= {"COMPOSE_FILE": "docker-compose.yml", "CONSUMER_ELASTICSEARCH_API_KEY": ""}
+    elif (folder / "compose.yml").exists():  # what it requires has its value there only
+        required = set(re.findall(r"\$\{(\w+):\?", (folder / "compose.yml").read_text()))
+        assert all(example[name] for name in required)
+        used |= {name: example[name] for name in required}
+    shared = used.keys() & main.keys()
+    assert {name: used[name] for name in shared} == {name: main[name] for name in shared}
+    assert example == {name: default for name, default in used.items() if name not in main}
+
+
+def test_the_env_examples_agree() -> None:
+    together = all_variables()
+    for folder in FOLDERS:
+        assert variables(folder / ".env.example").items() <= together.items()
 
 
 def test_the_secure_variant_does_not_start_with_the_placeholders_of_env_example() -> None:
-    example = variables((PROJECT / ".env.example").read_text())
+    example = all_variables()
     secrets = set(re.findall(r"\$\{(\w+):\?", SECURE.read_text()))
     assert secrets == {"KIBANA_SERVICE_TOKEN", "KIBANA_ENCRYPTION_KEY"}
     for name in secrets:
         others = dict.fromkeys(secrets - {name}, "a secret")
-        with pytest.raises(StackError, match=rf"{name} is not set: run python tools/secure.py"):
+        with pytest.raises(
+            StackError, match=rf"{name} is not set: run python -m extensions.secure"
+        ):
             load_services((COMPOSE, KRAFT, SECURE), {**example, **others})
-
-
-SCRIPTS = ("sensor_generator.py", "kafka_to_elasticsearch.py")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -188,9 +236,9 @@ def test_a_script_s_help_names_its_variables_with_their_defaults(script: str) ->
     shown = subprocess.run(
         command, cwd=PROJECT, env=environ, capture_output=True, text=True, check=True
     ).stdout
-    variables = defaults((PROJECT / script).read_text())
-    assert variables.keys() >= {"KAFKA_BOOTSTRAP_SERVERS", "KAFKA_TOPIC"}
-    for name, default in variables.items():
+    named = defaults((PROJECT / script).read_text())
+    assert named.keys() >= {"KAFKA_BOOTSTRAP_SERVERS", "KAFKA_TOPIC"}
+    for name, default in named.items():
         assert re.search(rf"environment: {name}\W+default: {re.escape(default)}", shown)
 
 
@@ -200,9 +248,10 @@ def test_both_scripts_have_the_same_defaults() -> None:
         assert getattr(ours, name) == getattr(theirs, name)
 
 
-def is_taken(judge: Callable[[str], object], text: str) -> bool:
+def is_accepted(kind: Callable[[str], object], text: str) -> bool:
+    """Return whether an argparse type accepts a text."""
     try:
-        judge(text)
+        kind(text)
     except argparse.ArgumentTypeError:
         return False
     return True
@@ -211,8 +260,8 @@ def is_taken(judge: Callable[[str], object], text: str) -> bool:
 @pytest.mark.parametrize(
     ("kind", "texts", "expected"),
     [
-        ("topic_name", ["a", "a.b_c-D9", "x" * 200], True),
-        ("topic_name", ["", " ", ".", "..", "a/b", "a b", "é", "a\n", "x" * 250], False),
+        ("topic_name", ["a", "a.b_c-D9", "x" * 237], True),
+        ("topic_name", ["", " ", ".", "..", "a/b", "a b", "é", "a\n", "x" * 238], False),
         ("server_list", ["localhost:9092", "[::1]:9092", "a:1,b:65535"], True),
         (
             "server_list",
@@ -221,23 +270,51 @@ def is_taken(judge: Callable[[str], object], text: str) -> bool:
         ),
     ],
 )
-def test_both_scripts_judge_addresses_and_names_alike(
+def test_both_scripts_accept_the_same_topics_and_servers(
     kind: str, texts: list[str], expected: bool
 ) -> None:
-    """What both need is written twice, so that each script stands alone."""
     for script in (generator, indexer):
-        judge = getattr(script, kind)
-        assert [text for text in texts if is_taken(judge, text) is not expected] == []
+        accepts = getattr(script, kind)
+        assert [text for text in texts if is_accepted(accepts, text) is not expected] == []
 
 
-@pytest.fixture(params=[generator, indexer], ids=SCRIPTS)
-def load_env(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[bytes], dict[str, str]]:
-    """Return what a script takes from a .env of some content, as the environment after it."""
+def code_of(script: str, name: str) -> str:
+    """Return the code of a function, without comments and without the prefix of argparse."""
+    tree = ast.parse((PROJECT / script).read_text())
+    found = next(node for node in tree.body if getattr(node, "name", "") == name)
+    return ast.unparse(found).replace("argparse.", "")
+
+
+@pytest.mark.parametrize("name", ["load_env", "stop_on_signals", "server_list", "number"])
+def test_both_scripts_have_the_same_code_in_the_functions_they_share(name: str) -> None:
+    """They import nothing from each other, so that a reader can copy one of them alone."""
+    ours, theirs = (code_of(script, name) for script in SCRIPTS)
+    assert ours == theirs
+
+
+def test_both_scripts_read_the_kafka_login_alike() -> None:
+    """White space around a name or a password does not belong to it."""
+    login = {"ROLE_KAFKA_USER": " me ", "ROLE_KAFKA_PASSWORD": "s3cr3t\n"}
+    ours, theirs = (script.kafka_security(login, "ROLE") for script in (generator, indexer))
+    assert ours.pop("ssl_context").verify_mode == theirs.pop("ssl_context").verify_mode
+    assert ours == theirs
+    assert (ours["sasl_plain_username"], ours["sasl_plain_password"]) == ("me", "s3cr3t")
+    for script in (generator, indexer):
+        with pytest.raises(script.SetupError, match="ROLE_KAFKA_PASSWORD: set both"):
+            script.kafka_security({"ROLE_KAFKA_USER": "me"}, "ROLE")
+
+
+# The tests below need only one script, because both have the same load_env.
+
+
+@pytest.fixture
+def load_env(tmp_path: Path) -> Callable[[bytes], dict[str, str]]:
+    """Return a function that loads a .env of some content and returns the environment."""
 
     def load(content: bytes) -> dict[str, str]:
         (tmp_path / ".env").write_bytes(content)
         with patch.dict(os.environ, {"KAFKA_TOPIC": "real"}, clear=True):
-            request.param.load_env(tmp_path / ".env")
+            indexer.load_env(tmp_path / ".env")
             return dict(os.environ)
 
     return load
@@ -266,49 +343,53 @@ def test_env_is_read_and_the_real_environment_wins(
         b"KAFKA_TOPIC=s3cr3t\0",
     ],
 )
-def test_a_line_of_env_that_says_nothing_is_refused_by_its_number_and_not_shown(
+def test_a_wrong_line_of_env_is_refused_by_its_number_and_not_shown(
     line: bytes, load_env: Callable[[bytes], dict[str, str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises((generator.SetupError, indexer.SetupError)) as refusal:
+    with pytest.raises(indexer.SetupError) as refusal:
         load_env(b"A=a\n\n" + line + b"\nB=b\n")
     assert ".env, line 3: " in str(refusal.value)
     assert "s3cr3t" not in str(refusal.value)
     assert "\n" not in str(refusal.value)
-    assert caplog.text == ""  # python-dotenv's own words would be a second line
+    assert caplog.text == ""  # python-dotenv would log a second line
 
 
-@pytest.mark.parametrize("script", [generator, indexer], ids=SCRIPTS)
-def test_an_env_may_be_absent_but_not_unreadable(script: Any, tmp_path: Path) -> None:
-    script.load_env(tmp_path / ".env")
+def test_an_env_may_be_absent_but_not_unreadable(tmp_path: Path) -> None:
+    indexer.load_env(tmp_path / ".env")
     (tmp_path / ".env").mkdir()
-    with pytest.raises(script.SetupError, match=r"\.env"):
-        script.load_env(tmp_path / ".env")
+    with pytest.raises(indexer.SetupError, match=r"\.env"):
+        indexer.load_env(tmp_path / ".env")
 
 
 # Compose
 
 
 def without_resets(file: Path) -> str:
-    """Return a compose file without the lines that !reset, a tag that plain YAML does not know."""
+    """Return a compose file without its lines with !reset, a tag that plain YAML does not have."""
     return re.sub(r"^.*!reset null.*\n", "", file.read_text(), flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("file", [COMPOSE, *OVERLAYS], ids=in_project)
-def test_compose_file_is_valid_by_the_schema(file: Path, tmp_path: Path) -> None:
-    plain = tmp_path / file.name
-    plain.write_text(without_resets(file))
-    command = ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(plain)]
+def test_the_compose_files_are_valid_by_the_schema(tmp_path: Path) -> None:
+    for file in (COMPOSE, *OVERLAYS):
+        plain = tmp_path / in_project(file).replace("/", "-")
+        plain.write_text(without_resets(file))
+    command = [
+        "check-jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+        *map(str, tmp_path.iterdir()),
+    ]
     environ = {**os.environ, "PATH": f"{PROJECT}/.venv/bin:{os.environ['PATH']}"}
     checked = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
     assert checked.returncode == 0, checked.stdout
 
 
 def resolved(*files: Path) -> dict[str, Any]:
-    """Return the files as Compose's own library resolves them.
+    """Return the files as Compose itself resolves them.
 
-    That is docker compose or the older docker-compose; with an overlay, which the older one does
-    not understand, docker compose or compose-go (the library of docker compose, as
-    `go install github.com/compose-spec/compose-go/v2/cmd` makes it, named by COMPOSE_GO).
+    Compose is compose-go, the library of docker compose, if COMPOSE_GO names its command (`go
+    install github.com/compose-spec/compose-go/v2/cmd`); else docker compose; else the older
+    docker-compose, which does not understand the overlays.
     """
     candidates = []
     if compose_go := os.environ.get("COMPOSE_GO"):
@@ -328,8 +409,8 @@ def resolved(*files: Path) -> dict[str, Any]:
             return dict(yaml.safe_load(found.stdout))
         printed += found.stderr
     if not candidates and not os.environ.get("CI"):
-        pytest.skip("needs docker compose 2.24 or compose-go (COMPOSE_GO): neither is here")
-    raise AssertionError(f"Compose does not accept the file, or is not here: {printed}")
+        pytest.skip("needs docker compose 2.24 or compose-go (COMPOSE_GO): neither is installed")
+    raise AssertionError(f"Compose refuses the file, or is not installed: {printed}")
 
 
 def environment(service: dict[str, Any]) -> dict[str, str]:
@@ -340,7 +421,7 @@ def environment(service: dict[str, Any]) -> dict[str, str]:
 
 
 def published(port: dict[str, Any] | str) -> tuple[int, int]:
-    """Return the container's port and the host's, as each Compose writes them."""
+    """Return the container's port and the host's, from the form of either Compose."""
     if isinstance(port, dict):
         return int(port["target"]), int(port["published"])
     *_, host, inside = port.removesuffix("/tcp").split(":")
@@ -348,7 +429,7 @@ def published(port: dict[str, Any] | str) -> tuple[int, int]:
 
 
 def mounts(service: dict[str, Any]) -> dict[str, Path]:
-    """Return what a container sees of this machine: its path -> ours."""
+    """Return the folders and files that a service mounts: container's path -> host's path."""
     given = (
         dict(zip(("source", "target"), volume.split(":"), strict=False))
         if isinstance(volume, str)
@@ -366,14 +447,14 @@ def mounts(service: dict[str, Any]) -> dict[str, Path]:
 def test_the_native_stack_reads_the_files_as_compose_does(
     files: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    example = variables((PROJECT / ".env.example").read_text())
+    example = all_variables()
     copies = [tmp_path / f"{number}.yml" for number, _ in enumerate(files)]
-    for file, copy in zip(files, copies, strict=True):  # compose-go alone knows no variables
+    for file, copy in zip(files, copies, strict=True):  # compose-go reads no .env file
         required = re.compile(r"\$\{(\w+):\?[^}]*\}")
         copy.write_text(required.sub(lambda match: example[match[1]] or "x", file.read_text()))
-    shutil.copytree(PROJECT / "monitoring", tmp_path / "monitoring")  # files that they name
+    shutil.copytree(PROJECT / "extensions", tmp_path / "extensions")  # they mount files of it
     monkeypatch.setenv("COMPOSE_PROFILES", "*")
-    monkeypatch.delenv("ELASTICSEARCH_HEAP")  # of the tests' own servers
+    monkeypatch.delenv("ELASTICSEARCH_HEAP")  # tests/conftest.py sets it
     theirs = resolved(*copies)["services"]
     ours = load_services(copies, {})
     assert set(ours) == set(theirs)
@@ -406,11 +487,9 @@ def test_every_image_is_pinned_and_every_port_is_on_loopback(file: Path) -> None
         assert set(conditions) <= {"service_healthy"}
 
 
-def test_every_port_of_the_secure_variant_is_on_loopback_and_every_server_has_tls() -> None:
-    services = yaml.safe_load(SECURE.read_text())["services"]
+def test_every_server_of_the_secure_variant_has_tls() -> None:
+    services = yaml.safe_load(without_resets(SECURE))["services"]
     assert set(services) == {"kafka", "elasticsearch", "kibana"}
-    for service in services.values():
-        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     protocols = services["kafka"]["environment"]["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"]
     assert set(re.findall(r":(\w+)", protocols)) == {"SSL", "SASL_SSL"}
     assert services["elasticsearch"]["environment"]["xpack.security.http.ssl.enabled"] == "true"
@@ -418,8 +497,8 @@ def test_every_port_of_the_secure_variant_is_on_loopback_and_every_server_has_tl
 
 
 @pytest.mark.parametrize("file", [COMPOSE, *OVERLAYS], ids=in_project)
-def test_elasticsearch_makes_any_index_that_a_document_asks_for(file: Path) -> None:
-    """So that a script of the reader's own may index at once, as the exercise does."""
+def test_elasticsearch_creates_any_index_by_itself(file: Path) -> None:
+    """The exercise indexes from a script of the reader before any index exists."""
     assert "auto_create_index" not in file.read_text()
 
 
@@ -430,8 +509,8 @@ def test_kibana_has_the_version_of_elasticsearch() -> None:
 
 # Kafka Connect
 
-# Of the connector's own options (docs.confluent.io, "Configuration Reference for Elasticsearch
-# Service Sink Connector", 16.0) those that we use or might.
+# The connector's own options that matter here (docs.confluent.io, "Configuration Reference for
+# Elasticsearch Service Sink Connector", 16.0).
 CONFLUENT_OPTIONS = {
     "batch.size", "behavior.on.malformed.documents", "behavior.on.null.values", "bulk.size.bytes",
     "connection.password", "connection.url", "connection.username", "drop.invalid.message",
@@ -439,7 +518,7 @@ CONFLUENT_OPTIONS = {
     "max.in.flight.requests", "max.retries", "read.timeout.ms", "retry.backoff.ms", "schema.ignore",
     "topic.to.external.resource.mapping", "write.method",
 }  # fmt: skip
-# Of any sink (kafka.apache.org/39, "Sink Connector Configs").
+# Options of every sink (kafka.apache.org/39, "Sink Connector Configs").
 SINK_OPTIONS = {
     "connector.class", "errors.deadletterqueue.context.headers.enable",
     "errors.deadletterqueue.topic.name", "errors.deadletterqueue.topic.replication.factor",
@@ -449,9 +528,9 @@ SINK_OPTIONS = {
 
 
 def test_the_two_connectors_have_documented_options_and_agree() -> None:
-    """Camel's own are checked by the worker that runs it, tests/integration/test_connect.py."""
+    """The worker in tests/integration/test_connect.py checks Camel's own options."""
     camel, confluent = (
-        json.loads((PROJECT / f"connect/{name}.json").read_text())
+        json.loads((PROJECT / f"extensions/connect/{name}.json").read_text())
         for name in ("camel", "confluent")
     )
     assert set(confluent) <= CONFLUENT_OPTIONS | SINK_OPTIONS
@@ -466,7 +545,22 @@ def test_the_two_connectors_have_documented_options_and_agree() -> None:
     assert "indexName=sensors_connect&" in camel["camel.sink.url"]
 
 
-# The tree
+# The table of faults
+
+
+def names_of_tests(*files: str) -> set[str]:
+    """Return the names of the tests in these files of tests/."""
+    texts = ((PROJECT / "tests" / file).read_text() for file in files)
+    return {name for text in texts for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+
+
+def test_the_table_of_faults_names_every_test_and_no_other() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (PROJECT / "tests/faults/README.md").read_text()))
+    faults = names_of_tests("faults/test_faults.py", "faults/test_cluster.py") - {"test_soak"}
+    assert faults <= named <= faults | names_of_tests("acceptance/test_pipeline.py")
+
+
+# The scripts' libraries
 
 
 @pytest.mark.parametrize(
@@ -479,18 +573,23 @@ def test_the_two_connectors_have_documented_options_and_agree() -> None:
         ),
     ],
 )
-def test_a_script_needs_these_libraries_and_nothing_of_the_project(
-    script: str, allowed: set[str]
-) -> None:
+def test_a_script_imports_exactly_these_libraries(script: str, allowed: set[str]) -> None:
     pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
     imported = set(pattern.findall((PROJECT / script).read_text()))
     assert imported - sys.stdlib_module_names == allowed
 
 
-def test_readme_names_only_files_that_are_there() -> None:
+@pytest.mark.parametrize("document", [*ON_SHARED_SERVERS, *ON_OWN_SERVERS])
+def test_a_document_names_only_files_that_are_there(document: str) -> None:
+    file = PROJECT / document
     named = re.findall(
-        r"`([\w./-]+/|[\w./-]+\.(?:py|yml|json|txt|md|toml|example))`", README.read_text()
+        r"`([\w./-]+/|[\w./-]+\.(?:py|yml|json|txt|md|toml|example))`", file.read_text()
     )
     made = {".env", ".secure/"}
-    missing = [name for name in set(named) - made if not (PROJECT / name).exists()]
+    places = (PROJECT, file.parent)
+    missing = [n for n in set(named) - made if not any((place / n).exists() for place in places)]
     assert missing == []
+
+
+def test_the_dead_letter_topic_of_the_secure_variant_takes_as_large_messages() -> None:
+    assert kafka_users.DEAD_LETTER_BYTES == indexer.DEAD_LETTER_BYTES

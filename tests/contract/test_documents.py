@@ -1,4 +1,4 @@
-"""The documents: their links and pictures exist, the pipelines' READMEs have one shape, the PDF."""
+"""The documents: their links and pictures exist, every command is tested, the READMEs' shape."""
 
 import re
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT
+from tests.documents import ON_OWN_SERVERS, ON_SHARED_SERVERS, TESTED_ELSEWHERE, blocks, commands
 
 LISTED = subprocess.run(
     ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
@@ -61,19 +62,57 @@ def test_a_pipeline_s_readme_has_the_shape_of_its_siblings(folder: Path) -> None
     assert f"({folder.name}/README.md)" in (folder.parent / "README.md").read_text()
 
 
-def plain(text: str) -> str:
-    """Return a text with ordinary spaces in its numbers."""
-    return re.sub("[\u00a0\u202f]", " ", text)
+# README and the pages that it leads to
 
 
-def test_rates_that_are_quoted_are_the_benches_() -> None:
-    """What benches/report.py does not write itself."""
-    benches = plain((PROJECT / "benches/README.md").read_text())
-    paragraphs = plain((PROJECT / "connect/README.md").read_text()).split("\n\n")
-    quoted = [text for text in paragraphs if re.search(r"par seconde|mesures/s", text)]
-    rates = [rate for text in quoted for rate in re.findall(r"(?<!\d )\b\d{2,3} \d{3}\b", text)]
-    assert len(rates) > 1
-    assert [rate for rate in rates if rate not in benches] == []
+def test_readme_is_short_and_leads_to_each_page_once() -> None:
+    readme = (PROJECT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 250
+    pages = {name for name in LISTED if re.fullmatch(r"docs/.*|extensions/.*/README\.md", name)}
+    targets = [target for target in LINK.findall(without_code(readme)) if target in pages]
+    assert sorted(targets) == sorted(pages)
+
+
+def test_an_extension_s_readme_ends_in_english() -> None:
+    for file in PROJECT.glob("extensions/*/README.md"):
+        assert re.search(r"\n\*English: [^*]+\*\n$", file.read_text()), file
+
+
+def test_every_document_with_commands_is_tested() -> None:
+    found = {f"docs/{file.name}" for file in PROJECT.glob("docs/*.md")}
+    found |= {f"extensions/{f.parent.name}/README.md" for f in PROJECT.glob("extensions/*/*.md")}
+    assert {"README.md", *found} == {*ON_SHARED_SERVERS, *ON_OWN_SERVERS}
+    for document in (*ON_SHARED_SERVERS, *ON_OWN_SERVERS):
+        assert {kind for kind, _ in blocks(document)} <= {"bash", "text", "ini"}, document
+    for test in ON_OWN_SERVERS.values():
+        assert "tests.documents" in (PROJECT / test).read_text()
+
+
+def test_a_command_that_is_not_run_is_tested_elsewhere() -> None:
+    shown = [command for document in ON_SHARED_SERVERS for command in commands(document)]
+    for command, (test, words) in TESTED_ELSEWHERE.items():
+        assert shown.count(command) == 1, command
+        assert words in (PROJECT / test).read_text(), command
+
+
+@pytest.mark.parametrize("document", [*ON_SHARED_SERVERS, *ON_OWN_SERVERS])
+def test_a_document_names_only_targets_and_modules_that_are_there(document: str) -> None:
+    """Those in the text too, which no test runs."""
+    text = (PROJECT / document).read_text()
+    targets = re.findall(r"^([a-z-]+(?: [a-z-]+)*):", (PROJECT / "Makefile").read_text(), re.M)
+    known = {name for line in targets for name in line.split()}
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)) <= known
+    for module in set(re.findall(r"python -m ([a-z_.]+[a-z_])", text)):
+        path = PROJECT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+def test_rates_stand_in_the_benches_only() -> None:
+    """The benches write them there and into the report; quoted elsewhere, they would grow old."""
+    for document in (*ON_SHARED_SERVERS, *ON_OWN_SERVERS):
+        text = (PROJECT / document).read_text()
+        rates = re.findall(r"\d[\d\s]*(?:mesures|documents|messages)(?:/s| par seconde)", text)
+        assert rates == [], document
 
 
 def test_there_are_documents() -> None:
@@ -88,3 +127,5 @@ def test_the_report_becomes_a_pdf() -> None:
     pages = (PROJECT / "RAPPORT.pdf").read_bytes()
     assert pages.startswith(b"%PDF")
     assert len(pages) > 100_000  # with its pictures
+    count = max(map(int, re.findall(rb"/Count (\d+)", pages)))
+    assert 2 <= count <= 3  # pages

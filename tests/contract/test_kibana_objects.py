@@ -1,4 +1,4 @@
-"""The saved objects: what Kibana does not check at the import, and what breaks the page later."""
+"""The saved objects: errors that Kibana accepts at the import and that break a page later."""
 
 import json
 from pathlib import Path
@@ -13,21 +13,24 @@ MAPPINGS = {
     "sensors_data*": "sensors_data.json",
     "sensors_dead_letters*": "sensors_dead_letters.json",
 }
-# The oldest Kibana that must take them is 8.17; a newer version in the file makes it refuse all.
+# The oldest Kibana that must import them is 8.17; it refuses a file with a newer version.
 VERSIONS = {"index-pattern": "8.0.0", "search": "8.0.0", "lens": "8.9.0", "dashboard": "8.9.0"}
 NUMBERS = {"float", "integer", "long"}
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file, and at its end the details of the export."""
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def objects(*types: str) -> list[Any]:
+    """Return the objects of these types as parameters of a test."""
     found = [o for file in FILES for o in lines(file) if o.get("type") in types]
     return [pytest.param(o, id=o["id"]) for o in found]
 
 
 def by_id(type_: str) -> dict[str, dict[str, Any]]:
+    """Return the objects of a type by their ids."""
     return {o["id"]: o for file in FILES for o in lines(file) if o.get("type") == type_}
 
 
@@ -39,7 +42,7 @@ def fields_of(view_id: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_a_file_is_as_kibana_exports_it(file: Path) -> None:
+def test_a_file_has_the_form_of_an_export_and_all_its_references(file: Path) -> None:
     *found, details = lines(file)
     assert details["exportedCount"] == len(found) > 0
     assert len({(o["type"], o["id"]) for o in found}) == len(found)
@@ -49,7 +52,7 @@ def test_a_file_is_as_kibana_exports_it(file: Path) -> None:
         assert o["coreMigrationVersion"] == "8.8.0"
         for reference in o["references"]:
             assert set(reference) == {"id", "name", "type"}
-            assert (reference["type"], reference["id"]) in ids, "a file stands for itself"
+            assert (reference["type"], reference["id"]) in ids, "not in the same file"
 
 
 @pytest.mark.parametrize("view", objects("index-pattern"))
@@ -81,7 +84,7 @@ def accessors(state: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("lens", objects("lens"))
-def test_a_chart_holds_together(lens: dict[str, Any]) -> None:
+def test_a_chart_uses_fields_of_the_right_type_and_its_own_columns(lens: dict[str, Any]) -> None:
     state = lens["attributes"]["state"]
     layers = state["datasourceStates"]["formBased"]["layers"]
     names = {f"indexpattern-datasource-layer-{name}": name for name in layers}

@@ -1,4 +1,4 @@
-"""The alert rules, tried by promtool; dashboards and provisioning, by what Grafana documents."""
+"""The alert rules, checked by promtool; Grafana's boards and provisioning, by its documentation."""
 
 import json
 import os
@@ -13,24 +13,25 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from stack.__main__ import Stack
 from stack.compose import StackError
-from stack.images.prometheus import find_program, unpack_package
+from stack.lifecycle import Stack
+from stack.native.prometheus import find_program, unpack_package
+from tests.conftest import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[2]
-MONITORING = PROJECT / "monitoring"
+MONITORING = PROJECT / "extensions/monitoring"
 GRAFANA = MONITORING / "grafana"
-OVERLAY = PROJECT / "docker-compose.monitoring.yml"
+OVERLAY = MONITORING / "compose.yml"
 PIPELINE_OVERLAY = PROJECT / "pipelines/transactions/compose.yml"
 DASHBOARDS = [
     GRAFANA / "dashboards/smart-city.json",
     PROJECT / "pipelines/transactions/dashboards/transactions.json",
 ]
+RULE_TESTS = PROJECT / "tests/contract/alerts.test.yml"
 register_default_plugins()
 
 
 def promtool(*arguments: Path | str) -> str:
-    """Run Prometheus' own checker; return what it printed."""
+    """Run the checker that comes with Prometheus; return what it prints."""
     program = find_program("prometheus", Stack([PROJECT / "docker-compose.yml"], {}).cache)
     try:
         unpack_package(program)
@@ -45,10 +46,16 @@ def promtool(*arguments: Path | str) -> str:
 
 
 def test_the_alerts_fire_when_they_must_and_only_then(tmp_path: Path) -> None:
-    """A test of rules that fits any rules would be none: with other thresholds it must fail."""
-    tests = PROJECT / "tests/contract/alerts.test.yml"
-    assert "SUCCESS" in promtool("test", "rules", tests)
+    """The tests of the rules must also fail with any change of the rules."""
+    path = "../../extensions/monitoring/alerts.yml"
+    (tmp_path / "test.yml").write_text(RULE_TESTS.read_text().replace(path, "alerts.yml"))
+
+    def checked(rules: str) -> str:
+        (tmp_path / "alerts.yml").write_text(rules)
+        return promtool("test", "rules", tmp_path / "test.yml")
+
     rules = (MONITORING / "alerts.yml").read_text()
+    assert "SUCCESS" in checked(rules)
     changes = [
         ('{job="consumer"} == 0', '{job="consumer"} == 2'),
         ("since_settled > 30", "since_settled > 20"),
@@ -65,34 +72,35 @@ def test_the_alerts_fire_when_they_must_and_only_then(tmp_path: Path) -> None:
     ]
     for before, after in changes:
         assert rules.count(before) == 1, before
-        (tmp_path / "alerts.yml").write_text(rules.replace(before, after))
-        copy = tmp_path / "test.yml"
-        copy.write_text(tests.read_text().replace("../../monitoring/alerts.yml", "alerts.yml"))
         with pytest.raises(AssertionError, match="FAILED"):
-            promtool("test", "rules", copy)
+            checked(rules.replace(before, after))
 
 
-def test_every_alert_is_tested_and_says_in_french_what_to_do() -> None:
+def test_every_alert_is_tested_and_has_a_summary_and_a_description() -> None:
     (group,) = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
-    tests = yaml.safe_load((PROJECT / "tests/contract/alerts.test.yml").read_text())["tests"]
-    fired = {case["alertname"] for one in tests for case in one["alert_rule_test"]
-             if case.get("exp_alerts")}  # fmt: skip
+    tests = yaml.safe_load(RULE_TESTS.read_text())["tests"]
+    fired = {
+        case["alertname"]
+        for one in tests
+        for case in one["alert_rule_test"]
+        if case.get("exp_alerts")
+    }
     assert {rule["alert"] for rule in group["rules"]} == fired
     for rule in group["rules"]:
         assert set(rule["annotations"]) == {"summary", "description"}
         assert rule["labels"]["severity"] in {"critical", "warning"}
 
 
-def test_the_panel_of_the_consumer_s_state_is_the_one_that_promtool_tries() -> None:
+def test_promtool_checks_the_expression_of_the_first_panel() -> None:
     (board, *_) = DASHBOARDS
-    tests = yaml.safe_load((PROJECT / "tests/contract/alerts.test.yml").read_text())["tests"]
-    tried = {case["expr"] for one in tests for case in one.get("promql_expr_test", [])}
+    tests = yaml.safe_load(RULE_TESTS.read_text())["tests"]
+    checked = {case["expr"] for one in tests for case in one.get("promql_expr_test", [])}
     (state,) = json.loads(board.read_text())["panels"][0]["targets"]
-    assert tried == {state["expr"]}
+    assert checked == {state["expr"]}
 
 
 def lost(ours: Any, theirs: Any, path: str = "") -> list[str]:
-    """Return the paths of what we wrote and they do not have, or have otherwise."""
+    """Return the paths where theirs lacks what ours has, or differs."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         missing = [f"{path}/{name}" for name in ours if name not in theirs]
         both = [name for name in ours if name in theirs]
@@ -104,8 +112,8 @@ def lost(ours: Any, theirs: Any, path: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
-def test_grafana_s_model_knows_the_whole_dashboard(file: Path) -> None:
-    """Grafana's published model drops what it does not know: nothing may be missing afterwards."""
+def test_grafana_s_model_keeps_the_whole_dashboard(file: Path) -> None:
+    """Grafana's published model drops unknown keys, so nothing may be missing afterwards."""
     dashboard = json.loads(file.read_text())
 
     def through_the_model(ours: dict[str, Any]) -> Any:
@@ -113,7 +121,7 @@ def test_grafana_s_model_knows_the_whole_dashboard(file: Path) -> None:
 
     assert lost(dashboard, through_the_model(dashboard)) == []
     misspelt = {**dashboard, "refersh": "10s"}
-    assert lost(misspelt, through_the_model(misspelt)) == ["/refersh"]  # it does find it
+    assert lost(misspelt, through_the_model(misspelt)) == ["/refersh"]
 
 
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
@@ -130,7 +138,7 @@ def test_panels_fill_the_board_and_name_the_provisioned_source(file: Path) -> No
         assert not taken & cells, panel["title"]
         assert max(x for x, _ in taken) < 24
         cells |= taken
-    assert len(cells) == 24 * (max(y for _, y in cells) + 1), "a hole"
+    assert len(cells) == 24 * (max(y for _, y in cells) + 1), "the board has a hole"
     source_file = GRAFANA / "provisioning/datasources/prometheus.yml"
     (source,) = yaml.safe_load(source_file.read_text())["datasources"]
     named = {target["datasource"]["uid"] for panel in panels for target in panel["targets"]}
@@ -139,8 +147,8 @@ def test_panels_fill_the_board_and_name_the_provisioned_source(file: Path) -> No
 
 
 @pytest.mark.parametrize("overlay", [OVERLAY, PIPELINE_OVERLAY], ids=lambda file: file.parent.name)
-def test_provisioning_says_what_compose_mounts(overlay: Path) -> None:
-    """The keys are those of Grafana's documentation, "Provision Grafana"."""
+def test_grafana_is_provisioned_with_what_compose_mounts(overlay: Path) -> None:
+    """The allowed keys are those of Grafana's documentation, "Provision Grafana"."""
     grafana = yaml.safe_load(overlay.read_text())["services"]["grafana"]
     mounted = {entry.split(":")[1]: PROJECT / entry.split(":")[0] for entry in grafana["volumes"]}
     provisioning = mounted["/etc/grafana/provisioning"]
@@ -149,21 +157,40 @@ def test_provisioning_says_what_compose_mounts(overlay: Path) -> None:
     (provider,) = content["providers"]
     assert content["apiVersion"] == 1
     assert set(provider) <= {
-        "name", "orgId", "folder", "folderUid", "type", "disableDeletion",
-        "updateIntervalSeconds", "allowUiUpdates", "options",
-    }  # fmt: skip
+        "name",
+        "orgId",
+        "folder",
+        "folderUid",
+        "type",
+        "disableDeletion",
+        "updateIntervalSeconds",
+        "allowUiUpdates",
+        "options",
+    }
     assert list(mounted[provider["options"]["path"]].glob("*.json"))
     content = yaml.safe_load((provisioning / "datasources/prometheus.yml").read_text())
     (source,) = content["datasources"]
     assert content["apiVersion"] == 1
     assert source["url"].removeprefix("$") in grafana["environment"]
     assert set(source) <= {
-        "name", "type", "access", "orgId", "uid", "url", "user", "database", "basicAuth",
-        "isDefault", "jsonData", "secureJsonData", "version", "editable",
-    }  # fmt: skip
+        "name",
+        "type",
+        "access",
+        "orgId",
+        "uid",
+        "url",
+        "user",
+        "database",
+        "basicAuth",
+        "isDefault",
+        "jsonData",
+        "secureJsonData",
+        "version",
+        "editable",
+    }
 
 
-def test_the_start_script_gives_the_agent_to_the_broker_only_where_there_is_one(
+def test_the_start_script_gives_the_broker_the_jmx_agent_if_there_is_one(
     tmp_path: Path,
 ) -> None:
     script = (MONITORING / "kafka-metrics.sh").read_text()
@@ -183,12 +210,12 @@ def test_the_start_script_gives_the_agent_to_the_broker_only_where_there_is_one(
     assert started() == f"started -javaagent:{agent}=9404:/etc/jmx-exporter.yml"
 
 
-def test_the_commands_of_the_overlay_use_the_ports_that_prometheus_asks() -> None:
+def test_the_documented_commands_use_the_ports_that_prometheus_scrapes() -> None:
     text = OVERLAY.read_text()
     for script, variable in (
         ("sensor_generator.py", "GENERATOR_METRICS_PORT"),
         ("kafka_to_elasticsearch.py", "CONSUMER_METRICS_PORT"),
     ):
-        (asked,) = set(re.findall(rf"\$\{{{variable}:-(\d+)\}}", text))
-        for file in (OVERLAY, PROJECT / "README.md"):
-            assert f"{script} --metrics-port {asked}" in file.read_text()
+        (scraped,) = set(re.findall(rf"\$\{{{variable}:-(\d+)\}}", text))
+        for file in (OVERLAY, PROJECT / "extensions/monitoring/README.md"):
+            assert f"{script} --metrics-port {scraped}" in file.read_text()

@@ -1,7 +1,8 @@
-"""Bad and borderline messages whose right treatment is known from how they were made.
+"""Bad and borderline messages, each made so that its right treatment is known.
 
-CORPUS holds the classics by name, `messages` makes any number more from a seed. A message belongs
-to a kind (its name up to the colon): all messages of a kind deserve the same.
+CORPUS holds well-known cases by name; `messages` makes any number of others from a seed. Each
+message has a kind, in CORPUS the part of its name before the colon, and all messages of a kind are
+to be treated alike.
 """
 
 import json
@@ -17,11 +18,17 @@ Spoil = Callable[[Random, str], str | bytes | None]  # JSON text of a good readi
 
 
 class Expected(NamedTuple):
-    """What is to become of a message."""
+    """How a message is to be treated.
+
+    Attributes:
+        kind: of the message.
+        reason: a pattern for the whole reason of its dead letter; None: it is good.
+        reading: what is to be indexed if it is good.
+    """
 
     kind: str
-    reason: str | None  # a regular expression for the whole reason; None: it is good
-    reading: dict[str, Any]  # what is to be indexed, when it is good
+    reason: str | None
+    reading: dict[str, Any]
 
 
 LIMITS = {
@@ -38,7 +45,7 @@ NAMES = ["__proto__", "constructor", "prototype", "toString", "hasOwnProperty", 
 EPOCH = datetime(2025, 1, 1)  # noqa: DTZ001  # in UTC, as every time here
 MILLIONS = 5_000_000
 
-# Reasons. FIELD and TYPE stand for the field that was changed and its type.
+# Patterns of reasons. FIELD and TYPE stand for the changed field and its type.
 AT = r" - at `\$\.FIELD`"
 NO_SENSOR_ID = "sensor_id is not 1 to 128 letters, digits or . _ : -"
 EMPTY, MALFORMED, TWICE = "empty message", "JSON is malformed: .+", "a field is given twice"
@@ -46,42 +53,42 @@ NOT_UTF8, NO_OBJECT = f"not UTF-8|{MALFORMED}", "Expected `object`, got `.+`|Num
 UNKNOWN, MISSING = "Object contains unknown field `.*", "Object missing required field `FIELD`"
 LIMIT = r"Expected `(int|float)` [<>]= [-.\d]+"
 BEYOND = f"({LIMIT}|(Number|Integer value) out of range|Expected `int`, got `float`){AT}"
-CUT = f"Input data was truncated|{MALFORMED}|{LIMIT} - at .+"  # of a number, less may be left
+CUT = f"Input data was truncated|{MALFORMED}|{LIMIT} - at .+"  # a shorter number may be left
 NO_TIME = "timestamp is not an ISO 8601 time with its offset"
 
 
 def got(kind: str) -> str:
-    """Return the reason for a value of another type."""
+    """Return the pattern of the reason for a value of another type."""
     return f"Expected `TYPE`, got `{kind}`{AT}"
 
 
 def in_field(reason: str, field: str) -> str:
-    """Return the reason as it is for this field."""
+    """Return the pattern for a field."""
     return reason.replace("TYPE", TYPES.get(field, "int")).replace("FIELD", field)
 
 
 def encoded(text: str) -> bytes:
-    """Return the text in UTF-8, but each of U+DC80 to U+DCFF as that one byte."""
+    """Return the text in UTF-8, where each of U+DC80 to U+DCFF becomes one byte, 0x80 to 0xFF."""
     return text.encode("utf-8", "surrogateescape")
 
 
-# Good values, and numbers out of range
+# Good values and numbers out of range
 
 
 def quoted(rng: Random, text: str) -> str:
-    r"""Return the JSON text of a string, now and then with one character as \uXXXX."""
+    r"""Return the JSON text of a string, sometimes with one character as \uXXXX."""
     place = rng.randrange(3 * len(text))
     escaped = "".join(f"\\u{ord(char):04x}" for char in text[place : place + 1])
     return f'"{text[:place]}{escaped}{text[place + 1 :]}"'
 
 
 def clock(ms: int) -> str:
-    """Return a time, in milliseconds since EPOCH, as it is to be indexed."""
+    """Return a time, milliseconds since EPOCH, in the form that is indexed."""
     return (EPOCH + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds") + "Z"
 
 
 def elsewhere(rng: Random, ms: int, finer: str) -> str:
-    """Return that time on a clock somewhere else, with these digits after the millisecond."""
+    """Return a time, milliseconds since EPOCH, with another offset and with more digits."""
     minutes = rng.randrange(-1439, 1440)
     local = EPOCH + timedelta(milliseconds=ms - ms % 1000, minutes=minutes)
     fraction = f".{ms % 1000:03d}{finer}" if ms % 1000 or finer else ""
@@ -98,18 +105,29 @@ def number(rng: Random, field: str) -> str:
 
 
 def odd_number(rng: Random, field: str, good: str) -> str:
-    """Return the JSON text of a good number, written as few would."""
+    """Return the JSON text of a good number in an unusual form."""
     if field in INTS:
         return rng.choice([good, "-0"]) if field == "light_intensity" else good
     value = float(good)
-    return rng.choice([
-        f"{value:e}", f"{value:.3E}", f"{value:.0f}", f"{value:.40f}", f"{value * 100:f}e-2",
-        f"{value / 100:.17f}E+02", f"{value:.1f}{'0' * 2000}", "1e-400", "5e-324", "-0.0", "-0",
-    ])  # fmt: skip
+    return rng.choice(
+        [
+            f"{value:e}",
+            f"{value:.3E}",
+            f"{value:.0f}",
+            f"{value:.40f}",
+            f"{value * 100:f}e-2",
+            f"{value / 100:.17f}E+02",
+            f"{value:.1f}{'0' * 2000}",
+            "1e-400",
+            "5e-324",
+            "-0.0",
+            "-0",
+        ]
+    )
 
 
 def outside(rng: Random, field: str, _: str) -> str:
-    """Return a number just outside its limits, or far outside, but not too far for its type."""
+    """Return a number just outside its limits or far outside, but within its type."""
     low, high = LIMITS[field]
     far = rng.randrange(1, 10**9)
     if field in INTS:
@@ -122,7 +140,7 @@ def outside(rng: Random, field: str, _: str) -> str:
 
 
 def spot(rng: Random, text: str, inside: bool) -> int:
-    """Return a random place inside the strings, or of a brace, colon or comma outside of them."""
+    """Return a random position inside the strings, or that of a brace, colon or comma outside."""
     places, start = [], 0
     for index, part in enumerate(text.split('"')):
         if bool(index % 2) == inside:
@@ -134,18 +152,18 @@ def spot(rng: Random, text: str, inside: bool) -> int:
 def flip(rng: Random, text: str) -> bytes:
     """Return the message with the high bit of one character of a string set."""
     data, place = bytearray(text.encode()), spot(rng, text, inside=True)
-    data[place] |= 0x80  # alone among ASCII, it is never UTF-8
+    data[place] |= 0x80  # one such byte among ASCII is never UTF-8
     return bytes(data)
 
 
-def unhinge(rng: Random, text: str) -> str:
+def break_structure(rng: Random, text: str) -> str:
     """Return the message with a brace, colon or comma replaced."""
     place = spot(rng, text, inside=False)
     return text[:place] + rng.choice(";=()|~'\x00\x0c") + text[place + 1 :]
 
 
-# The kinds in which one field has another value: which fields; the texts that may stand there, or
-# what makes one; the reason.
+# Kinds in which one field has another value: the fields; the JSON texts of the value, or a function
+# that makes one; the pattern of the reason.
 VALUES: dict[str, tuple[Sequence[str], Sequence[str] | Change, str]] = {
     "number as text": (NUMBERS, ['"40"', '"400.5"', '" 1e1"', '""'], got("str")),
     "words for a number": (NUMBERS, ['"x"', '"21,5"', '"0x10"', '" "', '"−1"'], got("str")),
@@ -170,7 +188,7 @@ VALUES: dict[str, tuple[Sequence[str], Sequence[str] | Change, str]] = {
     "long sensor_id": (ID, [f'"{"a" * 32_767}"'], NO_SENSOR_ID),
     "invalid string": (ID + TIME, ['"\x00"', '"a\nb"', '"\x1b[2J"', '"\t"', r'"\x41"', r'"\u00zz"'],
         MALFORMED),
-    # Near the end of the message, what is missing is said to be the rest of it.
+    # Near the end of a message msgspec reports a missing second half as truncated data.
     "surrogate": (ID, [r'"\ud800"', r'"\udc00a"', '"\udced\udca0\udc80"'],
         "not UTF-8|JSON is malformed: .*surrogate.*|Input data was truncated"),
     "time in another ISO form": (TIME, ['"2025-06-01T12:00:00"', '"2025-06-01"', '"2025"',
@@ -189,32 +207,38 @@ VALUES: dict[str, tuple[Sequence[str], Sequence[str] | Change, str]] = {
     "year as a number": (TIME, ["2025", "1999"], got("int")),
     "number for a time": (TIME, ["1780315200", "0", "-1", "2.5"], got("(int|float)")),
 }  # fmt: skip
-# Those in which the whole text is something else: what makes it from a good one; the reason.
+# Kinds in which the whole text changes: the function that makes it from a good one; the reason.
 WHOLES: dict[str, tuple[Spoil, str]] = {
     "nothing": (lambda r, text: r.choice(["", None]), EMPTY),
     "not JSON": (lambda r, text: r.choice([b"hi", b"<a/>", b"\x80" + r.randbytes(40)]), MALFORMED),
     "not an object": (lambda r, text: r.choice([f"[{text}]", "42", "null", '"a"']), NO_OBJECT),
     "truncated": (lambda r, text: text[: r.randrange(1, len(text))], CUT),
     "trailing data": (lambda r, text: text + r.choice(["{}", ",", "\x00", " 0", text]), MALFORMED),
-    "broken structure": (unhinge, MALFORMED),
+    "broken structure": (break_structure, MALFORMED),
     "not UTF-8": (flip, NOT_UTF8),
     "comment": (lambda r, text: r.choice([f"{text}//", f"/**/{text}"]), MALFORMED),
     "byte order mark": (lambda r, text: f"\ufeff{text}", MALFORMED),
     "UTF-16 or UTF-32": (
         lambda r, text: text.encode(r.choice(["utf-16", "utf-16-be", "utf-32"])), MALFORMED),
 }  # fmt: skip
-# Those in which the fields are others: the reason. And the good ones.
+# Kinds in which the fields change: the reason. Then the good kinds.
 SHAPES = {"missing field": MISSING, "unknown field": UNKNOWN, "field given twice": TWICE}
 STRANGE = [*(f'"{name}"' for name in NAMES), '""', '"Humidity"', '"humidity "', r'"a\nb"', '"é"']
 GOOD = (
-    "good: plain", "good: white space", "good: odd number", "good: at its limit",
-    "good: odd sensor_id", "good: ends of time", "good: time zone", "good: finer time",
-)  # fmt: skip
+    "good: plain",
+    "good: white space",
+    "good: odd number",
+    "good: at its limit",
+    "good: odd sensor_id",
+    "good: ends of time",
+    "good: time zone",
+    "good: finer time",
+)
 KINDS = (*VALUES, *WHOLES, *SHAPES, *GOOD)
 
 
 def vary(rng: Random, kind: str, values: dict[str, str], serial: int) -> str:
-    """Make the values those of a good kind; return the time that is to be indexed."""
+    """Change the values to those of a good kind; return the time that is to be indexed."""
     time = clock(serial)
     if kind == "good: odd number":
         values.update({name: odd_number(rng, name, values[name]) for name in NUMBERS})
@@ -266,7 +290,7 @@ def make(rng: Random, kind: str, serial: int) -> tuple[bytes | None, Expected]:
 
 
 def messages(seed: int, count: int) -> Iterator[tuple[bytes | None, Expected]]:
-    """Yield so many messages, each kind as often as every other, with what is to become of them."""
+    """Yield this many messages and how to treat them; all kinds are equally frequent."""
     rng, kinds = Random(seed), list(KINDS)
     for serial in range(count):
         if serial % len(kinds) == 0:
@@ -274,12 +298,12 @@ def messages(seed: int, count: int) -> Iterator[tuple[bytes | None, Expected]]:
         yield make(rng, kinds[serial % len(kinds)], serial)
 
 
-# The fixed corpus: each text of VALUES in each of its fields, and what else is classic.
+# The fixed corpus: each text of VALUES in each of its fields, and other well-known cases.
 SERIAL = count_from()
 
 
 def raw(**changes: str | None) -> bytes:
-    """Return a good reading of a sensor of its own, but for these texts; None: without it."""
+    """Return a good reading with these JSON texts instead; a field with None is left out."""
     values = {
         "sensor_id": f'"corpus-{next(SERIAL)}"',
         "timestamp": '"2025-06-01T12:00:00.000Z"',
@@ -294,7 +318,7 @@ def raw(**changes: str | None) -> bytes:
 
 
 def more(text: str) -> bytes:
-    """Return a good reading, followed by more fields."""
+    """Return a good reading with more fields at its end."""
     return raw()[:-1] + encoded(f", {text}}}")
 
 

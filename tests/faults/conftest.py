@@ -1,4 +1,4 @@
-"""The scene of a fault: fresh for each test, on the session's servers."""
+"""The fixture of the faults: a scene for each test, on the session's servers."""
 
 import os
 import random
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.__main__ import Stack
+from stack.lifecycle import Stack
 from tests.conftest import Pipeline
 from tests.faults.proxy import BulkProxy, TcpProxy
 from tests.faults.scene import Scene
@@ -16,7 +16,7 @@ from tests.faults.scene import Scene
 
 @pytest.fixture
 def scene(stack: Stack, pipeline: Pipeline, tmp_path: Path) -> Iterator[Scene]:
-    """A pipeline behind proxies; FAULT_SEED repeats the random choices of an earlier run."""
+    """A pipeline behind proxies. FAULT_SEED repeats the random choices of an earlier run."""
     advertised = stack.services["kafka"].environment["KAFKA_ADVERTISED_LISTENERS"]
     found = re.search(r"PROXIED://127\.0\.0\.1:(\d+)", advertised)
     assert found
@@ -33,4 +33,4 @@ def scene(stack: Stack, pipeline: Pipeline, tmp_path: Path) -> Iterator[Scene]:
         yield scene
     finally:
         scene.close()
-        stack.up()  # whatever a failed test has left stopped
+        stack.up()  # a failed test may have left a server stopped

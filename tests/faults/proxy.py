@@ -1,4 +1,4 @@
-"""Two proxies that spoil a connection on purpose: one carries bytes, the other knows bulks."""
+"""Two proxies that disturb connections: one carries bytes, the other understands bulk requests."""
 
 import http.client
 import json
@@ -15,12 +15,12 @@ RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: close() sends a re
 
 
 class TcpProxy:
-    """Carries bytes between clients and a server, late, not at all, or until it cuts them off.
+    """Carries bytes between clients and a server.
 
     Attributes:
-        latency_s: how late each piece arrives.
-        open: whether new connections are carried; when not, they are reset at once.
-        flowing: cleared, nothing moves, and nobody is told.
+        latency_s: the delay of each piece of data.
+        open: whether new connections are carried; if not, they are reset at once.
+        flowing: while it is cleared, connections stay open but carry nothing.
     """
 
     def __init__(self, target: tuple[str, int], port: int = 0) -> None:
@@ -35,12 +35,17 @@ class TcpProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def reset(self) -> None:
-        """Cut every connection off."""
+        """Reset every connection."""
         for connection in list(self.connections):
             self._close(connection)
 
+    def shut(self) -> None:
+        """Reset every connection, and each new one, until `open` is set again."""
+        self.open = False
+        self.reset()
+
     def close(self) -> None:
-        """Stop for good."""
+        """Stop the proxy."""
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         self.flowing.set()
@@ -88,7 +93,7 @@ class TcpProxy:
 
 
 class Answer(NamedTuple):
-    """An answer to a client: status, body, and after how many bytes of it the connection breaks."""
+    """An HTTP answer; with cut_at, the connection breaks after this many bytes of the body."""
 
     status: int
     body: bytes
@@ -101,12 +106,17 @@ Fault = Callable[[bytes, Forward], Answer]  # what to do with a bulk's body
 
 
 class BulkProxy:
-    """Stands in front of Elasticsearch and lets `fault`, when there is one, deal with each bulk."""
+    """Stands in front of Elasticsearch and lets `fault`, if it is set, deal with each bulk request.
+
+    Attributes:
+        fault: what to do with a bulk request.
+        hits: the number of bulk requests that a fault has dealt with.
+    """
 
     def __init__(self, target: str) -> None:
         proxy = self
         self.fault: Fault | None = None
-        self.hits = 0  # bulks that the fault has dealt with
+        self.hits = 0
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -118,7 +128,7 @@ class BulkProxy:
                 proxy.hits += fault is not None
                 try:
                     self._answer(fault(body, self._forward) if fault else self._forward(body))
-                except OSError:  # one of the two ends went away
+                except OSError:  # the client or the server has closed its connection
                     self.close_connection = True
 
             do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
@@ -157,29 +167,29 @@ class BulkProxy:
             daemon_threads = True
 
             def handle_error(self, *_: Any) -> None:
-                """Say nothing: clients break connections here on purpose."""
+                """Say nothing, because clients break connections on purpose here."""
 
         self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
-        """Stop for good."""
+        """Stop the proxy."""
         self.server.shutdown()
         self.server.server_close()
 
 
-# What can go wrong with a bulk.
+# Faults of a bulk request.
 
 
 def refuse(status: int) -> Fault:
-    """Answer with a status; nothing reaches the server."""
+    """Answer with a status; the server does not get the request."""
     error = {"error": {"type": "test_exception", "reason": "on purpose"}, "status": status}
     return lambda body, forward: Answer(status, json.dumps(error).encode())
 
 
 def refuse_items(status: int, share: float, rng: random.Random) -> Fault:
-    """Refuse some documents of each bulk, index the others, as an overloaded shard does."""
+    """Refuse a random share of the documents and index the others, as an overloaded shard does."""
 
     def fault(body: bytes, forward: Forward) -> Answer:
         lines = body.splitlines(keepends=True)
@@ -197,13 +207,13 @@ def refuse_items(status: int, share: float, rng: random.Random) -> Fault:
 
 
 def too_large(limit: int) -> Fault:
-    """Refuse a body above a limit with 413."""
-    no = refuse(413)
-    return lambda body, forward: no(body, forward) if len(body) > limit else forward(body)
+    """Refuse a body above a limit, in bytes, with 413."""
+    refused = refuse(413)
+    return lambda body, forward: refused(body, forward) if len(body) > limit else forward(body)
 
 
 def cut_answer(rng: random.Random) -> Fault:
-    """Let the server do its work, then break the answer somewhere in the middle."""
+    """Forward the request, then cut the answer at a random place."""
 
     def fault(body: bytes, forward: Forward) -> Answer:
         answer = forward(body)
@@ -213,19 +223,19 @@ def cut_answer(rng: random.Random) -> Fault:
 
 
 def forget_items(body: bytes, forward: Forward) -> Answer:
-    """Let the server do its work, then answer for one document less."""
+    """Forward the request, then leave the last document out of the answer."""
     answer = json.loads(forward(body).body)
     return Answer(200, json.dumps({"items": answer["items"][:-1]}).encode())
 
 
-def garble(body: bytes, forward: Forward) -> Answer:
-    """Let the server do its work, then answer with a page for people, as some proxies do."""
+def answer_with_html(body: bytes, forward: Forward) -> Answer:
+    """Forward the request, then answer with an HTML page, as some proxies do."""
     forward(body)
     return Answer(200, b"<html>welcome</html>", content_type="text/html")
 
 
 def delay(seconds: float, before: bool = False) -> Fault:
-    """Let the server do its work late, or its answer arrive late."""
+    """Wait after the request is forwarded, or before."""
 
     def fault(body: bytes, forward: Forward) -> Answer:
         if before:
@@ -238,7 +248,7 @@ def delay(seconds: float, before: bool = False) -> Fault:
     return fault
 
 
-def hang_up(body: bytes, forward: Forward) -> Answer:
-    """Let the server do its work, then break the connection without a word."""
+def break_connection(body: bytes, forward: Forward) -> Answer:
+    """Forward the request, then close the connection without an answer."""
     forward(body)
     raise ConnectionError

@@ -19,13 +19,13 @@ from typing import Any
 from elasticsearch.helpers import scan
 from kafka import KafkaAdminClient, KafkaProducer
 
-from stack.__main__ import Stack
+from stack.lifecycle import Stack
 from tests.conftest import PROJECT, Pipeline, wait_until
 from tests.faults.proxy import BulkProxy, TcpProxy
 from tools.verify import Verdict, verify
 
-# The consumer itself, only quicker to give up on a dead member or a silent server.
-# Without pyarrow, which only the other pipelines need: Elasticsearch's client would import it.
+# The consumer itself with shorter delays, so that the tests take less time. Elasticsearch's client
+# would import pyarrow, which only the other pipelines need and which takes memory.
 QUICKER = """
 import sys
 sys.modules["pyarrow"] = None
@@ -41,7 +41,18 @@ raise SystemExit(indexer.main())
 
 @dataclass
 class Scene:
-    """Fresh names on the real servers, a proxy on each connection of the consumer, a seed."""
+    """A pipeline on the real servers, with a proxy on each connection of its consumers.
+
+    Attributes:
+        stack: the real servers.
+        pipeline: the names that this test uses.
+        kafka: the proxy in front of Kafka.
+        bulks: the proxy in front of Elasticsearch.
+        folder: where the processes write their logs.
+        seed: of the random choices.
+        changes: lines of Python that change the consumer's constants.
+        restarting: is held while a server restarts.
+    """
 
     stack: Stack
     pipeline: Pipeline
@@ -53,14 +64,14 @@ class Scene:
     consumers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     generators: list[subprocess.Popen[bytes]] = field(default_factory=list)
     started: int = 0
-    restarting: threading.Lock = field(default_factory=threading.Lock)  # a server
+    restarting: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
-        self.say(f"seed={self.seed}")
+        self.note(f"seed={self.seed}")
 
-    def say(self, line: str) -> None:
-        """Print a line with the time; pytest shows it when the test fails, or with -s."""
+    def note(self, line: str) -> None:
+        """Print a line with the time; pytest shows it if the test fails, or with -s."""
         sys.stdout.write(f"{time.strftime('%H:%M:%S')} {line}\n")
         sys.stdout.flush()
 
@@ -75,7 +86,10 @@ class Scene:
             "ELASTICSEARCH_URL": self.bulks.url,
         }
 
-    def _start(self, name: str, command: list[str], environ: dict[str, str]) -> Any:
+    def _start(
+        self, name: str, command: list[str], environ: dict[str, str]
+    ) -> subprocess.Popen[bytes]:
+        """Start Python with a log of its own."""
         self.started += 1
         with (self.folder / f"{self.started:03d}-{name}.log").open("wb") as log:
             return subprocess.Popen(
@@ -85,38 +99,38 @@ class Scene:
     def start_consumer(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a consumer whose connections go through the proxies."""
         command = ["-c", QUICKER.format(changes=self.changes), *arguments]
-        consumer: subprocess.Popen[bytes] = self._start("consumer", command, self.proxied)
+        consumer = self._start("consumer", command, self.proxied)
         self.consumers.append(consumer)
         return consumer
 
     def start_load(self, rate_hz: int) -> None:
-        """Start a generator that runs until `drain`, on a connection that no proxy spoils."""
+        """Start a generator that runs until `end_load`, on a connection without a proxy."""
         self.start_generator(self.pipeline.environ, "--rate", str(rate_hz))
 
     def start_generator(
         self, environ: dict[str, str], *arguments: str, ledger: Path | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a generator with a seed of the scene's; the one with a ledger, if one is wanted."""
+        """Start a generator with a random seed; with a ledger, the one that writes a ledger."""
         seed = str(self.rng.randrange(1_000_000))
         command = ["sensor_generator.py", "--seed", seed, *arguments]
         if ledger:
             command = ["-m", "tools.faulty_sensors", "--ledger", str(ledger), *command[1:]]
-        generator: subprocess.Popen[bytes] = self._start("generator", command, environ)
+        generator = self._start("generator", command, environ)
         self.generators.append(generator)
         return generator
 
     def backlog(self, count: int) -> None:
-        """Put readings of the past into the topic."""
+        """Send readings of the last 30 days."""
         self.pipeline.generate("--count", str(count), "--backfill", "30d")
 
     def kill(self, consumer: subprocess.Popen[bytes]) -> None:
-        """End a consumer without giving it a chance."""
+        """End a consumer by SIGKILL."""
         consumer.kill()
         consumer.wait()
         self.consumers.remove(consumer)
 
     def terminate(self, consumer: subprocess.Popen[bytes]) -> None:
-        """End a consumer as it should be ended; it must leave in bounded time, without an error."""
+        """End a consumer by SIGTERM; it must end within 30 s with exit code 0."""
         consumer.send_signal(signal.SIGTERM)
         assert consumer.wait(timeout=30) == 0, self.logs()
         self.consumers.remove(consumer)
@@ -131,16 +145,16 @@ class Scene:
         self.bulks.close()
 
     def each_log(self, script: str = "consumer") -> list[str]:
-        """Return what each consumer, or each generator, has said."""
+        """Return the log of each consumer, or of each generator."""
         files = sorted(self.folder.glob(f"*-{script}.log"))
         return [file.read_text(errors="replace") for file in files]
 
     def logs(self, script: str = "consumer") -> str:
-        """Return what all consumers, or all generators, have said."""
+        """Return the logs of all consumers, or of all generators."""
         return "".join(self.each_log(script))
 
-    def times_said(self, pattern: str) -> int:
-        """Return how often a pattern is in what the consumers have said."""
+    def times_logged(self, pattern: str) -> int:
+        """Return how often a pattern is in the consumers' logs."""
         return len(re.findall(pattern, self.logs()))
 
     # Servers
@@ -158,51 +172,52 @@ class Scene:
         time.sleep(self.rng.uniform(low_s, high_s))
 
     def wait_for_progress(self) -> None:
-        """Wait until something more is committed, so that what follows happens in mid-run."""
+        """Wait until more is committed, so that the next fault happens in mid-run."""
         before = self.pipeline.committed()
         wait_until(lambda: self.pipeline.committed() > before, "something is committed", 90)
 
+    def wait_for_report(self) -> None:
+        """Wait until accounts are logged twice more, so that a turn of the loop is over."""
+        before = self.times_logged("progress ")
+        wait_until(lambda: self.times_logged("progress ") >= before + 2, "accounts are logged")
+
     def hold_bulks(self, fault: Callable[..., Any], hits: int = 2) -> None:
-        """Let a fault deal with at least so many bulks, and for a random time."""
+        """Let a fault deal with at least this many bulks, and for a random time."""
         before, self.bulks.fault = self.bulks.hits, fault
         wait_until(lambda: self.bulks.hits >= before + hits, "the fault has met bulks")
         self.pause(0.2, 1.0)
         self.bulks.fault = None
 
-    # What there is
+    # Clients and state
 
     def admin(self) -> AbstractContextManager[KafkaAdminClient]:
-        """Return an administrator's client for a with statement."""
+        """Return a client for administration, for a with statement."""
         return closing(KafkaAdminClient(bootstrap_servers=self.pipeline.kafka))
 
     def producer(self, **options: Any) -> AbstractContextManager[KafkaProducer]:
         """Return a producer for a with statement."""
         return closing(KafkaProducer(bootstrap_servers=self.pipeline.kafka, **options))
 
-    def count(self) -> int:
-        """Return the number of documents."""
-        client, index = self.pipeline.client, self.pipeline.index
-        client.indices.refresh(index=index)
-        return int(client.count(index=index)["count"])
-
     def is_full(self) -> bool:
-        """Return whether every consumer has read as much as it may: it has read no more lately."""
-        before = [said[-1]["consumed"] for said in self.accounts() if said]
-        time.sleep(3)
-        after = [said[-1]["consumed"] for said in self.accounts() if said]
-        return len(before) == len(self.consumers) and min(before) > 0 and before == after
+        """Return whether every consumer has read something and nothing more for three seconds.
+
+        Then back-pressure has stopped it. It logs its accounts every second.
+        """
+        recent = [[each["consumed"] for each in logged[-4:]] for logged in self.accounts()]
+        stopped = [len(each) == 4 and 0 < each[0] == each[3] for each in recent]
+        return len(stopped) == len(self.consumers) and all(stopped)
 
     # What must hold
 
     def end_load(self) -> None:
-        """End the generator, which must have had every reading acknowledged."""
+        """End the generators, whose readings must all be acknowledged."""
         for generator in self.generators:
             generator.send_signal(signal.SIGTERM)
             assert generator.wait(timeout=60) == 0, "the generator failed"
         self.generators.clear()
 
     def drain(self) -> Verdict:
-        """End the load, let the consumers settle all; return what the verifier says."""
+        """End the load and wait until all is committed; return the verifier's verdict."""
         self.end_load()
         end = self.pipeline.ends()
         assert end > 0
@@ -210,12 +225,12 @@ class Scene:
         return self.verify()
 
     def verify(self, ledger: Path | None = None) -> Verdict:
-        """Return what the independent verifier says."""
+        """Return the verdict of tools/verify.py."""
         pipeline = self.pipeline
         return verify(pipeline.kafka, pipeline.topic, pipeline.client, pipeline.index, ledger)
 
     def assert_committed_is_settled(self) -> int:
-        """Check that all before the committed offsets is indexed or dead; return how many."""
+        """Check that every committed message is indexed or a dead letter; return their number."""
         committed = self.pipeline.committed_offsets()
         index = self.pipeline.index
         self.pipeline.client.indices.refresh(index=index)
@@ -232,7 +247,7 @@ class Scene:
         return len(below)
 
     def accounts(self) -> list[list[dict[str, int]]]:
-        """Return the accounts that the consumers have logged: for each consumer, in order."""
+        """Return the accounts that each consumer has logged, in order."""
         numbers = re.compile(r"(\w+)=(\d+)\b")
         return [
             [
@@ -242,12 +257,12 @@ class Scene:
             for log in self.each_log()
         ]
 
-    def assert_nothing_is_hidden(self) -> None:
-        """Check that no consumer crashed, and that its accounts closed whenever it said them."""
+    def assert_accounts_close(self) -> None:
+        """Check that no consumer crashed and that its accounts close in each line of its log."""
         logs = self.logs()
         assert "Traceback" not in logs, logs
         outcomes = ("indexed", "duplicates", "dead_lettered", "in_flight")
-        said = list(itertools.chain(*self.accounts()))
-        assert said, "no consumer has said anything yet"
-        for accounts in said:
+        logged = list(itertools.chain(*self.accounts()))
+        assert logged, "no consumer has logged accounts"
+        for accounts in logged:
             assert accounts["consumed"] == sum(accounts[name] for name in outcomes), logs

@@ -1,7 +1,4 @@
-"""Kafka Connect with Camel's Elasticsearch sink (connect/camel.json): what it really does.
-
-connect/README.md says in a table what is found out here.
-"""
+"""Kafka Connect with Camel's Elasticsearch sink, which extensions/connect/README.md describes."""
 
 import json
 import re
@@ -16,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from stack.__main__ import Stack
+from stack.lifecycle import Stack
 from stack.servers import free_port
 from tests.conftest import PROJECT, Pipeline, wait_until
+from tests.documents import commands, write_docker
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("connect")]
 
-OVERLAYS = ("tests/faults/proxied.yml", "docker-compose.connect.yml")
-CAMEL = json.loads((PROJECT / "connect/camel.json").read_text())
+OVERLAYS = ("tests/faults/proxied.yml", "extensions/connect/compose.yml")
+CAMEL = json.loads((PROJECT / "extensions/connect/camel.json").read_text())
 READING = {
     "sensor_id": "sensor_001",
     "timestamp": "2026-06-01T12:00:00.000Z",
@@ -54,7 +52,7 @@ Start = Callable[..., str]
 
 @pytest.fixture
 def start(worker: Stack, pipeline: Pipeline) -> Iterator[Start]:
-    """Return what creates a connector like CAMEL, and returns its name; all are deleted after."""
+    """Return a function that creates a connector like CAMEL and returns its name."""
     started: list[str] = []
 
     def start(**changes: str) -> str:
@@ -79,7 +77,7 @@ def start(worker: Stack, pipeline: Pipeline) -> Iterator[Start]:
 
 
 def ask(worker: Stack, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """Return the worker's answer; it needs some seconds for what changes its topics."""
+    """Return the worker's answer, which may take seconds when its own topics change."""
     request = urllib.request.Request(
         f"http://{worker.servers['connect'].address}/{path}",
         data=json.dumps(body).encode() if body is not None else None,
@@ -91,7 +89,7 @@ def ask(worker: Stack, method: str, path: str, body: dict[str, Any] | None = Non
 
 
 def states(worker: Stack, name: str) -> set[str]:
-    """Return the states of a connector's tasks; none when it is only just created."""
+    """Return the states of a connector's tasks; none while it is being created."""
     try:
         tasks = ask(worker, "GET", f"connectors/{name}/status")["tasks"]
     except urllib.error.HTTPError as exc:
@@ -102,23 +100,17 @@ def states(worker: Stack, name: str) -> set[str]:
 
 
 def encoded(*readings: dict[str, Any]) -> list[bytes]:
+    """Return readings as messages."""
     return [json.dumps(reading).encode() for reading in readings]
 
 
 def document_id(message: Any) -> str:
+    """Return the id that the connector gives to the document of a message."""
     key = message.key.decode()
     return f"Struct{{sensor_id={key},partition={message.partition},offset={message.offset}}}"
 
 
-def count(pipeline: Pipeline) -> int:
-    pipeline.client.indices.refresh(index=pipeline.index)
-    return int(pipeline.client.count(index=pipeline.index)["count"])
-
-
 def test_the_commands_of_the_readme_work(worker: Stack, pipeline: Pipeline, tmp_path: Path) -> None:
-    blocks = re.findall(
-        r"^```bash\n(.*?)^```", (PROJECT / "connect/README.md").read_text(), re.M | re.S
-    )
     ours = {
         "localhost:9200": worker.servers["elasticsearch"].address,
         "127.0.0.1:9200": worker.servers["elasticsearch"].address,
@@ -130,21 +122,32 @@ def test_the_commands_of_the_readme_work(worker: Stack, pipeline: Pipeline, tmp_
     def moved(text: str) -> str:
         return re.sub("|".join(map(re.escape, ours)), lambda found: ours[found[0]], text)
 
-    for name in ("docker-compose.yml", "docker-compose.connect.yml", "mappings", "stack",
-                 "sensor_generator.py"):  # fmt: skip
+    (tmp_path / "extensions/connect").mkdir(parents=True)
+    for name in (
+        "docker-compose.yml",
+        "extensions/connect/compose.yml",
+        "mappings",
+        "stack",
+        "sensor_generator.py",
+    ):
         (tmp_path / name).symlink_to(PROJECT / name)
-    (tmp_path / "connect").mkdir()
-    (tmp_path / "connect/camel.json").write_text(moved(json.dumps(CAMEL)))
+    (tmp_path / "extensions/connect/camel.json").write_text(moved(json.dumps(CAMEL)))
     environ = {**worker.site.environ, **pipeline.environ}
-    environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
+    write_docker(tmp_path / "bin")
+    environ["PATH"] = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{environ['PATH']}"
     printed = ""
-    for command in [line for block in blocks for line in block.splitlines()]:
-        if command.startswith("curl -X DELETE"):  # the last: all has arrived before
-            wait_until(lambda: count(pipeline) == 1000, "all are indexed", 90)
+    for command in commands("extensions/connect/README.md"):
+        if command.startswith("curl -X DELETE"):  # it deletes the connector
+            wait_until(lambda: pipeline.count() == 1000, "all are indexed", 90)
         ended = subprocess.run(
             ["bash", "-c", moved(command).replace("curl", "curl --fail-with-body --silent")],
-            cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         printed += ended.stdout
         assert ended.returncode == 0, (command, ended)
         if "camel.json" in command:
@@ -153,13 +156,13 @@ def test_the_commands_of_the_readme_work(worker: Stack, pipeline: Pipeline, tmp_
     assert ask(worker, "GET", "connectors") == []
 
 
-def test_each_message_is_indexed_once_though_the_worker_is_killed(
+def test_each_message_is_indexed_once_even_if_the_worker_is_killed(
     worker: Stack, pipeline: Pipeline, start: Start
 ) -> None:
     pipeline.generate("--count", "2000", "--backfill", "30d")
     name = start()
     pipeline.group = f"connect-{name}"
-    wait_until(lambda: 100 < count(pipeline) < 2000, "it is in the middle", 90)
+    wait_until(lambda: 100 < pipeline.count() < 2000, "a part is indexed", 90)
     worker.stop("connect", signal.SIGKILL)
     worker.up(["connect"])
     wait_until(lambda: pipeline.committed() == 2000, "all are committed", 120)
@@ -169,16 +172,16 @@ def test_each_message_is_indexed_once_though_the_worker_is_killed(
     assert states(worker, name) == {"RUNNING"}
 
 
-def test_what_is_refused_is_dead_lettered_and_a_duplicate_is_doubled(
+def test_refused_messages_are_dead_letters_and_duplicates_are_indexed_twice(
     pipeline: Pipeline, start: Start
 ) -> None:
-    """Its id is that of the message: the same reading sent twice gives two documents."""
+    """A document's id is its message's place, so a reading that is sent twice is indexed twice."""
     pipeline.send(b"{not JSON", *encoded(HOT, WET, READING, READING))
     name = start()
     pipeline.group = f"connect-{name}"
     wait_until(lambda: pipeline.committed() == 5, "all are committed", 90)
     documents = sorted(pipeline.documents().items())
-    assert [found for _, found in documents] == [WET, READING, READING]  # WET: nobody checks values
+    assert [found for _, found in documents] == [WET, READING, READING]  # no limits are checked
     letters = pipeline.messages(f"{name}.dead")
     assert [letter.value for letter in letters] == [b"{not JSON", *encoded(HOT)]
     headers = [dict(letter.headers) for letter in letters]
@@ -188,10 +191,10 @@ def test_what_is_refused_is_dead_lettered_and_a_duplicate_is_doubled(
     assert b"document_parsing_exception" in headers[1]["__connect.errors.exception.stacktrace"]
 
 
-def test_an_outage_makes_dead_letters_of_valid_readings_or_ends_the_task(
+def test_an_outage_turns_valid_readings_into_dead_letters_or_ends_the_task(
     stack: Stack, worker: Stack, pipeline: Pipeline, start: Start
 ) -> None:
-    """It tries each message once; without a dead-letter queue its tasks then wait for a restart."""
+    """Each message is tried once; without a dead-letter queue the tasks fail until a restart."""
     tolerant = start()
     strict = start(**{"errors.tolerance": "none", "errors.deadletterqueue.topic.name": ""})
     pipeline.generate("--count", "30", "--backfill", "1h")
@@ -200,9 +203,9 @@ def test_an_outage_makes_dead_letters_of_valid_readings_or_ends_the_task(
         wait_until(lambda: pipeline.committed() == 30, "both have indexed all", 90)
     stack.stop("elasticsearch", signal.SIGKILL)
     pipeline.generate("--count", "50", "--backfill", "2h", "--seed", "7")
-    wait_until(lambda: len(pipeline.messages(f"{tolerant}.dead")) == 50, "they are dead", 90)
-    wait_until(lambda: states(worker, strict) == {"FAILED"}, "its tasks have failed", 90)
+    wait_until(lambda: len(pipeline.messages(f"{tolerant}.dead")) == 50, "50 dead letters", 90)
+    wait_until(lambda: states(worker, strict) == {"FAILED"}, "the strict tasks have failed", 90)
     stack.up(["elasticsearch"])
-    assert count(pipeline) == 30
+    assert pipeline.count() == 30
     ask(worker, "POST", f"connectors/{strict}/restart?includeTasks=true&onlyFailed=true")
-    wait_until(lambda: count(pipeline) == 80, "the restarted tasks have indexed the rest", 90)
+    wait_until(lambda: pipeline.count() == 80, "the restarted tasks have indexed the rest", 90)

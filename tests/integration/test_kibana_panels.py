@@ -1,11 +1,13 @@
 """Each panel's own query on the real Elasticsearch, against a computation over what was sent."""
 
+import copy
 import csv
 import json
 import math
 import re
 import statistics
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ from typing import Any
 import pytest
 from elasticsearch import Elasticsearch
 
-from kibana import preview
-from kibana.server import FILES, read_objects
+from kibana.client import FILES, read_objects
 from tests.conftest import Pipeline
+from tools import demo, preview, retention, sizing, verify
 
 OBJECTS = {(o["type"], o["id"]): o for file in FILES for o in read_objects(file)}
 Reading = dict[str, Any]
@@ -35,9 +37,18 @@ def panels() -> dict[str, preview.Panel]:
 def test_every_panel_shows_what_was_sent(pipeline: Pipeline, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.csv"
     pipeline.generate_faulty(
-        "--backfill", "4h", "--interval", "20", "40", "--fault", "malformed=0.05",
-        "--seed", "11", "--ledger", str(ledger),
-    )  # fmt: skip
+        "--backfill",
+        "4h",
+        "--interval",
+        "20",
+        "40",
+        "--fault",
+        "malformed=0.05",
+        "--seed",
+        "11",
+        "--ledger",
+        str(ledger),
+    )
     pipeline.consume()
     search = preview.Search(
         Elasticsearch(pipeline.elasticsearch),
@@ -68,7 +79,8 @@ def test_every_panel_shows_what_was_sent(pipeline: Pipeline, tmp_path: Path) -> 
     check_causes(found["dead-causes"], reasons)
     latest = search.documents(panels()["smart-city-search-readings"])
     by_time = sorted(readings, key=lambda r: r["timestamp"], reverse=True)
-    assert [d["timestamp"] for d in latest] == [r["timestamp"] for r in by_time[: len(latest)]]
+    times = [datetime.fromisoformat(r["timestamp"]) for r in by_time[: len(latest)]]
+    assert [d["timestamp"] for d in latest] == [f"{time:%d/%m/%Y %H:%M:%S}" for time in times]
     rejected = search.documents(panels()["smart-city-search-dead-letters"])
     assert [d["offset"] for d in rejected]
     assert {(d["partition"], d["offset"]) for d in rejected} <= malformed
@@ -184,9 +196,81 @@ def test_the_preview_is_a_page_and_a_picture_for_each_dashboard(
     assert pictures == ["smart-city-dashboard-quality.png", "smart-city-dashboard.png"]
 
 
+def test_an_index_of_others_beside_ours_disturbs_no_tool(
+    pipeline: Pipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Dead letters, readings of another index, and notes, in indices whose names begin as ours."""
+    letters = f"{pipeline.index}-dead.letters"
+    note = {"timestamp": datetime.now(UTC).isoformat(), "note": "$a_{$ \x1b[31m"}
+    others = (f"{pipeline.index}_notes", f"{pipeline.index}-a.b", f"{pipeline.index}-2026.13")
+    pipeline.generate("--count", "50", "--backfill", "1h")
+    pipeline.send(b"$a_{$ \x07")
+    pipeline.consume("--dead-letter-index", letters)
+    for index in others:
+        pipeline.client.index(index=index, document=note, refresh=True)
+    for name, value in pipeline.environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ELASTICSEARCH_DEAD_LETTER_INDEX", letters)
+    try:
+        assert preview.main(["--hours", "2", "--output", str(tmp_path)]) == 0
+        assert verify.main([]) == 0
+        assert sizing.main([]) == 0
+        assert retention.main(["delete", "--dry-run"]) == 0
+        out = capsys.readouterr().out
+        assert "measured on 50\n" in out
+        assert out.count(" left alone: ") == 4
+        assert "to be deleted 0 of 50 readings" in out
+        left = demo.last_reading(pipeline.client, pipeline.index)
+        assert left
+        assert left < datetime.now(UTC)
+        demo.print_tables(pipeline.client, pipeline.index)
+        assert f"ensemble {50:>12}" in capsys.readouterr().out
+    finally:
+        pipeline.client.indices.delete(index=[letters, *others])
+        pipeline.client.indices.delete_index_template(name=f"smart-city-{letters}")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda objects: objects["lens", f"{PREFIX}total"]["attributes"].pop("state"),
+        lambda objects: objects.pop(("lens", f"{PREFIX}total")),
+        lambda objects: layer_of(objects)["columns"]["n"].update(operationType="median"),
+        lambda objects: layer_of(objects)["columns"]["n"].pop("sourceField"),
+    ],
+)
+def test_a_dashboard_that_was_edited_into_another_form_is_one_line(
+    edit: Callable[[Any], Any],
+    pipeline: Pipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    objects = copy.deepcopy(OBJECTS)
+    edit(objects)
+    file = tmp_path / "edited.ndjson"
+    file.write_text("".join(json.dumps(o) + "\n" for o in objects.values()))
+    monkeypatch.setattr(preview, "FILES", [file])
+    monkeypatch.setenv("ELASTICSEARCH_URL", pipeline.elasticsearch)
+    assert preview.main(["--output", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("preview: Smart City — suivi des capteurs: a panel is not drawn here")
+
+
+def layer_of(objects: Any) -> Any:
+    """Return the layer of the panel that counts the readings."""
+    state = objects["lens", f"{PREFIX}total"]["attributes"]["state"]
+    (layer,) = state["datasourceStates"]["formBased"]["layers"].values()
+    return layer
+
+
 def test_the_preview_without_elasticsearch_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("ELASTICSEARCH_URL", "http://127.0.0.1:9")
     assert preview.main(["--output", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith("preview: Connection error")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("preview: Elasticsearch at http://127.0.0.1:9, as VERIFIER: ")

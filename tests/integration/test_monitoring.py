@@ -1,18 +1,18 @@
-"""Prometheus, on the real servers and both scripts: targets, panels, alerts."""
+"""Prometheus with the real servers and both scripts: its targets, the panels, the alerts."""
 
 import json
 import re
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from stack.__main__ import Stack
-from tests.conftest import Pipeline, interrupt, wait_until
+from stack.lifecycle import Stack
+from tests.conftest import PROJECT, Pipeline, interrupt, wait_until
 
-PROJECT = Path(__file__).resolve().parents[2]
-DASHBOARD = json.loads((PROJECT / "monitoring/grafana/dashboards/smart-city.json").read_text())
+DASHBOARD = json.loads(
+    (PROJECT / "extensions/monitoring/grafana/dashboards/smart-city.json").read_text()
+)
 EXPRESSIONS = {
     target["expr"]: f"{panel['title']}: {target['legendFormat']}"
     for panel in DASHBOARD["panels"]
@@ -22,7 +22,7 @@ CONSUMER_STATE = DASHBOARD["panels"][0]["targets"][0]["expr"]
 
 
 def asker(stack: Stack) -> Callable[..., Any]:
-    """Return what asks the API of Prometheus."""
+    """Return a function that asks the API of Prometheus and returns its data."""
 
     def get(path: str, **parameters: str) -> Any:
         address = stack.servers["prometheus"].address
@@ -33,15 +33,13 @@ def asker(stack: Stack) -> Callable[..., Any]:
     return get
 
 
-def test_prometheus_sees_servers_scripts_and_what_goes_wrong(
+def test_prometheus_scrapes_every_target_and_fires_the_alerts(
     stack: Stack, pipeline: Pipeline
 ) -> None:
     stack.up(["prometheus", "elasticsearch-exporter"])
     get, environ = asker(stack), stack.site.environ
-    generator = pipeline.start(
-        "sensor_generator.py", "--rate", "50", "--seed", "1",
-        "--metrics-port", environ["GENERATOR_METRICS_PORT"],
-    )  # fmt: skip
+    port = environ["GENERATOR_METRICS_PORT"]
+    generator = pipeline.start("sensor_generator.py", "--rate", "50", "--metrics-port", port)
     consumer = pipeline.start(
         "kafka_to_elasticsearch.py", "--metrics-port", environ["CONSUMER_METRICS_PORT"]
     )
@@ -59,17 +57,18 @@ def test_prometheus_sees_servers_scripts_and_what_goes_wrong(
         return str(found[0]["metric"]["alertstate"]) if found else ""
 
     def empty() -> list[str]:
-        return [title for expr, title in EXPRESSIONS.items()
-                if not get("query", query=expr)["result"]]  # fmt: skip
+        return [
+            title for expr, title in EXPRESSIONS.items() if not get("query", query=expr)["result"]
+        ]
 
     jobs = {"kafka", "elasticsearch", "generator", "consumer"}
     wait_until(lambda: up() == jobs, "every target up")
     wait_until(lambda: not empty(), "figures in every panel")
-    # By now Prometheus has seen the counter at 0; else increase() would miss its first step.
+    # Prometheus has scraped the counter at 0 by now, so that increase() sees its first step.
     malformed = [b"no reading"] * 500
     pipeline.send(*malformed)
     wait_until(lambda: state("ConsumerDeadLettering") == "firing", "an alert: dead letters")
-    # A scrape that takes over a second, on a busy machine, leaves an alert pending until the next.
+    # On a busy machine a scrape may take over a second; then an alert is pending until the next.
     others = ("ConsumerDown", "ConsumerStuck", "ServerDown")
     wait_until(
         lambda: value(CONSUMER_STATE) == 1 and not any(map(state, others)), "all is well otherwise"
@@ -84,14 +83,8 @@ def test_prometheus_sees_servers_scripts_and_what_goes_wrong(
         lambda: value(messages % '=~"indexed|duplicates|dead_lettered"') == sent, "all settled"
     )
     in_topic = f'sum(kafka_topic_messagesin_total{{topic="{pipeline.topic}"}})'
-    wait_until(lambda: value(in_topic) == sent, "Kafka's own count, scraped by then")
+    wait_until(lambda: value(in_topic) == sent, "Kafka's own count is scraped")
     interrupt(consumer)
-    wait_until(lambda: state("ConsumerDown") == "pending", "an alert to come: no consumer")
+    wait_until(lambda: state("ConsumerDown") == "pending", "an alert is pending: no consumer")
     assert value(CONSUMER_STATE) == 0
     stack.down(["prometheus", "elasticsearch-exporter"])
-
-
-def test_a_metrics_port_that_is_taken_is_one_line_and_code_2(pipeline: Pipeline) -> None:
-    address = pipeline.kafka.rpartition(":")[2]
-    _, err = pipeline.run("sensor_generator.py", "--count", "1", "--metrics-port", address, code=2)
-    assert f"--metrics-port {address}: Address already in use: choose another" in err

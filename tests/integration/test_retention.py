@@ -1,5 +1,6 @@
 """Old readings are deleted, and nothing else; readers of an index see the dated ones too."""
 
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -52,17 +53,19 @@ def filled(pipeline: Pipeline) -> Iterator[Pipeline]:
     put(pipeline, f"{index}-2020.02", 2000)
     put(pipeline, f"{index}-2020.02.30", 2000)  # no such day
     put(pipeline, f"{index}_old", 2000)
+    foreign = f"{index}-2020.03.01"  # of that day by its name, but not with readings in it
+    pipeline.client.index(index=foreign, document={"note": "of others"}, refresh=True)
     yield pipeline
     pipeline.client.indices.delete(index=list(left(pipeline)))
 
 
 def test_what_is_old_is_deleted_and_nothing_else(filled: Pipeline) -> None:
     index, before = filled.index, left(filled)
-    shown, _ = filled.run("tools/retention.py", "delete", "--dry-run")
+    shown, _ = filled.run("tools.retention", "delete", "--dry-run")
     assert left(filled) == before
-    assert "to be deleted 5 of 11 readings" in shown
-    printed, _ = filled.run("tools/retention.py", "delete", "--older-than", "30d")
-    assert "deleted 5 of 11 readings" in printed
+    assert "to be deleted 5 of 12 readings" in shown
+    printed, _ = filled.run("tools.retention", "delete", "--older-than", "30d")
+    assert "deleted 5 of 12 readings" in printed
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     assert f"{index} 2 of 4 readings deleted" in lines
     assert f"{index}-{day(45)} 2 of 2 readings deleted, with the index" in lines
@@ -70,11 +73,16 @@ def test_what_is_old_is_deleted_and_nothing_else(filled: Pipeline) -> None:
     assert f"{index}-{day(30)} 0 of 1 readings deleted" in lines
     assert sum("left alone" in line for line in lines) == 2
     assert left(filled) == {
-        index: 2, f"{index}-{day(60)}": 2, f"{index}-{day(30)}": 1, f"{index}-{day(1)}": 1,
-        f"{index}-2020.02.30": 1, f"{index}_old": 1,
-    }  # fmt: skip
-    again, _ = filled.run("tools/retention.py", "delete", "--older-than", "30d")
-    assert "deleted 0 of 6 readings" in again
+        index: 2,
+        f"{index}-{day(60)}": 2,
+        f"{index}-{day(30)}": 1,
+        f"{index}-{day(1)}": 1,
+        f"{index}-2020.02.30": 1,
+        f"{index}_old": 1,
+        f"{index}-2020.03.01": 1,
+    }
+    again, _ = filled.run("tools.retention", "delete", "--older-than", "30d")
+    assert "deleted 0 of 7 readings" in again
 
 
 @pytest.mark.parametrize("index", ["*", "sensors_*", "sensors_a,kibana", ".kibana", "logs"])
@@ -89,21 +97,58 @@ def test_what_is_no_name_of_ours_is_refused(
 
 
 @pytest.mark.parametrize(
-    "age", ["1m", "1mo", "0d", "-1d", "1", "d", "30 d", "1.5d", "9" * 12 + "d"]
+    ("age", "told"),
+    [
+        *((age, "m could be minutes or months") for age in ("1m", "1mo", "12 months", "90min")),
+        *((age, "is not hours or days") for age in ("0d", "-1d", "1", "d", "30 d", "1.5d", "9s")),
+        ("9" * 12 + "d", "before the calendar begins"),
+        ("9" * 5000 + "d", "before the calendar begins"),
+        ("23h", "confirm it by --yes"),
+    ],
 )
-def test_an_age_is_in_hours_or_days_so_that_no_month_is_taken_for_a_minute(
-    age: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_age_that_may_be_a_mistake_is_refused(
+    age: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("ELASTICSEARCH_URL", "http://127.0.0.1:9")
+    """Not on a terminal, where less than a day is a question."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     with pytest.raises(SystemExit) as stopped:
-        retention.main(["delete", f"--older-than={age}"])
+        retention.parse_arguments(["delete", f"--older-than={age}"])
     assert stopped.value.code == 2
-    assert "12h or 90d" in (err := capsys.readouterr().err) or "longer than the calendar" in err
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "argv"),
+    [("y\n", []), ("yes\n", []), ("", ["--yes"]), ("", ["--dry-run"])],
+)
+def test_less_than_a_day_is_confirmed(
+    answer: str, argv: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", terminal := io.StringIO(answer))
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    given = retention.parse_arguments(["delete", "--older-than", "2h", *argv])
+    assert given.older_than == timedelta(hours=2)
+
+
+@pytest.mark.parametrize("answer", ["", "\n", "n\n", "no\n", "2h\n"])
+def test_less_than_a_day_is_not_deleted_without_a_yes(
+    answer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", terminal := io.StringIO(answer))
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        retention.parse_arguments(["delete", "--older-than", "2h"])
+    assert stopped.value.code == 2
+    question = "Delete every reading of sensors_data but those of the last 2 h? [y/N] "
+    assert question in capsys.readouterr().err
 
 
 def test_without_lifecycles_it_says_what_to_do_instead(pipeline: Pipeline) -> None:
     put(pipeline, pipeline.index, 0)
-    _, err = pipeline.run("tools/retention.py", "lifecycle", code=1)
+    _, err = pipeline.run("tools.retention", "lifecycle", code=1)
     assert err.startswith("retention: this Elasticsearch has no index lifecycle: run `python ")
     assert len(err.splitlines()) == 1
     assert left(pipeline) == {pipeline.index: 1}
@@ -124,14 +169,14 @@ def test_the_verifier_reads_the_dated_indices_by_the_pattern(
     bulk(pipeline.client, copies, refresh=True)
     removals = [{"_op_type": "delete", "_index": index, "_id": i} for i in moved[1:]]
     bulk(pipeline.client, removals, refresh=True)
-    out, _ = pipeline.run("tools/verify.py", code=1)
+    out, _ = pipeline.run("tools.verify", code=1)
     found = {line[:40].strip(): line[40:].split() for line in out.splitlines()}
     assert found["doubled"][0] == "1"
     assert found["missing"] == found["differing"] == found["unexpected"] == ["0"]
     pipeline.client.delete(index=index, id=moved[0], refresh=True)
-    out, _ = pipeline.run("tools/verify.py")
+    out, _ = pipeline.run("tools.verify")
     assert f"messages in {topic}" in out
-    sizes, _ = pipeline.run("tools/sizing.py")
+    sizes, _ = pipeline.run("tools.sizing")
     assert sizes.count("measured on 50\n") == 2
     pipeline.client.indices.delete(index=dated)
 

@@ -1,4 +1,4 @@
-"""The secure variant on the real servers, in a copy of the project, by the commands of README."""
+"""The secure variant on the real servers, in a copy of the project, by its README's commands."""
 
 import os
 import re
@@ -19,10 +19,15 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import AuthorizationError, ClusterAuthorizationFailedError, KafkaError
 from kafka.structs import TopicPartition
 
-from stack.__main__ import Stack
+from extensions.secure import __main__ as secure
+from extensions.secure import scram
+from extensions.secure.certificates import Authority
+from extensions.secure.file_realm import password_variable, service_token
+from extensions.secure.kafka_users import KAFKA_USERS, acls
+from stack.lifecycle import Stack
 from stack.servers import free_port, unprivileged_folder
-from tests.conftest import PROJECT, wait_until
-from tools import scram, secure
+from tests.conftest import PROJECT, program, wait_until
+from tests.documents import blocks, skeleton, write_docker
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("secure")]
 
@@ -38,7 +43,6 @@ class Clone:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         shutil.copytree(PROJECT, folder, ignore=NOT_COPIED)
-        shutil.copy(PROJECT / ".env.example", folder)
         names = ("KAFKA", "KAFKA_ADMIN", "ELASTICSEARCH", "KIBANA")
         ports = {f"{name}_HOST_PORT": free_port() for name in names}
         self.kafka = f"localhost:{ports['KAFKA_HOST_PORT']}"
@@ -70,9 +74,14 @@ class Clone:
     ) -> tuple[str, str]:
         """Run a script to its end; return stdout and stderr, which show no secret and no trace."""
         done = subprocess.run(
-            [sys.executable, *command], cwd=self.folder, env={**self.environ, **(environ or {})},
-            capture_output=True, text=True, timeout=240, check=False,
-        )  # fmt: skip
+            [sys.executable, *program(command[0]), *command[1:]],
+            cwd=self.folder,
+            env={**self.environ, **(environ or {})},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
         assert done.returncode in code, done.stderr
         assert "Traceback" not in done.stderr
         self.assert_no_secret(done.stdout + done.stderr)
@@ -82,9 +91,13 @@ class Clone:
         """Run a line of README; return what it wrote to stdout, which shows no secret."""
         done = subprocess.run(
             ["bash", "-c", command],
-            cwd=self.folder, env={**self.environ, "PATH": f".venv/bin:{os.environ['PATH']}"},
-            capture_output=True, text=True, timeout=280, check=False,
-        )  # fmt: skip
+            cwd=self.folder,
+            env={**self.environ, "PATH": f".venv/bin:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         self.assert_no_secret(done.stdout + done.stderr)
         return done.stdout
@@ -99,9 +112,12 @@ class Clone:
     def start(self, script: str, *arguments: str) -> subprocess.Popen[bytes]:
         with self.log(script).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, script, *arguments],
-                cwd=self.folder, env=self.environ, stdout=log, stderr=log,
-            )  # fmt: skip
+                [sys.executable, *program(script), *arguments],
+                cwd=self.folder,
+                env=self.environ,
+                stdout=log,
+                stderr=log,
+            )
         self.started.append(process)
         return process
 
@@ -128,7 +144,7 @@ class Clone:
     def kafka_admin(self) -> KafkaAdminClient:
         context = ssl.create_default_context(cafile=self.folder / ".secure/ca.pem")
         context.load_cert_chain(self.folder / ".secure/admin.pem")
-        context.maximum_version = ssl.TLSVersion.TLSv1_2  # as tools/secure.py says
+        context.maximum_version = ssl.TLSVersion.TLSv1_2  # see stack.native.kafka.tls_options
         return KafkaAdminClient(
             bootstrap_servers=f"127.0.0.1:{self.env['KAFKA_ADMIN_HOST_PORT']}",
             security_protocol="SSL",
@@ -139,7 +155,7 @@ class Clone:
         return Elasticsearch(
             self.env["ELASTICSEARCH_URL"],
             ca_certs=str(self.folder / ".secure/ca.pem"),
-            basic_auth=(role, self.env[secure.elasticsearch_password(role)]),
+            basic_auth=(role, self.env[password_variable(role)]),
             request_timeout=60,
         )
 
@@ -164,7 +180,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
         for process in clone.started:
             process.kill()
             process.wait()
-        clone.run("-m", "stack", "down", "-v")
+        clone.run("stack", "down", "-v")
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +190,7 @@ def filled(clone: Clone) -> Clone:
     ledger = ("--ledger", "ledger.csv")
     faults = ("--fault", "malformed=0.05", "--fault", "duplicate=0.05")
     options = ("--count", "3000", "--backfill", "12h", *faults, *ledger)
-    clone.run("-m", "tools.faulty_sensors", *options)
+    clone.run("tools.faulty_sensors", *options)
     clone.run("kafka_to_elasticsearch.py", "--exit-when-idle", "3")
     return clone
 
@@ -183,18 +199,18 @@ def filled(clone: Clone) -> Clone:
 
 
 def test_the_whole_pipeline_works(filled: Clone) -> None:
-    out, _ = filled.run("tools/verify.py", "--ledger", "ledger.csv")
+    out, _ = filled.run("tools.verify", "--ledger", "ledger.csv")
     assert re.search(r"^messages in smart-city-sensors +3000$", out, re.MULTILINE)
     assert re.search(r"^missing +0$", out, re.MULTILINE)
     (dead,) = re.findall(r"^dead-lettered +(\d+)$", out, re.MULTILINE)
     assert int(dead) > 50
-    listed, _ = filled.run("tools/dead_letters.py", "list", "--last", "1")
+    listed, _ = filled.run("tools.dead_letters", "list", "--last", "1")
     assert re.search(rf"^ *{dead}  pending", listed, re.MULTILINE)
-    replayed, _ = filled.run("tools/dead_letters.py", "replay")
+    replayed, _ = filled.run("tools.dead_letters", "replay")
     assert f"still_invalid={dead} " in replayed
-    sizes, _ = filled.run("tools/sizing.py")
+    sizes, _ = filled.run("tools.sizing")
     assert re.search(r"^a message in smart-city-sensors .* measured on 3,", sizes, re.MULTILINE)
-    filled.run("kibana/preview.py")
+    filled.run("tools.preview")
     assert (filled.folder / "apercu/index.html").exists()
 
 
@@ -203,7 +219,7 @@ def test_kibana_is_known_by_its_service_token(clone: Clone) -> None:
     url, authority = clone.env["ELASTICSEARCH_URL"], str(clone.folder / ".secure/ca.pem")
     with Elasticsearch(url, ca_certs=authority, bearer_auth=token) as client:
         assert client.security.authenticate()["username"] == "elastic/kibana"
-    forged = secure.service_token("a secret of somebody else's")
+    forged = service_token("a secret of somebody else's")
     with (
         Elasticsearch(url, ca_certs=authority, bearer_auth=forged) as client,
         pytest.raises(ApiError) as refusal,
@@ -215,28 +231,23 @@ def test_kibana_is_known_by_its_service_token(clone: Clone) -> None:
 def test_running_both_commands_again_changes_nothing(filled: Clone) -> None:
     before = {f: f.read_bytes() for f in filled.folder.glob(".secure/**/*.pem")}
     env = (filled.folder / ".env").read_text()
-    filled.run("tools/secure.py", "files")
-    filled.run("tools/secure.py", "users")
+    filled.run("extensions.secure", "files")
+    filled.run("extensions.secure", "users")
     assert {f: f.read_bytes() for f in filled.folder.glob(".secure/**/*.pem")} == before
     assert (filled.folder / ".env").read_text() == env
-    filled.run("tools/verify.py")
+    filled.run("tools.verify")
 
 
 def test_readme_s_commands_work_and_print_what_it_shows(filled: Clone) -> None:
-    """Without the API key, for which this distribution of Elasticsearch lacks a part."""
-    readme = (PROJECT / "README.md").read_text()
-    section = readme.partition("## Sur un réseau partagé\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"^```(bash|text)\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    assert blocks[0] == ("bash", "make secure\n")
-
-    def skeleton(line: str) -> str:  # without numbers and the width of columns
-        return " ".join(re.sub(r"[-\d.,:]*\d", "#", line).split())
-
+    texts = (text.splitlines() for _, text in blocks("extensions/secure/README.md"))
+    at_once, shown, step_by_step, asked = texts
+    assert at_once == ["make secure"]  # run by the fixture
     printed = [skeleton(line) for line in filled.made.splitlines()]
-    assert [line for line in map(skeleton, blocks[1][1].splitlines()) if line not in printed] == [
-        "..."
-    ]
-    rights, request = blocks[2][1].splitlines()
+    assert [line for line in map(skeleton, shown) if line not in printed] == ["..."]
+    write_docker(filled.folder / "bin")
+    for command in step_by_step:  # everything is there already
+        filled.shell(f"PATH=bin:$PATH; {command}")
+    rights, request = asked
     given = re.findall(
         r"User:generator, .*operation=(\w+), permission\w+=(\w+)", filled.shell(rights)
     )
@@ -308,10 +319,10 @@ def test_kafka_lets_nobody_read_elsewhere(
         polled(filled, user, topic, group)
 
 
-@pytest.mark.parametrize("user", secure.KAFKA_USERS)
+@pytest.mark.parametrize("user", KAFKA_USERS)
 def test_no_user_of_kafka_can_give_itself_rights_or_delete(clone: Clone, user: str) -> None:
     with closing(KafkaAdminClient(**clone.clients(user))) as admin:
-        wanted = secure.acls({})
+        wanted = acls({})
         assert admin.create_acls(wanted)["failed"] == (
             [(acl, ClusterAuthorizationFailedError) for acl in wanted]
         )
@@ -370,7 +381,7 @@ def private(filled: Clone) -> Clone:
         (user, action)
         for user in ("consumer", "verifier", "dashboards")
         for action in ACTIONS
-        # Version 8 still lets who may write add fields: see tools/secure.py.
+        # Version 8 still lets who may write add fields: see extensions/secure.
         if (user, action) != ("consumer", "change the mapping")
     ],
 )
@@ -392,9 +403,15 @@ GENERATOR = ("sensor_generator.py", "--count", "1", "--wait", "3")
 CONSUMER = ("kafka_to_elasticsearch.py", "--exit-when-idle", "1", "--wait", "3")
 PLAIN = {
     name: ""
-    for name in ("KAFKA_CA_FILE", *(f"{role}_KAFKA_{what}" for role in ("GENERATOR", "CONSUMER")
-                                    for what in ("USER", "PASSWORD")))
-}  # fmt: skip
+    for name in (
+        "KAFKA_CA_FILE",
+        *(
+            f"{role}_KAFKA_{what}"
+            for role in ("GENERATOR", "CONSUMER")
+            for what in ("USER", "PASSWORD")
+        ),
+    )
+}
 WRONG_PASSWORD = "SaslAuthenticationFailed.*invalid credentials"  # noqa: S105  # an error's words
 # What a plain client hears of a broker that speaks TLS depends on how far it comes.
 SPEAKS_TLS = "Invalid frame length|socket disconnected|determine broker version"
@@ -412,17 +429,20 @@ SPEAKS_TLS = "Invalid frame length|socket disconnected|determine broker version"
         (CONSUMER, {"KAFKA_CA_FILE": "other.pem"}, "CERTIFICATE_VERIFY_FAILED"),
         (CONSUMER, PLAIN, SPEAKS_TLS),
         (CONSUMER, {"KAFKA_TOPIC": "another-topic"}, "refuses: Authorization failed"),
-        (CONSUMER, {"CONSUMER_ELASTICSEARCH_PASSWORD": "wrong"},
-         r"unable to authenticate user \[consumer\]"),
+        (
+            CONSUMER,
+            {"CONSUMER_ELASTICSEARCH_PASSWORD": "wrong"},
+            r"unable to authenticate user \[consumer\]",
+        ),
         (CONSUMER, {"CONSUMER_ELASTICSEARCH_API_KEY": "d3Jvbmc6d3Jvbmc="}, "refuses"),
         (CONSUMER, {"ELASTICSEARCH_CA_FILE": "other.pem"}, "CERTIFICATE_VERIFY_FAILED"),
         (CONSUMER, {"ELASTICSEARCH_INDEX": "private"}, r"refuses: AuthorizationException\(403"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_start_is_one_line_in_the_server_s_own_words(
     private: Clone, command: tuple[str, ...], environ: dict[str, str], told: str
 ) -> None:
-    (private.folder / "other.pem").write_bytes(secure.Authority().pem)
+    (private.folder / "other.pem").write_bytes(Authority().pem)
     line = private.refused(*command, environ=environ)
     assert re.search(told, line), line
     assert private.kafka in line or "Elasticsearch at https://localhost:" in line
@@ -448,38 +468,50 @@ def test_servers_without_tls_are_waited_for_and_it_is_said_why(clone: Clone, sta
 @pytest.mark.parametrize(
     ("command", "environ", "told"),
     [
-        (["tools/verify.py"], {"VERIFIER_KAFKA_PASSWORD": "wrong"},
-         f"as VERIFIER: .*{WRONG_PASSWORD}"),
-        (["tools/verify.py"], {"VERIFIER_KAFKA_USER": "nobody"}, WRONG_PASSWORD),
-        (["tools/verify.py"], {"KAFKA_CA_FILE": "other.pem"}, "CERTIFICATE_VERIFY_FAILED"),
-        (["tools/verify.py"], {"KAFKA_TOPIC": "another-topic"}, "no topic another-topic, or none"),
-        (["tools/verify.py"], {"VERIFIER_ELASTICSEARCH_PASSWORD": "wrong"},
-         r"as VERIFIER: .*unable to authenticate user \[verifier\]"),
-        (["tools/dead_letters.py", "list"], {"REPLAYER_KAFKA_PASSWORD": "wrong"},
-         f"as REPLAYER: .*{WRONG_PASSWORD}"),
-        (["tools/sizing.py"], {"VERIFIER_KAFKA_PASSWORD": "wrong"}, WRONG_PASSWORD),
-        (["tools/secure.py", "users"], {"KAFKA_ADMIN_HOST_PORT": "1"},
-         r"is the secure variant started\? \(make secure\)"),
+        (
+            ["tools.verify"],
+            {"VERIFIER_KAFKA_PASSWORD": "wrong"},
+            f"as VERIFIER: .*{WRONG_PASSWORD}",
+        ),
+        (["tools.verify"], {"VERIFIER_KAFKA_USER": "nobody"}, WRONG_PASSWORD),
+        (["tools.verify"], {"KAFKA_CA_FILE": "other.pem"}, "CERTIFICATE_VERIFY_FAILED"),
+        (["tools.verify"], {"KAFKA_TOPIC": "another-topic"}, "no topic another-topic, or none"),
+        (
+            ["tools.verify"],
+            {"VERIFIER_ELASTICSEARCH_PASSWORD": "wrong"},
+            r"as VERIFIER: .*unable to authenticate user \[verifier\]",
+        ),
+        (
+            ["tools.dead_letters", "list"],
+            {"REPLAYER_KAFKA_PASSWORD": "wrong"},
+            f"as REPLAYER: .*{WRONG_PASSWORD}",
+        ),
+        (["tools.sizing"], {"VERIFIER_KAFKA_PASSWORD": "wrong"}, WRONG_PASSWORD),
+        (
+            ["extensions.secure", "users"],
+            {"KAFKA_ADMIN_HOST_PORT": "1"},
+            r"is the secure variant started\? \(make secure\)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_tools_say_what_is_wrong(
     clone: Clone, command: list[str], environ: dict[str, str], told: str
 ) -> None:
-    (clone.folder / "other.pem").write_bytes(secure.Authority().pem)
+    (clone.folder / "other.pem").write_bytes(Authority().pem)
     line = clone.refused(*command, environ=environ)
     assert re.search(told, line), line
 
 
 def test_a_start_with_placeholders_is_one_line(tmp_path: Path) -> None:
     clone = Clone(tmp_path / "city")
-    shutil.copy(PROJECT / ".env.example", clone.folder / ".env")
+    shutil.copy(PROJECT / "extensions/secure/.env.example", clone.folder / ".env")
     environ = {"COMPOSE_FILE": secure.settings({})["COMPOSE_FILE"]}
-    line = clone.refused("-m", "stack", "up", environ=environ)
-    assert re.fullmatch(r"stack: \w+ is not set: run python tools/secure.py files", line)
+    line = clone.refused("stack", "up", environ=environ)
+    assert re.fullmatch(r"stack: \w+ is not set: run python -m extensions.secure files", line)
     environ |= {"KIBANA_SERVICE_TOKEN": "x", "KIBANA_ENCRYPTION_KEY": "x"}
-    line = clone.refused("-m", "stack", "up", "kafka", environ=environ)
+    line = clone.refused("stack", "up", "kafka", environ=environ)
     assert "kafka needs" in line
-    assert "python tools/secure.py files makes" in line
+    assert "(`python -m extensions.secure files` makes the files of .secure)" in line
 
 
 # In mid-run
@@ -503,26 +535,36 @@ def running(filled: Clone) -> Iterator[Clone]:
     log = filled.log("kafka_to_elasticsearch.py").read_text()
     assert "Traceback" not in log
     filled.assert_no_secret(log)
-    out, _ = filled.run("tools/verify.py")
+    out, _ = filled.run("tools.verify")
     assert re.search(r"^missing +0$", out, re.MULTILINE)
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Replace a file at once: Elasticsearch must not read it while it is half written."""
+    new = file.with_name("new")
+    shutil.copy2(file, new)
+    shutil.chown(new, file.stat().st_uid, file.stat().st_gid)
+    new.write_text(text)
+    new.replace(file)
 
 
 def test_a_user_of_elasticsearch_withdrawn_in_mid_run_is_waited_for(running: Clone) -> None:
     realm = unprivileged_folder(running.folder / ".stack") / "elasticsearch/config/users"
     users = realm.read_text()
-    realm.write_text("".join(u for u in users.splitlines(True) if not u.startswith("consumer:")))
+    others = [user for user in users.splitlines(True) if not user.startswith("consumer:")]
+    replace_text(realm, "".join(others))
     log = running.log("kafka_to_elasticsearch.py")
     loud = r"ERROR .*messages wait \(.*unable to authenticate user \[consumer\].*next try"
     wait_until(lambda: re.search(loud, log.read_text()), "the refusal is said, loudly", 120)
     before = running.indexed()
     wait_until(lambda: len(re.findall(loud, log.read_text())) > 2, "it goes on waiting", 120)
     assert running.indexed() == before
-    realm.write_text(users)
+    replace_text(realm, users)
     wait_until(lambda: running.indexed() > before, "it goes on", 120)
 
 
 def test_a_right_in_kafka_withdrawn_in_mid_run_is_waited_for(running: Clone) -> None:
-    rights = [acl for acl in secure.acls({}) if acl.principal == "User:consumer"]
+    rights = [acl for acl in acls({}) if acl.principal == "User:consumer"]
     log = running.log("kafka_to_elasticsearch.py")
     with closing(running.kafka_admin()) as admin:
         admin.delete_acls(rights)

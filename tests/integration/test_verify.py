@@ -13,7 +13,7 @@ from kafka.admin import NewTopic
 
 from tests.conftest import PROJECT, Pipeline
 
-TOOL = "tools/verify.py"
+TOOL = "tools.verify"
 GOOD = {"temperature": 20.5, "humidity": 50.0, "co2_level": 400, "light_intensity": 7}
 
 
@@ -76,11 +76,11 @@ def test_what_the_consumer_reads_every_tool_reads(pipeline: Pipeline, codec: str
     pipeline.consume()
     out, _ = pipeline.run(TOOL)
     assert (counts(out)["dead-lettered"], counts(out)["missing"]) == (1, 0)
-    out, _ = pipeline.run("tools/dead_letters.py", "list")
+    out, _ = pipeline.run("tools.dead_letters", "list")
     assert "        1  pending in " in out
-    out, _ = pipeline.run("tools/dead_letters.py", "replay")
+    out, _ = pipeline.run("tools.dead_letters", "replay")
     assert out == "replayed=0 still_invalid=1 foreign=0\n"
-    out, _ = pipeline.run("tools/sizing.py")
+    out, _ = pipeline.run("tools.sizing")
     assert "measured on 201\n" in out
 
 
@@ -111,11 +111,11 @@ def test_what_an_open_transaction_hides_is_said_and_not_waited_for(pipeline: Pip
 def test_an_output_that_cannot_be_written_is_a_line_or_silence(pipeline: Pipeline) -> None:
     send(pipeline, reading(1))
     pipeline.consume()
-    full = "standard output: No space left on device\n"
+    full = "verify: standard output: No space left on device\n"
     for unbuffered in ("", "1"):
         for redirection, told in {">&-": "", ">/dev/full": full, "| head -1": ""}.items():
             done = subprocess.run(
-                ["bash", "-c", f"{sys.executable} {TOOL} {redirection}"],
+                ["bash", "-c", f"{sys.executable} -m {TOOL} {redirection}"],
                 cwd=PROJECT,
                 env={**pipeline.environ, "PYTHONUNBUFFERED": unbuffered},
                 capture_output=True,

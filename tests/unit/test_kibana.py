@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kibana import server as kibana_server
+from kibana.client import FILES, kibana_url, read_objects
 from screenshots import capture
 from tests.conftest import PROJECT
 
@@ -29,7 +29,7 @@ class StubKibana(ThreadingHTTPServer):
     Attributes:
         starting: how many more times it says that it is not ready.
         fault: "" or what goes wrong with an import: missing, short, newer, unavailable, forgotten,
-            or proxy: another program answers.
+            or proxy, list: another program answers.
         secret: the value of the header authorization that it asks for, if any.
     """
 
@@ -128,6 +128,8 @@ class StubHandler(BaseHTTPRequestHandler):
             self.answer(200, {"success": True, "successCount": len(found) - 1})
         elif self.server.fault == "unavailable":
             self.answer(503, b"Kibana server is not ready yet")
+        elif self.server.fault == "list":
+            self.answer(200, [])
         elif self.server.fault == "proxy":
             self.answer(200, b"<html>Welcome</html>")
         else:
@@ -184,7 +186,8 @@ def run(
     environ: dict[str, str] | None = None,
 ) -> tuple[str, str]:
     ended = subprocess.run(
-        [sys.executable, PROJECT / "kibana" / script, "--url", stub.url, *arguments],
+        [sys.executable, "-m", f"kibana.{script}", "--url", stub.url, *arguments],
+        cwd=PROJECT,
         env={**os.environ, **(environ or {})},
         capture_output=True,
         text=True,
@@ -197,29 +200,29 @@ def run(
 
 
 def test_all_files_are_imported_and_read_back(stub: StubKibana) -> None:
-    out, _ = run("import.py", stub)
-    for file in kibana_server.FILES:
-        count = len(kibana_server.read_objects(file))
+    out, _ = run("load", stub)
+    for file in FILES:
+        count = len(read_objects(file))
         assert f"{file.name}: {count} objects are in Kibana 8.19.0" in out
     assert f"{stub.url}/app/dashboards#/view/smart-city-dashboard\n" in out
 
 
 def test_a_kibana_that_starts_is_waited_for(stub: StubKibana) -> None:
     stub.starting = 1
-    _, err = run("import.py", stub, str(FILE))
+    _, err = run("load", stub, str(FILE))
     assert "not ready yet" in err
 
 
 def test_no_kibana_is_one_line_and_exit_1(stub: StubKibana) -> None:
-    _, err = run("import.py", stub, "--url", "http://127.0.0.1:9", "--wait", "0", code=1)
+    _, err = run("load", stub, "--url", "http://127.0.0.1:9", "--wait", "0", code=1)
     assert len(err.splitlines()) == 1
-    assert err.startswith("import: Kibana does not answer at http://127.0.0.1:9 (")
+    assert err.startswith("load: Kibana does not answer at http://127.0.0.1:9 (")
 
 
 def test_a_kibana_that_never_is_ready_is_one_line_and_exit_1(stub: StubKibana) -> None:
     stub.starting = 10**6
-    _, err = run("import.py", stub, "--wait", "0", code=1)
-    assert err.startswith("import: Kibana at ")
+    _, err = run("load", stub, "--wait", "0", code=1)
+    assert err.startswith("load: Kibana at ")
     assert "is not ready yet: is it started?" in err
 
 
@@ -236,7 +239,7 @@ def test_a_kibana_that_never_is_ready_is_one_line_and_exit_1(stub: StubKibana) -
 )
 def test_an_import_that_did_not_work_is_noticed(stub: StubKibana, fault: str, words: str) -> None:
     stub.fault = fault
-    _, err = run("import.py", stub, str(FILE), code=1)
+    _, err = run("load", stub, str(FILE), code=1)
     assert len(err.splitlines()) == 1
     assert words in err
 
@@ -250,24 +253,24 @@ def test_an_import_that_did_not_work_is_noticed(stub: StubKibana, fault: str, wo
 )
 def test_who_we_are_is_told(stub: StubKibana, secret: str, environ: dict[str, str]) -> None:
     stub.secret = secret
-    run("import.py", stub, str(FILE), environ=environ)
-    _, err = run("import.py", stub, str(FILE), code=1)
+    run("load", stub, str(FILE), environ=environ)
+    _, err = run("load", stub, str(FILE), code=1)
     assert "refuses us (HTTP 401): set KIBANA_API_KEY" in err
     assert "secret" not in err
 
 
 def test_a_space_has_objects_of_its_own(stub: StubKibana) -> None:
-    out, _ = run("import.py", stub, str(FILE), "--space", "ville")
+    out, _ = run("load", stub, str(FILE), "--space", "ville")
     assert f"{stub.url}/s/ville/app/dashboards#/view/" in out
     assert list(stub.spaces) == ["ville"]
 
 
 def test_what_is_exported_unchanged_is_the_same_file(stub: StubKibana, tmp_path: Path) -> None:
-    for file in kibana_server.FILES:
+    for file in FILES:
         copy = tmp_path / file.name
         shutil.copy(file, copy)
-        run("import.py", stub, str(copy))
-        out, _ = run("export.py", stub, str(copy))
+        run("load", stub, str(copy))
+        out, _ = run("export", stub, str(copy))
         assert out == f"{file.name}: as before\n"
         assert copy.read_bytes() == file.read_bytes()
 
@@ -275,10 +278,10 @@ def test_what_is_exported_unchanged_is_the_same_file(stub: StubKibana, tmp_path:
 def test_what_is_edited_in_kibana_is_a_small_difference(stub: StubKibana, tmp_path: Path) -> None:
     copy = tmp_path / FILE.name
     shutil.copy(FILE, copy)
-    run("import.py", stub, str(copy))
+    run("load", stub, str(copy))
     edited = stub.spaces[""]["lens", "smart-city-lens-co2"]
     edited["attributes"]["title"] = "Le CO₂"
-    out, _ = run("export.py", stub, str(copy))
+    out, _ = run("export", stub, str(copy))
     assert out == f"{FILE.name}: changed\n"
     before, after = FILE.read_text().splitlines(), copy.read_text().splitlines()
     differing = [new for old, new in zip(before, after, strict=True) if old != new]
@@ -289,10 +292,10 @@ def test_what_is_edited_in_kibana_is_a_small_difference(stub: StubKibana, tmp_pa
 def test_the_copies_in_another_space_are_exported_as_ours(stub: StubKibana, tmp_path: Path) -> None:
     copy = tmp_path / FILE.name
     shutil.copy(FILE, copy)
-    run("import.py", stub, str(copy))
-    run("import.py", stub, str(copy), "--space", "ville")
+    run("load", stub, str(copy))
+    run("load", stub, str(copy), "--space", "ville")
     assert not stub.spaces[""].keys() & stub.spaces["ville"].keys()
-    out, _ = run("export.py", stub, str(copy), "--space", "ville")
+    out, _ = run("export", stub, str(copy), "--space", "ville")
     assert out == f"{FILE.name}: as before\n"
     assert copy.read_bytes() == FILE.read_bytes()
 
@@ -300,7 +303,7 @@ def test_the_copies_in_another_space_are_exported_as_ours(stub: StubKibana, tmp_
 def test_what_kibana_lacks_leaves_the_file_alone(stub: StubKibana, tmp_path: Path) -> None:
     copy = tmp_path / FILE.name
     shutil.copy(FILE, copy)
-    _, err = run("export.py", stub, str(copy), code=1)
+    _, err = run("export", stub, str(copy), code=1)
     assert len(err.splitlines()) == 1
     assert "export: Kibana lacks 12 of 12 objects (index-pattern smart-city-readings...)" in err
     assert copy.read_bytes() == FILE.read_bytes()
@@ -313,6 +316,8 @@ def test_what_kibana_lacks_leaves_the_file_alone(stub: StubKibana, tmp_path: Pat
         ("", "holds no saved object"),
         ("{", "is not a file of saved objects"),
         ('{"id": 1}', "is not a file of saved objects"),
+        ('{"id": "a", "type": "lens"}', "is not a file of saved objects"),
+        ("[]", "is not a file of saved objects"),
     ],
 )
 def test_a_bad_file_is_one_line(
@@ -321,18 +326,14 @@ def test_a_bad_file_is_one_line(
     file = tmp_path / "x.ndjson"
     if text is not None:
         file.write_text(text)
-    _, err = run("import.py", stub, str(file), code=1)
+    _, err = run("load", stub, str(file), code=1)
     assert len(err.splitlines()) == 1
     assert words in err
 
 
 def test_each_search_and_dashboard_has_its_picture() -> None:
     until = datetime(2026, 6, 2, 2, tzinfo=timezone(timedelta(hours=2)))
-    ids = {
-        (o["type"], o["id"]): o["id"]
-        for file in kibana_server.FILES
-        for o in kibana_server.read_objects(file)
-    }
+    ids = {(o["type"], o["id"]): o["id"] for file in FILES for o in read_objects(file)}
     pages = capture.pages_of(ids, until, hours=24)
     assert [name for name, _, _ in pages] == [
         "01-discover-smart-city-search-readings",
@@ -352,8 +353,53 @@ def test_each_search_and_dashboard_has_its_picture() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--url", "localhost:5601"], ["--url", "http://a:b@c"], ["--space", "Ma ville"]]
+    "arguments",
+    [
+        ["--url", "localhost:5601"],
+        ["--url", "http://a:b@c"],
+        ["--url", "http://a:b[@c"],
+        ["--url", "http://[::1"],
+        ["--space", "Ma ville"],
+    ],
 )
 def test_wrong_usage_is_exit_2(stub: StubKibana, arguments: list[str]) -> None:
-    _, err = run("import.py", stub, *arguments, code=2)
+    _, err = run("load", stub, *arguments, code=2)
     assert "error: argument" in err
+    assert "a:b" not in err, "no password is shown"
+
+
+@pytest.mark.parametrize("url", ["http://[::1]:5601/", "https://kibana", "http://h:1/a/b"])
+def test_what_a_url_may_be(url: str) -> None:
+    assert kibana_url(url) == url.rstrip("/")
+
+
+def test_a_kibana_on_this_machine_is_asked_without_a_proxy(stub: StubKibana) -> None:
+    run("load", stub, str(FILE), environ={"http_proxy": "http://127.0.0.1:9"})
+
+
+def test_an_answer_of_another_program_is_one_line(stub: StubKibana) -> None:
+    """Though it is JSON."""
+    stub.fault = "list"
+    _, err = run("load", stub, str(FILE), code=1)
+    (line,) = err.splitlines()
+    assert line.endswith(" is not Kibana")
+
+
+def test_a_file_that_cannot_be_written_is_one_line(stub: StubKibana, tmp_path: Path) -> None:
+    run("load", stub, str(FILE))
+    shutil.copy(FILE, copy := tmp_path / FILE.name)
+    script = f"""
+import sys
+from pathlib import Path
+from kibana import export
+
+def refuse(file, *_, **__):
+    raise PermissionError(13, "Permission denied", str(file))
+
+Path.write_text = refuse
+sys.exit(export.main(["--url", {stub.url!r}, {str(copy)!r}]))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (1, f"export: {copy}: Permission denied\n")

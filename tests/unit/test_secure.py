@@ -1,4 +1,4 @@
-"""Who logs in as whom, what tools/secure.py writes, and that no secret is shown."""
+"""Who logs in as whom, what extensions/secure writes, and that no secret is shown."""
 
 import json
 import stat
@@ -13,7 +13,9 @@ import pytest
 
 import kafka_to_elasticsearch as indexer
 import sensor_generator as generator
-from tools import connection, secure
+from extensions.secure import __main__ as secure
+from extensions.secure import file_realm, kafka_users
+from tools import connection
 
 CA = certifi.where()  # any authority
 USER = {"USER": "me", "PASSWORD": "mine"}
@@ -138,16 +140,14 @@ def test_the_api_key_is_shown_to_elasticsearch(
     assert shown == ["ApiKey abc"]
 
 
-# tools/secure.py
+# extensions/secure
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project for `files`."""
-    monkeypatch.setattr(secure, "PROJECT", tmp_path)
     monkeypatch.setattr(secure, "FOLDER", tmp_path / ".secure")
-    monkeypatch.setattr(connection, "ENV_FILE", tmp_path / ".env")
-    (tmp_path / ".env.example").write_text("COMPOSE_FILE=docker-compose.yml\nKAFKA_CA_FILE=\n")
+    monkeypatch.setattr(secure, "ENV_FILE", tmp_path / ".env")
     return tmp_path
 
 
@@ -155,23 +155,23 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_nobody_else_can_read_what_it_makes(project: Path) -> None:
+def test_nobody_else_can_read_its_files(project: Path) -> None:
     assert secure.main(["files"]) == 0
     assert mode(project / ".secure") == 0o700
     assert mode(project / ".env") == 0o600
-    # What is mounted into a container, its user must be able to read.
+    # The user in a container must be able to read the mounted files.
     mounted = [*project.glob(".secure/kafka/*"), *project.glob(".secure/elasticsearch/**/*")]
     assert len(mounted) == 11
     for path in mounted:
         assert mode(path) & 0o044 == 0o044, path
     assert mode(project / ".secure/admin.pem") == 0o600
-    # With the key of the authority, anyone could be anyone.
+    # With the key of the authority, anyone could make a certificate of any name.
     assert not list(project.glob("**/ca.key"))
 
 
 def test_no_password_is_in_its_files(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     secure.main(["files"])
-    values = secure.read_env()
+    values = secure.env_settings()
     secrets = [v for n, v in values.items() if "PASSWORD" in n or "TOKEN" in n or "_KEY" in n]
     assert len(set(secrets)) == 10
     assert min(map(len, secrets)) >= 32
@@ -181,21 +181,21 @@ def test_no_password_is_in_its_files(project: Path, capsys: pytest.CaptureFixtur
         assert not any(secret in text for text in [*texts, printed.out, printed.err])
 
 
-def test_what_is_set_in_env_stays(project: Path) -> None:
+def test_the_values_in_env_stay(project: Path) -> None:
     (project / ".env").write_text(
         "# mine\nCOMPOSE_FILE=docker-compose.yml\nMINE=1\nELASTICSEARCH_HOST_PORT=9201\n"
         "CONSUMER_KAFKA_PASSWORD=chosen-by-me\nGENERATOR_KAFKA_PASSWORD="
     )
     secure.main(["files"])
-    text, values = (project / ".env").read_text(), secure.read_env()
+    text, values = (project / ".env").read_text(), secure.env_settings()
     assert text.startswith("# mine\nMINE=1\n")
     assert values["CONSUMER_KAFKA_PASSWORD"] == "chosen-by-me"  # noqa: S105
     assert len(values["GENERATOR_KAFKA_PASSWORD"]) == 32
     assert values["ELASTICSEARCH_URL"] == "https://localhost:9201"
-    assert values["COMPOSE_FILE"].endswith(":docker-compose.secure.yml")
+    assert values["COMPOSE_FILE"].endswith(":extensions/secure/compose.yml")
     certificates = {file: file.read_bytes() for file in project.glob(".secure/**/*.pem")}
     secure.main(["files"])
-    assert secure.read_env() == values
+    assert secure.env_settings() == values
     assert {file: file.read_bytes() for file in project.glob(".secure/**/*.pem")} == certificates
 
 
@@ -220,8 +220,57 @@ def test_a_placeholder_is_not_taken_for_a_password(
 
 
 def test_roles_follow_the_names_of_the_indices() -> None:
-    found = secure.roles({"ELASTICSEARCH_INDEX": "mesures"})
+    found = file_realm.roles({"ELASTICSEARCH_INDEX": "mesures"})
     for role_ in found.values():
         (indices,) = role_["indices"]
         assert indices["names"] == ["mesures*", "sensors_dead_letters*"]
     assert "delete" not in json.dumps(found)
+
+
+@pytest.mark.parametrize("command", ["files", "users"])
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"A=1\nKAFKA_TOPIC: s3cr3t\n", 2),
+        (b"A=1\nB='s3cr3t\n", 2),
+        ("A=1\n\nB=s3cr3té\n".encode("latin-1"), 3),
+        (b"A=s3cr3t\0\n", 1),
+    ],
+)
+def test_a_wrong_env_file_is_one_line(
+    command: str,
+    content: bytes,
+    line: int,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (project / ".env").write_bytes(content)
+    monkeypatch.delenv("PYTHON_DOTENV_DISABLED")
+    assert secure.main([command]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"secure: {project}/.env, line {line}: not ")
+    assert "s3cr3t" not in told
+    assert (project / ".env").read_bytes() == content
+
+
+def test_users_need_the_files_first(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert secure.main(["users"]) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "run `python -m extensions.secure files` first" in told
+    secure.main(["files"])
+    capsys.readouterr()
+    monkeypatch.setenv("KAFKA_ADMIN_HOST_PORT", "1")
+    monkeypatch.setattr(kafka_users, "CONNECT_TIMEOUT_MS", 500)
+    assert secure.main(["users"]) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("secure: Kafka does not answer the administrator at 127.0.0.1:1 (")
+    assert told.endswith("is the secure variant started? (make secure)")
+
+
+def test_its_usage_shows_the_command_to_type(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        secure.main([])
+    assert capsys.readouterr().err.startswith("usage: python -m extensions.secure ")

@@ -1,4 +1,4 @@
-"""The generator without Kafka: values, times, pacing, options, accounts, how it ends."""
+"""The generator without Kafka: values, times, pacing, options, accounts, exit codes."""
 
 import hashlib
 import io
@@ -37,19 +37,20 @@ START = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 
 def options(*argv: str) -> Namespace:
+    """Return the options of a run with seed 7, unless the arguments name another."""
     return generator.parse_options(generator.option_parser(""), ["--seed", "7", *argv])
 
 
-def begun(*argv: str) -> tuple[Namespace, threading.Event]:
-    """Return the options of a run that begins now, and its flag."""
+def started(*argv: str) -> tuple[Namespace, threading.Event]:
+    """Return the options of a run whose clock has just been started, and its stop flag."""
     run, stop = options(*argv), threading.Event()
-    generator.begin(run, stop)
+    generator.start_clock(run, stop)
     return run, stop
 
 
 def sent(*argv: str) -> list[bytes]:
-    """Return what a run sends, up to its end."""
-    return [value for _, value in generator.messages(*begun(*argv))]
+    """Return the values of all messages of a run."""
+    return [value for _, value in generator.messages(*started(*argv))]
 
 
 def readings(*argv: str) -> list[dict[str, Any]]:
@@ -58,6 +59,7 @@ def readings(*argv: str) -> list[dict[str, Any]]:
 
 
 def times(found: list[dict[str, Any]]) -> list[datetime]:
+    """Return the time of each reading."""
     return [datetime.fromisoformat(reading["timestamp"]) for reading in found]
 
 
@@ -76,13 +78,13 @@ def times(found: list[dict[str, Any]]) -> list[datetime]:
         ("--start 1969-12-31T23:59 --backfill 5m --interval 0.001 0.5", "1947c9b91a18e353"),
     ],
 )
-def test_same_seed_and_start_give_the_same_bytes_as_ever(argv: str, checksum: str) -> None:
-    """The checksums are those of the first version of this script."""
+def test_the_same_seed_and_start_give_the_same_bytes(argv: str, checksum: str) -> None:
+    """The checksums were noted from the first version of the script."""
     lines = b"".join(value + b"\n" for value in sent(*argv.split()))
     assert hashlib.sha256(lines).hexdigest()[:16] == checksum
 
 
-def test_live_accelerated_and_at_once_give_the_same_readings() -> None:
+def test_live_accelerated_and_backfill_give_the_same_readings() -> None:
     argv = ("--rate", "200", "--count", "60")
     live = readings(*argv)
     assert live == readings(*argv, "--speed", "50") == readings(*argv, "--backfill", "1m")
@@ -146,7 +148,7 @@ def test_all_places_share_the_weather() -> None:
     assert statistics.correlation(park, roof) > 0.95
 
 
-def test_the_nearer_two_sensors_are_the_more_they_agree() -> None:
+def test_sensors_agree_more_the_nearer_they_are() -> None:
     sensors = [generator.Sensor(1, number) for number in range(1, 41)]
     hours = range(500_000, 500_000 + 24 * 60)
     by_hour = [[sensor.hourly_patch(hour) for sensor in sensors] for hour in hours]
@@ -167,8 +169,8 @@ def test_the_nearer_two_sensors_are_the_more_they_agree() -> None:
 
 
 @pytest.mark.parametrize(("month", "height"), [(6, 64.6), (12, 17.7)])
-def test_the_sun_is_where_the_almanac_says(month: int, height: float) -> None:
-    """Noon at the solstices: 90 - latitude +/- 23.44 degrees."""
+def test_the_noon_sun_at_the_solstices_has_its_known_height(month: int, height: float) -> None:
+    """It is 90 - latitude +/- 23.44 degrees."""
     day = datetime(2026, month, 21, tzinfo=UTC)
     noon = max(generator.sun_elevation_deg(day + timedelta(minutes=m)) for m in range(1440))
     assert noon == pytest.approx(height, abs=0.3)
@@ -205,7 +207,7 @@ def test_rate_spaces_the_readings_evenly(rate: float) -> None:
     assert len({(r["sensor_id"], r["timestamp"]) for r in found}) == 500
 
 
-def test_a_period_ends_now_or_begins_at_the_start() -> None:
+def test_a_backfill_ends_now_or_begins_at_the_start_that_is_given() -> None:
     before = datetime.now(UTC)
     found = times([json.loads(value) for value in sent("--backfill", "10m")])
     seconds = timedelta(seconds=3.1)
@@ -216,7 +218,7 @@ def test_a_period_ends_now_or_begins_at_the_start() -> None:
     assert START + timedelta(minutes=2) - seconds < found[-1] < START + timedelta(minutes=2)
 
 
-def test_the_readings_end_with_the_calendar() -> None:
+def test_readings_end_with_the_year_9998() -> None:
     argv = ("--start", "9998-12-31T23:59", "--interval", "10", "10", "--speed", "1e6")
     found = times([json.loads(value) for value in sent(*argv)])
     assert len(found) == 25
@@ -232,29 +234,29 @@ def test_a_sensor_is_made_at_its_first_reading(monkeypatch: pytest.MonkeyPatch) 
             made.append(number)
 
     monkeypatch.setattr(generator, "Sensor", Noted)
-    run, stop = begun("--sensors", "1000", "--rate", "1000", "--backfill", "1h")
+    run, stop = started("--sensors", "1000", "--rate", "1000", "--backfill", "1h")
     assert len(list(islice(generator.readings(run, stop), 3))) == 3
     assert made == [1, 2, 3]
 
 
-# How it ends
+# The end of a run
 
 
-def test_told_to_stop_while_thousands_of_sensors_start_it_starts_no_more(
+def test_a_stop_while_thousands_of_sensors_start_ends_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run, stop = begun("--sensors", "100000")
-    started: list[int] = []
+    run, stop = started("--sensors", "100000")
+    named: list[int] = []
 
     def name(number: int) -> str:
-        started.append(number)
-        if len(started) == 50:
+        named.append(number)
+        if len(named) == 50:
             stop.set()
         return "a sensor"
 
     monkeypatch.setattr(generator, "sensor_name", name)
     assert list(generator.messages(run, stop)) == []
-    assert len(started) == 50
+    assert len(named) == 50
 
 
 @pytest.mark.parametrize(
@@ -266,33 +268,22 @@ def test_told_to_stop_while_thousands_of_sensors_start_it_starts_no_more(
         ("--rate 0.001 --count 1", 1),  # the next is due in 1000 s
     ],
 )
-def test_silence_ends_at_the_duration_the_period_s_end_or_the_count(argv: str, count: int) -> None:
+def test_a_run_without_due_readings_ends_in_time(argv: str, count: int) -> None:
+    """It ends at --duration, at the end of the period, or when --count is reached."""
     assert len(sent(*argv.split())) == count
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_silent_run_cleanly(signum: signal.Signals) -> None:
+def test_a_signal_ends_a_waiting_run_with_exit_code_0(signum: signal.Signals) -> None:
     command = [sys.executable, "sensor_generator.py", "--console", "--interval", "999", "999"]
     kept: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=PROJECT, **kept)
     assert process.stderr
-    assert "simulating" in process.stderr.readline()  # now its handlers are there
+    assert "simulating" in process.stderr.readline()  # the handlers are installed before this line
     process.send_signal(signum)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "")
     assert re.fullmatch(r".* INFO sensor_generator: stopped printed=0\n", err)
-
-
-def test_under_nohup_the_end_of_the_terminal_ends_nothing() -> None:
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        generator.stop_on_signals()
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        assert signal.getsignal(signal.SIGTERM) != before[signal.SIGTERM]
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def command(*argv: str, folder: Path = PROJECT, stdout: str = "") -> tuple[int, str]:
@@ -315,15 +306,13 @@ def command(*argv: str, folder: Path = PROJECT, stdout: str = "") -> tuple[int, 
         ("> /dev/null 2> /dev/full", 0, ""),
     ],
 )
-def test_an_output_that_is_left_full_or_closed_is_one_line(
-    stdout: str, code: int, last: str
-) -> None:
+def test_an_output_that_fails_ends_the_run_with_one_line(stdout: str, code: int, last: str) -> None:
     found, err = command("--console", "--backfill", "1h", stdout=stdout)
     assert found == code
     assert last in err.splitlines(keepends=True)[-1] if last else err == ""
 
 
-def test_the_console_shows_the_same_bytes(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_console_prints_the_bytes_that_are_sent(capfd: pytest.CaptureFixture[str]) -> None:
     argv = ["--start", "2026-06-01", "--backfill", "1m"]
     assert generator.main(["--console", "--seed", "7", *argv]) == 0
     assert capfd.readouterr().out.encode() == b"".join(value + b"\n" for value in sent(*argv))
@@ -358,7 +347,7 @@ def test_the_console_shows_the_same_bytes(capfd: pytest.CaptureFixture[str]) -> 
         (["--backfill", ""], "--backfill: '' is not"),
     ],
 )
-def test_wrong_usage_is_exit_2_and_a_line_that_says_what_is_allowed(
+def test_wrong_usage_exits_with_2_and_a_line_that_says_what_is_allowed(
     argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -369,7 +358,7 @@ def test_wrong_usage_is_exit_2_and_a_line_that_says_what_is_allowed(
     assert not re.search(r"parse_|server_list|topic_name|invalid \w+ value", line)
 
 
-def test_flag_wins_over_environment_over_default(
+def test_a_flag_wins_over_the_environment_and_that_over_the_default(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert options().topic == "smart-city-sensors"
@@ -384,8 +373,8 @@ def test_flag_wins_over_environment_over_default(
     assert "' ' is not HOST:PORT" in capsys.readouterr().err
 
 
-def test_a_line_of_env_that_cannot_be_read_is_told_and_not_shown(tmp_path: Path) -> None:
-    """What else there may be in it: tests/contract/test_contract.py."""
+def test_a_wrong_line_of_env_exits_with_2_and_is_not_shown(tmp_path: Path) -> None:
+    """tests/contract/test_contract.py has the other wrong lines."""
     shutil.copy(PROJECT / "sensor_generator.py", tmp_path)
     (tmp_path / ".env").write_text("A=1\n\nKAFKA_TOPIC: s3cret\n")
     code, err = command("--console", "--count", "1", folder=tmp_path)
@@ -394,11 +383,11 @@ def test_a_line_of_env_that_cannot_be_read_is_told_and_not_shown(tmp_path: Path)
     assert "s3cret" not in err
 
 
-# Kafka, or something in its place
+# Kafka is away, refuses or is replaced by a fake
 
 
 @pytest.mark.parametrize("server", ["127.0.0.1", "[::1]", "a..b"])
-def test_kafka_away_is_waited_for_and_then_exit_1(server: str) -> None:
+def test_an_unreachable_kafka_is_waited_for_and_then_exits_with_1(server: str) -> None:
     where = f"{server}:{free_port()}"
     code, err = command("--bootstrap-servers", where, "--wait", "1")
     assert code == 1
@@ -414,7 +403,7 @@ TOO_LATE = KafkaTimeoutError("Failed to update metadata")
 
 
 @pytest.mark.parametrize(
-    ("logged", "raised", "told"),
+    ("logged", "raised", "shown"),
     [
         (
             "<BrokerConnection <authenticating> [IPv4]>: Closing connection. [Error 58] "
@@ -428,10 +417,10 @@ TOO_LATE = KafkaTimeoutError("Failed to update metadata")
         ("Topic t not found in cluster metadata", TOO_LATE, "Topic t not found in cluster metada"),
     ],
 )
-def test_a_refusal_is_told_from_absence_in_its_own_words(
-    logged: str, raised: Exception, told: str, monkeypatch: pytest.MonkeyPatch
+def test_a_refusal_by_kafka_is_a_setup_error_in_kafka_s_words(
+    logged: str, raised: Exception, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last one may be about to be made: it is refused when it is not after --wait."""
+    """A topic that is not found may be created soon; it is a refusal only after --wait."""
 
     def producer(**_: object) -> None:
         if logged:
@@ -443,12 +432,12 @@ def test_a_refusal_is_told_from_absence_in_its_own_words(
     wait = "0" if "not found" in logged else "60"
     with pytest.raises(generator.SetupError) as refusal:
         generator.connect(options("--wait", wait), threading.Event())
-    assert str(refusal.value).startswith(f"Kafka at localhost:9092 refuses: {told}"[:70])
+    assert str(refusal.value).startswith(f"Kafka at localhost:9092 refuses: {shown}"[:70])
     assert "\n" not in str(refusal.value)
 
 
 class FakeProducer:
-    """Takes messages, and acknowledges so many of them, one each time it is asked to close."""
+    """Takes messages; close() acknowledges `acknowledges` of them, one by one."""
 
     def __init__(self, acknowledges: int = 0) -> None:
         self.left = acknowledges
@@ -464,7 +453,7 @@ class FakeProducer:
             time.sleep(0.001)
             self.left -= 1
             self.pending.pop(0).success("where it is stored")
-        if self.pending:  # as kafka-python does
+        if self.pending:  # kafka-python waits without limit as well
             self.closed.wait()
 
 
@@ -476,12 +465,12 @@ def producer() -> Iterator[FakeProducer]:
 
 
 def sender(producer: Any, *argv: str) -> tuple[generator.Sender, Iterator[tuple[str, bytes]]]:
-    """Return a sender, and what it has to send."""
-    run, stop = begun("--backfill", "24h", *argv)
+    """Return a sender, and the messages of its run."""
+    run, stop = started("--backfill", "24h", *argv)
     return generator.Sender(producer, run, stop), generator.messages(run, stop)
 
 
-def test_what_is_on_its_way_is_bounded_and_in_the_end_given_up(
+def test_pending_messages_are_bounded_and_given_up_at_the_end(
     producer: FakeProducer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -494,7 +483,7 @@ def test_what_is_on_its_way_is_bounded_and_in_the_end_given_up(
     assert caplog.messages[-1].endswith("100 of 100 messages (100 x Kafka does not answer)")
 
 
-def test_a_slow_kafka_is_waited_for_as_long_as_it_acknowledges(
+def test_the_end_waits_as_long_as_kafka_acknowledges(
     producer: FakeProducer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -510,34 +499,48 @@ def test_a_slow_kafka_is_waited_for_as_long_as_it_acknowledges(
     assert caplog.messages[-1].endswith("40 of 100 messages (40 x Kafka does not answer)")
 
 
-def test_a_message_that_is_refused_has_failed_and_the_next_is_sent(
-    producer: FakeProducer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_refused_message_counts_as_failed_and_the_next_is_sent(
+    producer: FakeProducer, caplog: pytest.LogCaptureFixture
 ) -> None:
     ours, to_send = sender(producer)
     ours.send(*next(to_send))
     producer.pending.pop().failure(MessageSizeTooLargeError("of 2000 bytes"))
-    monkeypatch.setattr(producer, "send", no_topic)
     ours.send(*next(to_send))
     ours.last_report = -math.inf
     ours.report()
-    assert ours.accounts() == [2, 0, 2]
-    assert caplog.messages == [
-        "not acknowledged: 2 of 2 messages (1 x MessageSizeTooLargeError; 1 x KafkaTimeoutError)"
-    ]
+    assert ours.accounts() == [2, 0, 1]
+    assert caplog.messages == ["not acknowledged: 1 of 2 messages (1 x MessageSizeTooLargeError)"]
+
+
+def test_a_topic_that_a_new_broker_does_not_know_yet_is_waited_for(
+    producer: FakeProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, to_send = sender(producer)
+    first, second = next(to_send), next(to_send)
+    monkeypatch.setattr(ours.stop, "wait", lambda _: ours.stop.is_set())  # without the seconds
+    answers: Iterator[Any] = iter([no_topic, no_topic, producer.send])
+    monkeypatch.setattr(producer, "send", lambda *message: next(answers)(*message))
+    ours.send(*first)
+    assert len(producer.pending) == 1
+    assert ours.accounts() == [1, 0, 0]
+    monkeypatch.setattr(producer, "send", no_topic)
+    ours.stop.set()
+    ours.send(*second)
+    assert ours.accounts() == [2, 0, 1]
 
 
 def no_topic(*_: object) -> Future:
     raise TOO_LATE
 
 
-def test_it_says_why_kafka_is_waited_for(
+def test_the_report_says_why_kafka_is_waited_for(
     producer: FakeProducer, caplog: pytest.LogCaptureFixture
 ) -> None:
     generator.configure_logging()
     ours, to_send = sender(producer)
     ours.last_report = ours.last_outcome = -math.inf
     ours.report()
-    assert caplog.messages == []  # nothing is on its way
+    assert caplog.messages == []  # no message is pending
     ours.send(*next(to_send))
     for logged in ("socket\ndisconnected", ""):
         generator.library_error.text = ""
@@ -568,12 +571,12 @@ def test_a_backfill_shows_a_bar_on_a_terminal(
     argv: list[str], terminal: type[io.StringIO], is_shown: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", found := terminal())
-    run, stop = begun(*argv)
+    run, stop = started(*argv)
     assert generator.Sender(FakeProducer(300), run, stop).run(generator.messages(run, stop)) == 0
     assert ("300/300" in found.getvalue()) == is_shown
 
 
-def test_prometheus_reads_the_accounts(producer: FakeProducer) -> None:
+def test_prometheus_reads_the_accounts_on_the_metrics_port(producer: FakeProducer) -> None:
     port = free_port()
     producer.left = 2
     ours, to_send = sender(producer, "--metrics-port", str(port), "--count", "3")

@@ -2,23 +2,30 @@
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from extensions.secure.certificates import Authority
 from stack import prerequisites
-from stack.__main__ import Stack, main
+from stack.__main__ import main
 from stack.compose import Service, StackError, load_services
-from stack.images import cassandra, hdfs
-from stack.images.s3 import MINIO_VERSION
-from stack.servers import Site, java_home
+from stack.env_file import read_env_file, read_environment
+from stack.lifecycle import Stack
+from stack.native import cassandra, hdfs
+from stack.native.s3 import MINIO_VERSION
+from stack.servers import Site, answers, java_home
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMPOSE = PROJECT / "docker-compose.yml"
-MONITORING = PROJECT / "docker-compose.monitoring.yml"
+MONITORING = PROJECT / "extensions/monitoring/compose.yml"
 CASSANDRA = PROJECT / "pipelines/iot_cassandra/compose.yml"
 
 
@@ -63,7 +70,7 @@ def test_a_missing_or_broken_file_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def test_a_port_that_is_none_is_refused() -> None:
+def test_a_port_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(StackError, match="'many' is not a port"):
         load_services([COMPOSE], {"KAFKA_HOST_PORT": "many"})
 
@@ -73,9 +80,13 @@ def test_addresses_move_to_loopback(tmp_path: Path) -> None:
     site = Site(services, tmp_path, tmp_path, {})
     inside = site.host_port("kafka", 29092)
     text = "INTERNAL://kafka:29092,HOST://kafka:9092 zookeeper:2181 akafka:1 127.0.0.1:9"
-    assert site.on_host(text) == (
+    moved = (
         f"INTERNAL://127.0.0.1:{inside},HOST://127.0.0.1:19092 127.0.0.1:2181 akafka:1 127.0.0.1:9"
     )
+    assert site.on_host(text) == moved
+    listeners = text.replace("//kafka:", "//0.0.0.0:")
+    assert site.listeners_on_host(services["kafka"], listeners) == moved
+    assert site.listeners_on_host(services["kafka"], "10.0.0.0:9092") == "10.0.0.0:9092"
     again = Site(services, tmp_path, tmp_path, {})
     assert again.host_port("kafka", 29092) == inside
 
@@ -125,7 +136,7 @@ def test_two_stacks_at_once_fetch_a_server_once(
     monkeypatch.setenv("MAVEN_CALLS", str(calls))
     site = Site({}, tmp_path, tmp_path / "cache", {})
     with ThreadPoolExecutor() as threads:
-        folders = list(threads.map(lambda _: site.from_maven("kafka", "1", "copy"), range(2)))
+        folders = list(threads.map(lambda _: site.from_maven("kafka", "1"), range(2)))
     assert folders == [tmp_path / "cache/kafka-1"] * 2
     assert calls.read_text() == "called\n"
 
@@ -133,7 +144,7 @@ def test_two_stacks_at_once_fetch_a_server_once(
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(StackError, match=r"cannot write into .*cache .*STACK_CACHE"):
-        Site({}, tmp_path, tmp_path / "cache", {}).from_maven("kafka", "1", "copy")
+        Site({}, tmp_path, tmp_path / "cache", {}).from_maven("kafka", "1")
 
 
 WATERS = PROJECT / "pipelines/acid_waters/compose.yml"
@@ -161,7 +172,7 @@ def test_hadoop_s_settings_are_those_of_this_machine(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_named_is_started_with_what_it_needs() -> None:
+def test_a_server_is_started_after_those_that_it_depends_on() -> None:
     stack = Stack([COMPOSE], dict(os.environ))
     assert stack.with_needs(["kafka"]) == ["zookeeper", "kafka"]
     assert stack.with_needs(["kafka", "zookeeper"]) == ["zookeeper", "kafka"]
@@ -182,11 +193,11 @@ def test_a_busy_port_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
     )
 
 
-def test_data_of_a_clone_that_is_deleted_are_not_taken_over(
+def test_the_data_of_a_deleted_clone_are_not_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left, state = tmp_path / "left", tmp_path / "state"
-    monkeypatch.setattr("stack.__main__.unprivileged_folder", lambda _: left)
+    monkeypatch.setattr("stack.lifecycle.unprivileged_folder", lambda _: left)
 
     def start_nothing() -> None:
         servers = Stack([COMPOSE], {**os.environ, "STACK_STATE": str(state)})
@@ -205,8 +216,8 @@ def test_data_of_a_clone_that_is_deleted_are_not_taken_over(
 def test_the_ports_of_a_first_start_stay_those_of_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of an ordinary user, whose data all lie in the state folder."""
-    monkeypatch.setattr("stack.__main__.unprivileged_folder", lambda state: state)
+    """For an ordinary user, whose data are all in the state folder."""
+    monkeypatch.setattr("stack.lifecycle.unprivileged_folder", lambda state: state)
     chosen = []
     for _ in range(2):
         servers = Stack([COMPOSE], {**os.environ, "STACK_STATE": str(tmp_path / "state")})
@@ -216,7 +227,7 @@ def test_the_ports_of_a_first_start_stay_those_of_the_next(
     assert chosen[0] == chosen[1]
 
 
-def test_data_are_deleted_of_all_services_and_of_the_stack_alone(
+def test_down_deletes_the_data_of_all_services_and_no_other_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine").touch()
@@ -241,7 +252,7 @@ def test_an_unknown_service_is_one_line(
 
 
 def test_tools_are_those_of_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cqlsh").touch(mode=0o755)  # where the pipeline's own needs are not installed
+    (tmp_path / "cqlsh").touch(mode=0o755)  # for a machine without the pipeline's requirements
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     ports = {"KAFKA_HOST_PORT": "19092", "CASSANDRA_HOST_PORT": "19042"}
     stack = Stack([COMPOSE, CASSANDRA], {**os.environ, **ports, "STACK_STATE": str(tmp_path)})
@@ -378,7 +389,7 @@ def test_prometheus_listens_where_its_command_says(tmp_path: Path) -> None:
     assert "prometheus" not in stack.default
 
 
-def test_a_config_is_a_file_s_text_in_which_no_variable_counts(tmp_path: Path) -> None:
+def test_variables_in_the_file_of_a_config_are_kept(tmp_path: Path) -> None:
     text = """
 services: {a: {image: "z:2", configs: [{source: x, target: /x}, {source: y, target: /y}]}}
 configs: {x: {content: "${NAME:-one}"}, y: {file: ./sub/y}}
@@ -409,3 +420,128 @@ def test_kafka_shows_its_metrics_where_an_overlay_asks_for_it(tmp_path: Path) ->
     assert not any(
         "javaagent" in part for part in Stack([COMPOSE], dict(os.environ)).servers["kafka"].command
     )
+
+
+# Loopback without a proxy
+
+
+class Loopback(BaseHTTPRequestHandler):
+    """A server that works, or that wants its clients to log in first."""
+
+    def do_GET(self) -> None:
+        self.send_response(401 if self.path == "/private" else 200)
+        self.end_headers()
+        bean = '{"State": "active", "BPServiceActorInfo": "[{\\"ActorState\\": \\"RUNNING\\"}]"}'
+        self.wfile.write(b'{"beans": [%b]}' % bean.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def dead_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that does not answer, by every variable that names one."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY", "REQUEST_METHOD"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(params=["http", "https"])
+def loopback(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, int, Path]]:
+    """A server on loopback: its scheme, its port, its authority's certificate."""
+    authority = Authority()
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    (tmp_path / "server.pem").write_bytes(b"".join(authority.issue("server")))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Loopback) as server:
+        if request.param == "https":
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(tmp_path / "server.pem")
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield request.param, server.server_port, tmp_path / "ca.pem"
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("dead_proxy")
+def test_a_server_on_loopback_is_asked_without_a_proxy(loopback: tuple[str, int, Path]) -> None:
+    scheme, port, authority = loopback
+    url = f"{scheme}://127.0.0.1:{port}"
+    assert answers(f"{url}/", authority=authority)
+    assert answers(f"{url}/private", refusal=401, authority=authority)
+    assert not answers(f"{url}/private", authority=authority)
+    if scheme == "http":
+        assert hdfs.namenode_is_ready(port)
+        assert hdfs.datanode_is_ready(port)
+
+
+def test_only_one_function_of_the_stack_opens_a_url() -> None:
+    """So that none goes through a proxy: see open_on_loopback."""
+    users = [
+        file.name
+        for file in PROJECT.glob("stack/**/*.py")
+        if any(word in file.read_text() for word in ("urlopen", "build_opener", "http.client."))
+    ]
+    assert users == ["servers.py"]
+
+
+# .env and the console
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"KAFKA_HOST_PORT: s3cr3t",
+        b"KAFKA_HOST_PORT",
+        b'KAFKA_HOST_PORT="s3cr3t',
+        b"=s3cr3t",
+        b"KAFKA_HOST_PORT=s3cr3t\xe9",  # Latin-1
+        b"KAFKA_HOST_PORT=s3cr3t\0",
+    ],
+)
+def test_a_wrong_line_of_env_is_one_line_that_does_not_show_it(
+    line: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / ".env").write_bytes(b"A=a\n\n" + line + b"\nB=b\n")
+    monkeypatch.setattr("stack.__main__.ENV_FILE", tmp_path / ".env")
+    monkeypatch.delenv("PYTHON_DOTENV_DISABLED")
+    assert main(["ps"]) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"stack: {tmp_path}/.env, line 3: not ")
+    assert "s3cr3t" not in told
+
+
+def test_the_real_environment_wins_over_env(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / ".env"
+    assert read_env_file(file) == {}
+    file.write_bytes(b"\xef\xbb\xbfA=first\r\n\r\n# comment\r\nexport B='x y'\r\nC=\r\n")
+    assert read_env_file(file) == {"A": "first", "B": "x y", "C": ""}
+    monkeypatch.setenv("A", "real")
+    assert "B" not in read_environment(file)  # PYTHON_DOTENV_DISABLED
+    monkeypatch.delenv("PYTHON_DOTENV_DISABLED")
+    environ = read_environment(file)
+    assert (environ["A"], environ["B"]) == ("real", "x y")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "lines"), [(">&-", 0, 0), (">/dev/full", 1, 1), ("| true", 1, 0)]
+)
+def test_an_output_that_nobody_can_read_leaves_no_trace(
+    redirection: str, code: int, lines: int, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -m stack ps {redirection}; exit ${{PIPESTATUS[0]}}', sys.executable],
+        cwd=PROJECT,
+        env={**os.environ, "STACK_STATE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == lines

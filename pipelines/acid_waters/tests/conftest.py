@@ -29,7 +29,7 @@ from pipelines.acid_waters.postgresql import versions
 from pipelines.acid_waters.spark import spark_consumer
 from pipelines.acid_waters.spark.session import new_session
 from pipelines.tests.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
-from stack.__main__ import Stack
+from stack.lifecycle import Stack
 from stack.servers import free_port
 
 PROJECT = Path(__file__).resolve().parents[3]

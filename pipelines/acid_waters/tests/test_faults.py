@@ -22,7 +22,7 @@ from pipelines.acid_waters.postgresql.versions import VersionError
 from pipelines.acid_waters.spark.session import SparkError
 from pipelines.acid_waters.spark.spark_consumer import Integration, LossError
 from pipelines.acid_waters.tests.conftest import SAMPLE, Scene, wait_until
-from stack.__main__ import Stack, command_line
+from stack.lifecycle import Stack, command_line
 
 pytestmark = pytest.mark.timeout(900)  # on a busy machine
 SLOW = ("--lots-per-batch", "2")  # four micro-batches instead of one

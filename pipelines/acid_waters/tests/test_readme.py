@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.acid_waters.tests.conftest import HERE, Scene
-from stack.__main__ import Stack
+from stack.lifecycle import Stack
 
 README = (HERE / "README.md").read_text()
 SHOWN = README.partition("## Reprendre après une faute")[2].partition("\n## ")[0]

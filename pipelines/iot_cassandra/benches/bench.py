@@ -55,7 +55,7 @@ from pipelines.iot_cassandra.scripts import kafka_to_cassandra as writer  # noqa
 from pipelines.iot_cassandra.scripts.apply_schema import apply  # noqa: E402
 from pipelines.iot_cassandra.scripts.options import addresses, at_least  # noqa: E402
 from pipelines.iot_cassandra.verify import read_topic  # noqa: E402
-from stack.__main__ import Stack  # noqa: E402
+from stack.lifecycle import Stack  # noqa: E402
 from stack.servers import free_port  # noqa: E402
 
 HERE = PROJECT / "pipelines/iot_cassandra"

@@ -23,7 +23,7 @@ from pipelines.iot_cassandra.scripts.apply_schema import apply
 from pipelines.iot_cassandra.scripts.options import addresses
 from pipelines.iot_cassandra.verify import Verdict, read_topic, verify
 from pipelines.tests.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
-from stack.__main__ import Stack
+from stack.lifecycle import Stack
 from stack.servers import free_port
 
 PROJECT = Path(__file__).resolve().parents[3]

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from pipelines.iot_cassandra.tests.conftest import COMPOSE, HERE, PROJECT, stack_environ
-from stack.__main__ import Stack
+from stack.lifecycle import Stack
 
 README = (HERE / "README.md").read_text()
 BLOCKS = re.findall(r"^```(bash|text)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)

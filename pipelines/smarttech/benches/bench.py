@@ -42,8 +42,8 @@ PROJECT = FOLDER.parents[1]
 sys.path.insert(0, str(PROJECT))
 
 from pipelines.smarttech.benches import report  # noqa: E402  # works from any folder
-from stack.__main__ import Stack  # noqa: E402
 from stack.compose import StackError  # noqa: E402
+from stack.lifecycle import Stack  # noqa: E402
 from stack.servers import free_port  # noqa: E402
 
 SIZES = (10_000, 100_000, 1_000_000)

@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 
 from pipelines.smarttech import lake
 from pipelines.tests.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
-from stack.__main__ import Stack
+from stack.lifecycle import Stack
 from stack.servers import free_port
 
 FOLDER = Path(__file__).resolve().parents[1]

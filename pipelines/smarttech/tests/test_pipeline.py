@@ -44,7 +44,7 @@ from pipelines.smarttech import (
     verify,
 )
 from pipelines.tests.other_producers import send_in_transactions, send_with_each_codec
-from stack.__main__ import Stack
+from stack.lifecycle import Stack
 
 from .conftest import Scripts
 

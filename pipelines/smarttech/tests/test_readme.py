@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.smarttech import demo
-from stack.__main__ import Stack
+from stack.lifecycle import Stack
 
 from .conftest import FOLDER
 

@@ -20,8 +20,8 @@ from pyspark.sql import SparkSession
 
 from pipelines.tests.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
 from pipelines.transactions.store import Store
-from stack.__main__ import Stack
-from stack.images.s3 import MINIO_VERSION
+from stack.lifecycle import Stack
+from stack.native.s3 import MINIO_VERSION
 from stack.servers import free_port
 
 HERE = Path(__file__).resolve().parents[1]

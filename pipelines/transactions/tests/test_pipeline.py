@@ -28,8 +28,8 @@ from pipelines.transactions.tests.conftest import (
     wait_until,
 )
 from pipelines.transactions.verify import read_folder
-from stack.__main__ import Stack
-from stack.images.s3 import MINIO_VERSION
+from stack.lifecycle import Stack
+from stack.native.s3 import MINIO_VERSION
 
 BAD = ("--bad", "0.03", "--fraud", "0.01")
 ONCE = "--available-now"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.transactions.tests.conftest import HERE, PROJECT, Pipeline, Script
-from stack.__main__ import Stack
+from stack.lifecycle import Stack
 
 BLOCKS = re.findall(
     r"^```(bash|text)\n(.*?)^```", (HERE / "README.md").read_text(), re.MULTILINE | re.DOTALL

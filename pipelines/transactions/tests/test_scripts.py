@@ -264,6 +264,7 @@ def test_what_is_empty_in_env_is_that_of_the_example(
     (tmp_path / ".env").write_text("TRANSACTIONS_METRICS_PORT=\nS3_ENDPOINT=http://y\n")
     for module in (demo, env_file):
         monkeypatch.setattr(module, "PROJECT", tmp_path)
+    monkeypatch.setattr(demo, "HERE", tmp_path)
     monkeypatch.setenv("S3_ENDPOINT", "")
     known = demo.environment()
     assert known["TRANSACTIONS_METRICS_PORT"] == "9109"
@@ -301,9 +302,7 @@ def test_no_credentials_is_one_line(script: str) -> None:
     )
     assert shown.returncode == 2
     (line,) = shown.stderr.splitlines()
-    assert line.endswith(
-        "MINIO_ROOT_USER and MINIO_ROOT_PASSWORD are not set: copy .env.example to .env"
-    )
+    assert line.endswith("are not set: copy them from pipelines/transactions/.env.example to .env")
 
 
 def test_a_store_that_goes_away_meanwhile_is_one_line(
