@@ -49,7 +49,7 @@ LABELS = {
     "as it is": "tel quel",
     "1 in flight": "1 lot en vol",
     "2 in flight": "2 lots en vol",
-    "4 in flight": "4 lots en vol",
+    "3 in flight": "3 lots en vol",
     "bulks of 2500": "lots de 2 500",
     "bulks of 8000": "lots de 8 000",
     "polls of 1000": "au plus 1 000 messages par lecture",

@@ -32,7 +32,7 @@ VARIANTS = {
     "as it is": "",
     "1 in flight": "BATCHES_IN_FLIGHT = 1",
     "2 in flight": "BATCHES_IN_FLIGHT = 2",
-    "4 in flight": "BATCHES_IN_FLIGHT = 4",
+    "3 in flight": "BATCHES_IN_FLIGHT = 3",
     "bulks of 2500": "BATCH_MESSAGES = 2500",
     "bulks of 8000": "BATCH_MESSAGES = 8000",
     "polls of 1000": SHORTER_POLLS,
