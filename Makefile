@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIPELINES := $(notdir $(patsubst %/,%,$(dir $(wildcard pipelines/*/requirements.txt))))
 DOCKER_ANSWERS = docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1
+# Also the volumes of the extensions that were started, whose files are not given to `down`.
+WIPE_VOLUMES = docker volume ls -q --filter "label=com.docker.compose.project=$$(docker compose \
+	config | sed -n 's/^name: //p')" | xargs -r docker volume rm
 PREREQUISITES = @$(PYTHON) -m stack.prerequisites
 # Tests wait for servers that start and for clients that time out. Two workers, each with servers of
 # its own, take a third less time than one. WORKERS=1 where memory is short (2 GB each).
@@ -26,8 +29,9 @@ setup: .venv/done ## virtual environment with what everything here needs
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+# After a crash, ZooKeeper knows the dead broker for some seconds: the first try may give up.
 up: setup ## start the servers: by Docker if an engine answers, natively otherwise
-	@if $(DOCKER_ANSWERS); then docker compose up -d --wait; \
+	@if $(DOCKER_ANSWERS); then docker compose up -d --wait || docker compose up -d --wait; \
 	else $(PYTHON) -m stack.prerequisites java maven && $(BIN)/python -m stack up; fi
 
 secure: setup ## start them with passwords and TLS (extensions/secure)
@@ -40,10 +44,12 @@ demo: up ## everything at once: servers, 24 h of readings, half a minute live, v
 	@$(BIN)/python -m tools.demo
 
 down: setup ## stop the servers; the data stays
-	@if $(DOCKER_ANSWERS); then docker compose down; else $(BIN)/python -m stack down; fi
+	@if $(DOCKER_ANSWERS); then docker compose down --remove-orphans; \
+	else $(BIN)/python -m stack down; fi
 
 wipe: setup ## stop the servers and delete their data
-	@if $(DOCKER_ANSWERS); then docker compose down -v; else $(BIN)/python -m stack down -v; fi
+	@if $(DOCKER_ANSWERS); then docker compose down -v --remove-orphans && $(WIPE_VOLUMES); \
+	else $(BIN)/python -m stack down -v; fi
 
 ##@ Look
 
@@ -77,8 +83,12 @@ test: setup ## the tests, on real servers of their own (under 10 minutes)
 test-all: setup .venv/docs.done ## the same, the long ones and the pipelines' (under 50 minutes)
 	$(PREREQUISITES) java maven curl compose
 	$(PREREQUISITES) rsyslog-kafka rsyslog-elasticsearch || true
-	$(BIN)/python -m pytest -m "not soak" $(SHARED_OUT)
+	$(BIN)/python -m pytest -m "not docker and not soak" $(SHARED_OUT)
 	@$(MAKE) --no-print-directory test-pipelines
+
+test-docker: setup ## README's Docker commands on a real engine of its own (root, 25 minutes)
+	$(PREREQUISITES) java maven
+	$(BIN)/python -m pytest -m docker tests/docker
 
 soak: setup ## an hour (SOAK_HOURS) of random faults under load, verified again and again
 	$(PREREQUISITES) java maven
@@ -127,6 +137,6 @@ soak-acid_waters: .venv/acid_waters.done
 	$(PREREQUISITES) java maven $(SERVERS)
 	$(BIN)/python -m pytest -s -m soak pipelines/acid_waters
 
-.PHONY: help setup up secure demo down wipe verify dashboards preview report lint test test-all soak \
+.PHONY: help setup up secure demo down wipe verify dashboards preview report lint test test-all test-docker soak \
 	bench bench-tuning bench-latency bench-growth bench-generator bench-outage bench-all \
 	test-pipelines $(PIPELINES:%=demo-%) $(PIPELINES:%=test-%) soak-acid_waters
