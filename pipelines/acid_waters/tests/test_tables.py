@@ -3,13 +3,15 @@
 import hashlib
 import itertools
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import openpyxl
 import pytest
 
-from pipelines.acid_waters import make_sample, tables
+from pipelines.acid_waters import make_sample, tables, verify
 from pipelines.acid_waters.kafka import kafka_producer as producer
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample"
@@ -165,3 +167,26 @@ def test_flag_wins_over_environment_over_default() -> None:
     assert producer.load_config([], {}).topic == "water-quality"
     assert producer.load_config([], {"WATER_TOPIC": "a"}).topic == "a"
     assert producer.load_config(["--topic", "b"], {"WATER_TOPIC": "a"}).topic == "b"
+
+
+class AskedPath(BaseHTTPRequestHandler):
+    """Answers with the path that it was asked for."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.path.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_hdfs_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with HTTPServer(("127.0.0.1", 0), AskedPath) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        hdfs = verify.WebHdfs(f"http://127.0.0.1:{server.server_port}", "hdfs://x:8020/root")
+        assert hdfs.ask("folder", "LISTSTATUS") == b"/webhdfs/v1/root/folder?op=LISTSTATUS"
