@@ -84,8 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     try:
         environ = read_environment(ENV_FILE)
+        files = arguments.files or compose_files(environ)
+        environ = read_environment(ENV_FILE, files[0].absolute().with_name(".env"))
         profiles = arguments.profiles or environ.get("COMPOSE_PROFILES", "").split(",")
-        stack = Stack(arguments.files or compose_files(environ), environ, profiles)
+        stack = Stack(files, environ, profiles)
         for name in getattr(arguments, "services", []):
             if name not in stack.servers:
                 raise StackError(f"no service {name}: there is {', '.join(stack.servers)}")

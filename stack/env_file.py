@@ -16,16 +16,19 @@ class EnvFileError(StackError):
     """A .env file that cannot be read."""
 
 
-def read_environment(file: Path) -> dict[str, str]:
-    """Return the variables of this process, and those of a .env file that it does not have.
+def read_environment(*files: Path) -> dict[str, str]:
+    """Return the variables of this process, and those of .env files that it does not have.
 
-    As for python-dotenv itself, PYTHON_DOTENV_DISABLED leaves the file out.
+    A later file wins over an earlier one. As for python-dotenv itself, PYTHON_DOTENV_DISABLED
+    leaves the files out.
 
     Raises:
-        EnvFileError: the file cannot be read.
+        EnvFileError: a file cannot be read.
     """
-    is_disabled = "PYTHON_DOTENV_DISABLED" in os.environ
-    return {**({} if is_disabled else read_env_file(file)), **os.environ}
+    environ: dict[str, str] = {}
+    for file in () if "PYTHON_DOTENV_DISABLED" in os.environ else files:
+        environ |= read_env_file(file)
+    return environ | os.environ
 
 
 def read_env_file(file: Path) -> dict[str, str]:

@@ -286,6 +286,19 @@ def test_check_says_what_does_not_run(
     assert capsys.readouterr().out.count("not running") == 6
 
 
+def test_the_env_file_beside_the_compose_file_wins_over_the_project_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHON_DOTENV_DISABLED")
+    monkeypatch.setenv("THIRD", "shell")
+    ours, theirs = tmp_path / "project.env", tmp_path / "folder.env"
+    ours.write_text("FIRST=project\nSECOND=project\nTHIRD=project\n")
+    theirs.write_text("SECOND=folder\nTHIRD=folder\n")
+    environ = read_environment(ours, theirs, tmp_path / "none.env")
+    found = [environ[name] for name in ("FIRST", "SECOND", "THIRD")]
+    assert found == ["project", "folder", "shell"]
+
+
 def test_prerequisites_say_what_to_type(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -1,0 +1,188 @@
+"""What the four pipelines share: their settings, the end of a command, and the demonstrations.
+
+Nothing but Python's own library is imported at the top: Spark's image has no other.
+"""
+
+import argparse
+import logging
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+class StepError(Exception):
+    """A step of a demonstration has failed; the text is its command and its exit code."""
+
+
+# 1. Settings: an option wins over the environment, which wins over .env
+
+
+def load_env(folder: Path) -> None:
+    """Put what .env files say into the environment, where it is not set yet.
+
+    The pipeline's own .env wins over the one of the project.
+
+    Args:
+        folder: of the pipeline.
+
+    Raises:
+        SystemExit: a file cannot be read or a line is wrong; stderr names it, and the code is 2.
+    """
+    from stack.env_file import EnvFileError, read_environment  # not in Spark's image
+
+    try:
+        os.environ.update(read_environment(PROJECT / ".env", folder / ".env"))
+    except EnvFileError as exc:
+        sys.stderr.write(f"{exc}\n")
+        raise SystemExit(2) from None
+
+
+def number(lowest: float, highest: float, kind: type[int] | type[float] = float) -> Any:
+    """Return an argparse type: a number within these limits."""
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            if lowest <= (value := kind(text)) <= highest:
+                return value
+        limits = f"{'whole ' if kind is int else ''}number from {lowest:g} to {highest:g}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {limits}")
+
+    return parse
+
+
+def text(pattern: str, form: str) -> Callable[[str], str]:
+    """Return an argparse type: a text of this form."""
+
+    def parse(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise argparse.ArgumentTypeError(f"{value!r} is not {form}")
+        return value
+
+    return parse
+
+
+topic_name = text(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,237}", "1 to 237 letters, digits or . _ -")
+
+
+def server_list(text: str) -> str:
+    """Return a list of servers if each is HOST:PORT, such as localhost:9092 or [::1]:9092."""
+    for server in text.split(","):
+        match = re.fullmatch(r"(?:\[[^\s\[\]]+\]|[^\s:\[\]]+):(\d{1,5})", server)
+        if not match or not 0 < int(match[1]) <= 65_535:
+            raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT[,HOST:PORT...]")
+    return text
+
+
+# 2. A process: its log, its signals, its only copy
+
+
+def configure_logging(name: str) -> None:
+    """Show the log of one logger on stderr, times in UTC, and none of the libraries' lines."""
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+    # What happens in an outage is said by the script itself, once and in one line.
+    logging.root.handlers[0].addFilter(logging.Filter(name))
+
+
+def stop_on_signals(stop: threading.Event) -> None:
+    """Set a flag when the process is told to end (SIGINT, SIGTERM)."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        # Not set in the handler itself: what it interrupts may hold the event's lock.
+        signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
+
+
+@contextmanager
+def only_copy(file: Path) -> Iterator[TextIO | None]:
+    """Hold the lock of a job's state on this machine; give None when another process holds it.
+
+    The lock goes with the process, also when it is killed: a file that is left behind locks
+    nothing.
+
+    Args:
+        file: of the lock, one for each state (checkpoint, output). Its folder is made.
+    """
+    import fcntl  # not on Windows, where the pipelines run in WSL
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield lock
+
+
+# 3. A demonstration: its servers and its steps
+
+
+def say(line: str = "") -> None:
+    """Print a line at once, also into a pipe."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def docker_answers() -> bool:
+    """Return whether a Docker engine with Compose 2 answers."""
+    try:
+        return not any(
+            subprocess.run(["docker", *ask], capture_output=True, check=False).returncode
+            for ask in (["info"], ["compose", "version"])
+        )
+    except OSError:
+        return False
+
+
+def start_servers(folder: Path, *natively: str) -> None:
+    """Start the servers of a pipeline's docker-compose.yml: by Docker if an engine answers.
+
+    Args:
+        folder: of the pipeline.
+        natively: the servers that are started without Docker; none for all of them.
+
+    Raises:
+        StepError: one does not start; it has said why.
+    """
+    compose = ["-f", str(folder / "docker-compose.yml")]
+    if docker_answers():
+        run_step("docker", "compose", *compose, "up", "-d", "--wait")
+    else:
+        run_step(sys.executable, "-m", "stack", *compose, "up", *natively)
+
+
+def run_step(*command: str, environ: dict[str, str] | None = None) -> None:
+    """Run a command in the project's folder, to its end.
+
+    Args:
+        command: program and arguments.
+        environ: variables besides those of this process.
+
+    Raises:
+        StepError: it failed.
+    """
+    code = subprocess.run(
+        command, cwd=PROJECT, env={**os.environ, **(environ or {})}, check=False
+    ).returncode
+    if code:
+        raise StepError(f"`{shlex.join(command)}` ended with code {code}")
+
+
+def how_to_stop(folder: Path) -> str:
+    """Return the command that stops the servers of a demonstration."""
+    compose = f"-f {folder.relative_to(PROJECT)}/docker-compose.yml"
+    return f"docker compose {compose} down" if docker_answers() else "python -m stack down"
