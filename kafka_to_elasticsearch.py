@@ -315,20 +315,29 @@ class BulkWriter:
                 if self.stopping.wait(delay_s):
                     raise GaveUpError(text)
 
-    def index_readings(self, batch: Batch, documents: list[Document]) -> WithReason:
+    def index_readings(
+        self, batch: Batch, documents: list[Document], control: Document | None = None
+    ) -> WithReason:
         """Index readings once; return those to send again.
 
         What is refused while others are taken is at fault itself: a dead letter. When all are
-        refused, the index is at fault: they wait until somebody mends it.
+        refused, the index is at fault: they wait until somebody mends it. A setting of the index
+        may change in the middle of a bulk: so what is refused is sent a second time, beside a
+        control document, which the first bulk took.
         """
-        replies = self.create(self.options.index, documents)
+        replies = self.create(self.options.index, [control, *documents] if control else documents)
+        taken = [document for document, _ in replies["indexed"] + replies["existing"]]
+        for found in replies.values():
+            found[:] = [(document, why) for document, why in found if document is not control]
         batch.outcome["indexed"] += len(replies["indexed"])
-        again = replies["again"]
-        if not (replies["indexed"] or replies["existing"]):
-            again += replies["refused"]
-        else:
-            refused = [(doc.message, f"refused: {why}") for doc, why in replies["refused"]]
-            batch.dead_letters += refused
+        again, refused = replies["again"], replies["refused"]
+        if not taken or (control and control not in taken):
+            again += refused
+        elif control:
+            reasons = [(document.message, f"refused: {why}") for document, why in refused]
+            batch.dead_letters += reasons
+        elif refused:
+            again += self.index_readings(batch, [document for document, _ in refused], taken[0])
         existing = [document for document, _ in replies["existing"]]
         return again + self.tell_duplicates_from_conflicts(batch, existing)
 
@@ -528,7 +537,9 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         except KafkaError as exc:
             self.warn("Kafka: nothing can be read now (%s)", exc)
             time.sleep(1)
-            return {}
+        except AssertionError:  # how kafka-python 2.3 says that the group forgot us as we joined
+            self.join_anew()
+        return {}
 
     def read(self, most: int) -> dict[TopicPartition, list[Any]]:
         """Poll the consumer: from the earliest message on where nothing was committed yet.
@@ -648,19 +659,23 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         self.last_progress, self.totals["reported"] = time.monotonic(), self.totals["consumed"]
 
     def join_anew_if_it_was_forgotten(self) -> None:
-        """Subscribe again where kafka-python 2.3 forgets to: it would read on, and commit no more.
+        """Join the group where kafka-python 2.3 forgets to: it would read on, and commit no more.
 
         It may forget it when partitions were added, and when a rebalance met a restart of Kafka.
         """
         count = len(self.consumer.partitions_for_topic(self.options.topic))
         outside_s = time.monotonic() - self.outside_since
         if 0 < self.partitions < count or outside_s > SESSION_TIMEOUT_MS / 1000:
-            log.info("joining the group anew: topic %s, %d partitions", self.options.topic, count)
-            self.on_partitions_revoked(list(self.assigned))
-            self.outside_since = math.inf
-            self.consumer.unsubscribe()
-            self.consumer.subscribe([self.options.topic], listener=self)
+            self.join_anew()
         self.partitions = max(count, self.partitions)
+
+    def join_anew(self) -> None:
+        """Leave the group and join it again, from what is committed on."""
+        log.info("joining the group anew for topic=%s", self.options.topic)
+        self.on_partitions_revoked(list(self.assigned))
+        self.outside_since = math.inf
+        self.consumer.unsubscribe()
+        self.consumer.subscribe([self.options.topic], listener=self)
 
     def count(self, **outcome: int) -> None:
         """Add to the accounts."""

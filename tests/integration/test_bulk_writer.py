@@ -202,12 +202,42 @@ def test_only_the_documents_that_were_not_stored_are_sent_again(
 
 
 def test_a_bulk_that_is_too_large_is_split(pipeline: Pipeline, writer: indexer.BulkWriter) -> None:
-    client = Faulty(writer, *[raising(http_error(413, "too large"))] * 3)
+    def passed(send: Send) -> Any:
+        return send()
+
+    refused = raising(http_error(413, "too large"))
+    client = Faulty(writer, *[refused] * 3, passed, passed, refused, passed, refused)
     outcome = settle(writer, batch_of(*(reading(n) for n in range(4))))
-    assert client.sizes == [4, 2, 1, 1, 2, 1]  # the last request is for the dead-letter index
+    # What is refused alone is sent again beside a control; the last request is for the other index.
+    assert client.sizes == [4, 2, 1, 1, 2, 2, 1, 1, 1]
     assert outcome == {"indexed": 3, "dead_lettered": 1}
     (reason,) = reasons(pipeline)
     assert "413" in reason
+
+
+def test_what_is_refused_while_a_setting_changes_is_no_dead_letter(
+    pipeline: Pipeline, writer: indexer.BulkWriter
+) -> None:
+    """Elasticsearch then takes some documents of a bulk, and refuses the others."""
+    index, settings = writer.options.index, pipeline.client.indices.put_settings
+
+    def half_of_it(send: Send) -> Any:
+        answer = send()
+        settings(index=index, settings={"index.default_pipeline": "nope"})
+        refused = pipeline.client.bulk(index=index, operations=[{"create": {}}, {"humidity": 1}])
+        answer["items"][1]["create"] = refused["items"][0]["create"]
+        return answer
+
+    def repaired(send: Send) -> Any:
+        answer = send()
+        settings(index=index, settings={"index.default_pipeline": None})
+        return answer
+
+    client = Faulty(writer, half_of_it, repaired)
+    outcome = settle(writer, batch_of(reading(1), reading(2), reading(3)))
+    assert client.sizes == [3, 2, 1]  # the second one with one that was taken, as a control
+    assert outcome == {"indexed": 2, "duplicates": 1}
+    assert not pipeline.dead_letters()
 
 
 # When every document is refused, the index is wrong: the readings wait until it is repaired.

@@ -523,6 +523,16 @@ def test_the_consumer_joins_again_when_the_group_refuses_its_commits_for_long(
     assert found == joined
 
 
+def test_the_consumer_joins_again_when_the_group_forgets_it_while_it_joins(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then kafka-python's poll fails in an assertion, seen in an hour of random faults."""
+    failed = AssertionError("Coordinator selected invalid assignment protocol: None")
+    monkeypatch.setattr(loop.consumer, "poll", Mock(side_effect=failed))
+    assert not loop.pipeline.poll()
+    assert loop.consumer.joined == 1
+
+
 def test_the_report_has_the_accounts_and_the_lag_if_kafka_tells_it(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
