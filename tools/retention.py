@@ -156,7 +156,7 @@ def daily_template(index: str) -> dict[str, Any]:
     return {
         "index_patterns": [f"{index}-*.*.*"],
         "priority": 1_000_000,
-        "allow_auto_create": False,
+        "allow_auto_create": True,  # extensions/spark writes into an index that is not there yet
         "template": template,
     }
 

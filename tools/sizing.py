@@ -2,17 +2,19 @@
 
     python -m tools.sizing               # 10 000 sensors, one reading a second, for a year
     python -m tools.sizing --sensors 200 --every 60 --days 30
+    python -m tools.sizing --sensors 100000 --index-by day     # on Spark, see extensions/spark
 
 It measures, in one copy, the bytes of the topic's log files for each message (compressed as the
 generator does it) and those of the index's files for each document. Both are smaller where there
 are more of them, so fill them first, for instance with
 `python sensor_generator.py --backfill 100d --sensors 100 --count 1000000`.
 
-It computes the disk for all copies, the shards and the nodes, for one index a day, with these
-limits:
+It computes the disk for all copies, the shards and the nodes, for one index a day or a month, and
+what must pass through the network and through each partition, with these limits:
     50 GB and 200 million documents a shard       Elastic, "Size your shards"
     1000 shards a node                            cluster.max_shards_per_node
     85 % of a disk                                cluster.routing.allocation.disk.watermark.low
+    10 000 readings a second and core (--core-rate)   much less than measured: make bench-spark
 
 Environment (or .env): as the consumer, see kafka_to_elasticsearch.py, with VERIFIER_ in the place
 of CONSUMER_.
@@ -52,6 +54,9 @@ SHARD_BYTES = 50e9
 SHARD_DOCUMENTS = 200e6
 NODE_SHARDS = 1000
 DISK_SHARE = 0.85
+BULK_BYTES = 200  # of a reading in a bulk request: its id, and the document as JSON
+# --index-by: the days of the longest period, and the mean number of days of one.
+PERIODS = {"day": (1, 1.0), "month": (31, 365 / 12)}
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class Load:
         copies: of each shard, the primary included.
         kafka_copies: of each partition (replication factor).
         disk_bytes: of one Elasticsearch node.
+        index_by: the period of an index, a key of PERIODS.
+        core_rate: readings that one core of the consumers indexes in a second.
     """
 
     sensors: int = 10_000
@@ -75,6 +82,8 @@ class Load:
     copies: int = 2
     kafka_copies: int = 3
     disk_bytes: float = 4e12
+    index_by: str = "day"
+    core_rate: float = 10_000
 
     @property
     def readings_a_day(self) -> float:
@@ -89,38 +98,52 @@ class Needs:
     Attributes:
         kafka_bytes: disk of all brokers together.
         elasticsearch_bytes: disk of all nodes together.
-        primaries_a_day: primary shards of a day's index.
+        primaries: primary shards of one index.
         shards: of all indices, copies included.
         nodes: of Elasticsearch, one number for their disks and one for their shards; the larger
             counts.
+        kafka_rate: bytes a second into all brokers together, copies included.
+        elasticsearch_rate: the same into all nodes.
+        cores: of the consumers; each reads one partition or more, so there must be as many.
     """
 
     kafka_bytes: float
     elasticsearch_bytes: float
-    primaries_a_day: int
+    primaries: int
     shards: int
     nodes: tuple[int, int]
+    kafka_rate: float
+    elasticsearch_rate: float
+    cores: int
 
 
 def needs(load: Load, message_bytes: float, document_bytes: float) -> Needs:
     """Return what a load needs, from the bytes of one message and of one document in one copy.
 
     >>> year = needs(Load(), message_bytes=50, document_bytes=100)  # 864 million a day
-    >>> year.primaries_a_day, year.shards, year.nodes
+    >>> year.primaries, year.shards, year.nodes
     (5, 3650, (19, 4))
     >>> year.elasticsearch_bytes / 1e12, year.kafka_bytes / 1e12
     (63.072, 0.9072)
     """
     daily = load.readings_a_day
-    primaries = max(ceil(daily * document_bytes / SHARD_BYTES), ceil(daily / SHARD_DOCUMENTS))
-    shards = primaries * load.days * load.copies
+    longest_days, mean_days = PERIODS[load.index_by]
+    documents = daily * longest_days  # of one index
+    primaries = max(
+        ceil(documents * document_bytes / SHARD_BYTES), ceil(documents / SHARD_DOCUMENTS)
+    )
+    shards = primaries * ceil(load.days / mean_days) * load.copies
+    readings_hz = daily / DAY_S
     stored = daily * load.days * document_bytes * load.copies
     return Needs(
         kafka_bytes=daily * load.kafka_days * message_bytes * load.kafka_copies,
         elasticsearch_bytes=stored,
-        primaries_a_day=primaries,
+        primaries=primaries,
         shards=shards,
         nodes=(ceil(stored / (load.disk_bytes * DISK_SHARE)), ceil(shards / NODE_SHARDS)),
+        kafka_rate=readings_hz * message_bytes * load.kafka_copies,
+        elasticsearch_rate=readings_hz * BULK_BYTES * load.copies,
+        cores=ceil(readings_hz / load.core_rate),
     )
 
 
@@ -186,9 +209,12 @@ def parse_arguments(argv: Sequence[str] | None) -> Load:
         ("--copies", count, load.copies, "of each shard, the primary included"),
         ("--kafka-copies", count, load.kafka_copies, "of each partition"),
         ("--disk-gb", number(1e-6, 1e12), load.disk_bytes / 1e9, "of one Elasticsearch node"),
+        ("--core-rate", number(1e-6, 1e12), load.core_rate, "readings that a core indexes in 1 s"),
     ):
         text = f"{text} (default: {default:g})"
         parser.add_argument(name, type=kind, default=default, metavar="N", help=text)
+    text = "the period of an index (default: day)"
+    parser.add_argument("--index-by", choices=tuple(PERIODS), default=load.index_by, help=text)
     given = parser.parse_args(argv)
     return Load(
         sensors=given.sensors,
@@ -198,6 +224,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Load:
         copies=given.copies,
         kafka_copies=given.kafka_copies,
         disk_bytes=given.disk_gb * 1e9,
+        index_by=given.index_by,
+        core_rate=given.core_rate,
     )
 
 
@@ -218,10 +246,17 @@ def print_needs(load: Load, found: Needs) -> None:
     kept_by_kafka = f"{load.kafka_days} days, {load.kafka_copies} copies"
     print_row("disk of Kafka", f"{found.kafka_bytes / 1e9:,.0f} GB", kept_by_kafka)
     print_row("disk of Elasticsearch", f"{found.elasticsearch_bytes / 1e9:,.0f} GB", kept)
-    print_row("primary shards a day", f"{found.primaries_a_day:,}", "one index a day")
+    period = load.index_by
+    print_row(f"primary shards a {period}", f"{found.primaries:,}", f"one index a {period}")
     print_row("shards", f"{found.shards:,}", kept)
     nodes = f"{for_disks} for disks of {disk}, {for_shards} for the shards"
     print_row("Elasticsearch nodes", f"{max(found.nodes):,}", nodes)
+    into = f"MB/s into Kafka, {load.kafka_copies} copies"
+    print_row("network", f"{found.kafka_rate / 1e6:,.1f}", into)
+    into = f"MB/s into Elasticsearch, {load.copies} copies, {BULK_BYTES} B a reading"
+    print_row("network", f"{found.elasticsearch_rate / 1e6:,.1f}", into)
+    each = f"{load.core_rate:,.0f} readings a second each"
+    print_row("cores, and partitions at least", f"{found.cores:,}", each)
 
 
 @command("sizing")

@@ -3,7 +3,17 @@
 from collections.abc import Callable
 
 from stack.compose import Service
-from stack.native import cassandra, connect, elasticsearch, hdfs, kafka, postgresql, prometheus, s3
+from stack.native import (
+    cassandra,
+    connect,
+    elasticsearch,
+    hdfs,
+    kafka,
+    postgresql,
+    prometheus,
+    s3,
+    spark,
+)
 from stack.servers import Server, Site
 
 # Image -> the function that makes the native server of a service.
@@ -18,10 +28,12 @@ BUILDERS: dict[str, Callable[[Service, Site], Server]] = {
     "minio": s3.minio,
     "postgres": postgresql.postgresql,
     "prometheus": prometheus.prometheus,
+    "smart-city-spark": spark.spark,
 }
 
 # Image -> the function that makes the command line of a tool, for `python -m stack exec SERVICE`.
 TOOLS: dict[str, Callable[[Site, Service, str, list[str]], list[str]]] = {
     "cassandra": cassandra.console_tool,
     "cp-kafka": kafka.console_tool,
+    "smart-city-spark": spark.console_tool,
 }

@@ -27,7 +27,7 @@ from extensions.secure.kafka_users import KAFKA_USERS, acls
 from stack.lifecycle import Stack
 from stack.servers import free_port, unprivileged_folder
 from tests.conftest import PROJECT, program, wait_until
-from tests.documents import blocks, skeleton, write_docker
+from tests.documents import blocks, commands, skeleton, write_docker
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("secure")]
 
@@ -212,6 +212,16 @@ def test_the_whole_pipeline_works(filled: Clone) -> None:
     assert re.search(r"^a message in smart-city-sensors .* measured on 3,", sizes, re.MULTILINE)
     filled.run("tools.preview")
     assert (filled.folder / "apercu/index.html").exists()
+
+
+def test_the_job_on_spark_logs_in_as_the_script_does(filled: Clone) -> None:
+    """All of it is there already: what Spark reads, with TLS and a password, changes nothing."""
+    before = filled.indexed()
+    submit = next(c for c in commands("extensions/spark/README.md") if c.startswith("spark-submit"))
+    log = filled.shell(f"{submit} 2>&1")  # which shows no secret
+    assert re.search(r"stopped consumed=3000 indexed=0 duplicates=\d{4} dead_lettered=", log)
+    assert filled.indexed() == before
+    filled.run("tools.verify", "--ledger", "ledger.csv")
 
 
 def test_kibana_is_known_by_its_service_token(clone: Clone) -> None:

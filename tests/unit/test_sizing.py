@@ -20,10 +20,25 @@ def test_an_absent_server_is_one_line(
 
 def test_the_larger_of_the_limits_counts() -> None:
     by_size = sizing.needs(sizing.Load(), message_bytes=50, document_bytes=500)
-    assert by_size.primaries_a_day == 9  # 432 GB a day in shards of 50
+    assert by_size.primaries == 9  # 432 GB a day in shards of 50
     by_count = sizing.needs(sizing.Load(), message_bytes=50, document_bytes=50)
-    assert by_count.primaries_a_day == 5  # 864 million in shards of 200
+    assert by_count.primaries == 5  # 864 million in shards of 200
     assert by_count.shards == 5 * 365 * 2
+
+
+def test_an_index_of_a_month_has_the_shards_for_its_longest_month() -> None:
+    month = sizing.needs(sizing.Load(index_by="month"), message_bytes=50, document_bytes=50)
+    assert month.primaries == 134  # 31 days of 864 million in shards of 200
+    assert month.shards == 134 * 12 * 2
+    small = sizing.Load(sensors=200, every_s=60, days=31, index_by="month")
+    assert sizing.needs(small, 50, 50).shards == 1 * 2 * 2  # 31 days may begin in the month before
+
+
+def test_the_network_and_the_partitions_follow_the_rate() -> None:
+    ten_times = sizing.Load(sensors=100_000, core_rate=30_000)
+    found = sizing.needs(ten_times, message_bytes=50, document_bytes=100)
+    assert (found.kafka_rate, found.elasticsearch_rate) == (15e6, 40e6)
+    assert found.cores == 4
 
 
 def test_the_documented_example_follows_from_what_was_measured(
