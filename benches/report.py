@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ import matplotlib as mpl
 
 mpl.use("agg")  # draws into files, without a window
 from matplotlib import pyplot
+from matplotlib.ticker import LogLocator, NullLocator
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 TEXTS = ("benches/README.md", "RAPPORT.md")
 BLOCK = re.compile(r"(<!-- bench ([a-z]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
-# Colours of Okabe and Ito, which colour-blind readers can tell apart; hatches are for black print.
-ORANGE, BLUE, GREY, DARK = "#D55E00", "#0072B2", "#999999", "#333333"
+# Colours of Okabe and Ito, which colour-blind readers can tell apart; markers are for black print.
+ORANGE, BLUE, GREY, DARK, PALE = "#D55E00", "#0072B2", "#999999", "#333333", "#dddddd"
 OURS = ("ours", "generator", "as it is")
+FAR = 20  # a rate so many times another one needs a logarithmic axis
 LABELS = {
     "limit": "la limite (bulks tout prêts, curl)",
     "ours": "kafka_to_elasticsearch.py",
@@ -63,6 +66,9 @@ LABELS = {
     "consumer leaves": "le premier s'en va (SIGTERM)",
     "consumer killed": "consommateur tué, relancé aussitôt",
     "kafka killed": "Kafka tué (kill -9)",
+    "script": "kafka_to_elasticsearch.py, un processus",
+    "1 executor": "Spark, 1 executor d'un cœur",
+    "2 executors": "Spark, 2 executors d'un cœur",
 }
 SERIES = {  # name -> label in the table, label in the chart
     "backlog": ("en attente", "mesures en attente"),
@@ -298,6 +304,31 @@ def outage_table(result: Result) -> list[str]:
     return [markdown_table(head, lines), note]
 
 
+def spark_table(result: Result) -> list[str]:
+    """Return the rates of the script and of Spark, each as a share of the script's."""
+    found = result["found"]
+    lines = [
+        [
+            LABELS[name],
+            partitions,
+            *median_and_range(row["per_s"]),
+            number(ratio(row["per_s"], found["script"][partitions]["per_s"]), 2),
+            cpu_us(row, "client"),
+            cpu_us(row, "elasticsearch"),
+            number(median(row["seconds"]), 1),
+        ]
+        for name, points in found.items()
+        for partitions, row in points.items()
+    ]
+    head = ["", "partitions", "documents/s", "min – max", "× le script", "client µs/doc"]
+    note = (
+        f"{number(result['parameters']['readings'])} mesures par topic ; passages en alternance : "
+        f"{result['parameters']['runs']}. Client : pour Spark, le driver, démarrage compris, et "
+        "les executors. Secondes : du lancement de la commande au dernier document."
+    )
+    return [markdown_table([*head, "Elasticsearch µs/doc", "secondes"], lines), note]
+
+
 def table(result: Result) -> str:
     """Return a result as Markdown: its tables and notes, what is absent and why, its origin."""
     make_table, _ = REPORTS[result["bench"]]
@@ -323,34 +354,47 @@ def tick(value: float, _: float) -> str:
     return number(value)
 
 
-def bars(found: Mapping[str, Any], unit: str, bar_height: float) -> None:
-    """Draw the rates as bars with their ranges, the first on top."""
-    _, axes = pyplot.subplots(figsize=(10, 1.4 + bar_height * len(found)))
-    for name, row in reversed(list(found.items())):
+def rate_points(found: Mapping[str, Any], unit: str, runs: int) -> None:
+    """Draw the rates as points with their ranges, the highest on top.
+
+    Bars would have to begin at zero, which hides differences of a few per cent. Where one rate is
+    more than FAR times another one, the axis is logarithmic, so that the small ones can be read.
+    """
+    rows = sorted(found.items(), key=lambda item: median(item[1]["per_s"]))
+    figure, axes = pyplot.subplots(figsize=(11, 1.6 + 0.45 * len(rows)))
+    for place, (name, row) in enumerate(rows):
         low, middle, high = row["per_s"]
-        colour, hatch = (ORANGE, "") if name in OURS else (BLUE, "..")
+        colour, marker = (ORANGE, "o") if name in OURS else (BLUE, "s")
         if name == "limit":
-            colour, hatch = GREY, "//"
-        axes.barh(
-            LABELS[name],
-            middle,
-            color=colour,
-            hatch=hatch,
-            edgecolor="white",
-            xerr=[[middle - low], [high - middle]],
-            ecolor=DARK,
-            capsize=3,
-        )
-        axes.annotate(f"  {number(middle)}", (high, LABELS[name]), va="center")
-    axes.set_xlabel(f"{unit} (médiane, minimum, maximum)")
+            colour, marker = GREY, "D"
+        if high > low:  # a single run has no range
+            axes.plot([low, high], [place, place], color=colour, lw=2, marker="|", ms=11)
+        axes.plot(middle, place, color=colour, marker=marker, ms=7)
+        look: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
+        axes.annotate(number(middle), (high, place), xytext=(12, 0), **look)
+    axes.set_yticks(range(len(rows)), [LABELS[name] for name, _ in rows])
+    for label, (name, _) in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set_fontweight("bold" if name in OURS else "normal")
+    rates = [rate for _, row in rows for rate in row["per_s"]]
+    scale = "l'axe ne part pas de zéro"
+    if rows and max(rates) > FAR * min(rates):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        scale = "échelle logarithmique"
+    what = f"médiane, minimum et maximum de {runs} passages" if runs > 1 else "un seul passage"
+    figure.supxlabel(f"{unit} : {what} ({scale})", fontsize=11)
     axes.xaxis.set_major_formatter(tick)
-    axes.margins(x=0.14)
+    axes.grid(axis="x", color=PALE)
+    axes.margins(x=0.16)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
 
 
 def rates_chart(result: Result, title: str) -> None:
     """Draw the rates of the contestants, or of the variants."""
-    bars(result["found"], "documents par seconde", 0.5)
-    readings, cores = number(result["parameters"]["readings"]), result["machine"]["cores"]
+    parameters = result["parameters"]
+    rate_points(result["found"], "documents par seconde", parameters["runs"])
+    readings, cores = number(parameters["readings"]), result["machine"]["cores"]
     pyplot.suptitle(f"{title} : {readings} mesures, {cores} cœurs partagés avec les serveurs")
 
 
@@ -360,14 +404,21 @@ def latency_chart(result: Result) -> None:
     phases = {name: row for name, row in result["found"].items() if name != "consumer"}
     styles = ((ORANGE, "-"), (BLUE, "--"))
     for (name, row), (colour, style) in zip(phases.items(), styles, strict=True):
-        label = f"refresh_interval {name} : p99 {number(row['p99_s'], 2)} s"
+        label = f"refresh_interval {name} (au plus {number(row['max_s'], 2)} s)"
         axes.plot(row["percentiles_s"], range(1, 100), style, color=colour, lw=2, label=label)
-    axes.set(xlabel="secondes de l'envoi à la recherche", ylabel="% des mesures", ylim=(0, 100))
-    axes.set_xlim(left=0)
+        for percent in (50, 99):
+            seconds = row[f"p{percent}_s"]
+            axes.plot(seconds, percent, "o", color=colour)
+            look: dict[str, Any] = {"textcoords": "offset points", "color": colour}
+            text = f"p{percent} : {number(seconds, 2)} s"
+            axes.annotate(text, (seconds, percent), xytext=(8, -4), **look)
+    axes.set(xlabel="secondes de l'envoi à la recherche", ylabel="% des mesures déjà trouvées")
+    axes.set(xlim=(0, 1.15 * max(row["p99_s"] for row in phases.values())), ylim=(0, 104))
     axes.xaxis.set_major_formatter(lambda value, _: number(value, 1))
-    axes.set_title(f"Délai à {number(result['parameters']['rate'])} mesures par seconde")
+    rate = number(result["parameters"]["rate"])
+    axes.set_title(f"Délai avant qu'une mesure soit trouvée, à {rate} mesures par seconde")
     axes.legend(loc="lower right", frameon=False)
-    axes.grid(visible=True, color="#dddddd")
+    axes.grid(visible=True, color=PALE)
 
 
 def point_label(series: str, name: str) -> str:
@@ -378,61 +429,99 @@ def point_label(series: str, name: str) -> str:
 
 
 def growth_chart(result: Result) -> None:
-    """Draw the rate along each series, all on the same scale."""
-    _, panels = pyplot.subplots(2, 2, figsize=(10, 7), sharey=True)
+    """Draw the rate along each series, all on the same scale, which does not begin at zero."""
+    figure, panels = pyplot.subplots(2, 2, figsize=(12, 8), sharey=True)
     for axes, (series, points) in zip(panels.flat, result["found"].items(), strict=True):
         labels = [point_label(series, name).replace(" gzip", "\ngzip") for name in points]
-        rotation = 90 if len(points) > 4 else 0  # the bars are narrow then
-        low, middle, high = zip(*(row["per_s"] for row in points.values()), strict=True)
-        below = [m - value for m, value in zip(middle, low, strict=True)]
-        above = [value - m for m, value in zip(middle, high, strict=True)]
-        axes.bar(labels, middle, yerr=[below, above], color=ORANGE, ecolor=DARK, capsize=4)
-        for place, value in enumerate(middle):
-            axes.text(
-                place,
-                value / 2,
-                number(value),
-                ha="center",
-                va="center",
-                color="white",
-                weight="bold",
-                rotation=rotation,
-            )
-        axes.set_xlabel(SERIES[series][1])
+        for place, row in enumerate(points.values()):
+            low, middle, high = row["per_s"]
+            if row["runs"] > 1:
+                axes.plot([place, place], [low, high], color=ORANGE, lw=2, marker="_", ms=10)
+            axes.plot(place, middle, "o", color=ORANGE, ms=8)
+            text = number(middle) + ("" if row["runs"] > 1 else "\n(un seul\npassage)")
+            look: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+            axes.annotate(text, (place, middle), xytext=(7, 0), **look)
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set_xlim(-0.4, len(labels) - 0.15)
+        axes.set_title(SERIES[series][1])
         axes.yaxis.set_major_formatter(tick)
+        axes.grid(axis="y", color=PALE)
     for axes in panels[:, 0]:
         axes.set_ylabel("documents par seconde")
+    figure.suptitle(
+        "Le débit quand une seule chose grandit : médiane, minimum et maximum des passages\n"
+        "(l'échelle, commune, ne part pas de zéro)"
+    )
 
 
 def generator_chart(result: Result) -> None:
     """Draw the rates of the generator and of the other producers."""
-    bars(result["found"]["at_once"], "messages par seconde", 0.6)
-    pyplot.suptitle(f"Vers Kafka : {number(result['parameters']['readings'])} mesures d'un coup")
+    parameters = result["parameters"]
+    rate_points(result["found"]["at_once"], "messages par seconde", parameters["runs"])
+    pyplot.suptitle(f"Vers Kafka : {number(parameters['readings'])} mesures d'un coup")
+
+
+def unknown_periods(lags: Sequence[tuple[float, float | None]]) -> list[tuple[float, float]]:
+    """Return from when to when the lag is not known: Kafka does not answer.
+
+    >>> unknown_periods([(1, 5), (2, None), (3, None), (4, 7)])
+    [(1, 4)]
+    """
+    known = [at_s for at_s, lag in lags if lag is not None]
+    gaps = [at_s for at_s, lag in lags if lag is None]
+    periods = [(before, after) for before, after in pairwise(known)]
+    return [(begin, end) for begin, end in periods if any(begin < at_s < end for at_s in gaps)]
 
 
 def outage_chart(result: Result) -> None:
-    """Draw the lag over time, with a gap where it is not known, and a line for each event."""
+    """Draw the lag over time: its gaps with their reason, each event by name, its largest lag."""
     found = result["found"]
-    _, axes = pyplot.subplots(figsize=(10, 4.5))
+    _, axes = pyplot.subplots(figsize=(12, 5.5))
     times = [at_s for at_s, _ in found["lag"]]
     lags = [float("nan") if lag is None else lag for _, lag in found["lag"]]
     axes.plot(times, lags, color=ORANGE, lw=2)
-    top = max(lag for _, lag in found["lag"] if lag is not None)
-    for name, row in found["events"].items():
-        axes.axvline(row["at_s"], color=GREY, ls="--")
-        axes.annotate(
-            LABELS[name],
-            (row["at_s"], top),
-            xytext=(4, 0),
-            textcoords="offset points",
-            rotation=90,
-            va="top",
-            fontsize=9,
-            color=DARK,
-        )
-    axes.set(xlabel="secondes", ylabel="messages en retard", ylim=(0, 1.05 * top))
+    top = max(1, *(lag for _, lag in found["lag"] if lag is not None))
+    box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
+    for begin, end in unknown_periods(found["lag"]):
+        axes.axvspan(begin, end, facecolor="#eeeeee", edgecolor=GREY, hatch="//", lw=0)
+        text = "retard inconnu :\nKafka ne répond pas"
+        look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "bbox": box}
+        axes.text((begin + end) / 2, 0.5 * top, text, **look)
+    for place, (name, row) in enumerate(found["events"].items()):
+        height = 1.02 + 0.055 * (place % 3)  # neighbours on three lines, so that none overlap
+        axes.axvline(row["at_s"], color=GREY, ls="--", lw=1)
+        look = {"transform": axes.get_xaxis_transform(), "color": DARK}
+        axes.plot([row["at_s"]] * 2, [1, height], lw=1, clip_on=False, **look)
+        axes.text(row["at_s"], height, LABELS[name], fontsize=10, bbox=box, **look)
+        if row["peak_lag"] > 0.1 * top:
+            since = [at_s for at_s, lag in found["lag"] if lag == row["peak_lag"]]
+            peak = next((at_s for at_s in since if at_s >= row["at_s"]), row["at_s"])
+            look = {"xytext": (6, -2), "textcoords": "offset points", "va": "top", "fontsize": 9}
+            text = f"{number(row['peak_lag'])}\nrattrapé après\n{number(row['caught_up_s'], 1)} s"
+            axes.annotate(text, (peak, row["peak_lag"]), bbox=box, **look)
+    axes.set(xlabel="secondes depuis le début", ylabel="messages en retard")
+    axes.set(xlim=(0, 1.04 * max(times)), ylim=(0, 1.08 * top))
     axes.yaxis.set_major_formatter(tick)
-    axes.set_title(f"Le retard, à {number(result['parameters']['rate'])} mesures par seconde")
+    rate = number(result["parameters"]["rate"])
+    pyplot.suptitle(f"Le retard (lag) du consommateur pendant des pannes, à {rate} mesures/s")
+
+
+def spark_chart(result: Result) -> None:
+    """Draw the rate by the number of partitions, a line for the script and each size of Spark."""
+    _, axes = pyplot.subplots(figsize=(10, 4.5))
+    looks = zip((ORANGE, GREY, BLUE), "osD", strict=True)
+    for (name, points), (colour, marker) in zip(result["found"].items(), looks, strict=True):
+        places = [int(partitions) for partitions in points]
+        low, middle, high = zip(*(row["per_s"] for row in points.values()), strict=True)
+        axes.vlines(places, low, high, color=colour, lw=2)
+        axes.plot(places, middle, color=colour, marker=marker, lw=1, label=LABELS[name])
+    axes.set(xlabel="partitions du topic", ylabel="documents par seconde", ylim=(0, None))
+    axes.set_xticks(places)
+    axes.yaxis.set_major_formatter(tick)
+    axes.grid(axis="y", color=PALE)
+    axes.legend(frameon=False)
+    readings, cores = number(result["parameters"]["readings"]), result["machine"]["cores"]
+    axes.set_title(f"Le script et Spark : {readings} mesures, {cores} cœurs pour tous")
 
 
 # Bench -> its tables and notes, its chart.
@@ -443,6 +532,7 @@ REPORTS: dict[str, tuple[Callable[[Result], list[str]], Callable[[Result], None]
     "growth": (growth_table, growth_chart),
     "generator": (generator_table, generator_chart),
     "outage": (outage_table, outage_chart),
+    "spark": (spark_table, spark_chart),
 }
 
 

@@ -38,7 +38,7 @@ KEPT = ("attributes", "coreMigrationVersion", "id", "managed", "references", "ty
 # knows it, unless it has one of the attributes that are newer.
 OLDEST = {"dashboard": "8.9.0", "search": "8.0.0"}
 NEWER_ATTRIBUTES = {
-    "dashboard": {"sections", "controlGroupInput"},
+    "dashboard": {"sections", "showApplySelections"},
     "search": {
         "sampleSize",
         "headerRowHeight",
@@ -70,7 +70,10 @@ def stable(found: SavedObject) -> SavedObject:
     kept = {key: found[key] for key in KEPT if key in found}
     kept["attributes"] = with_compact_json(found["attributes"])
     kind, version = found["type"], found.get("typeMigrationVersion", "8.0.0")
-    if kind in OLDEST and not NEWER_ATTRIBUTES[kind] & set(kept["attributes"]):
+    controls = kept["attributes"].get("controlGroupInput", {})
+    if controls.get("showApplySelections") is False:  # the default, as before there was a choice
+        del controls["showApplySelections"]
+    if kind in OLDEST and not NEWER_ATTRIBUTES[kind] & {*kept["attributes"], *controls}:
         version = OLDEST[kind]
     return {**kept, "typeMigrationVersion": version}
 

@@ -57,6 +57,7 @@ from tools.connection import (
     partitions_of,
     read_between,
 )
+from tools.verify import progress_bar
 
 ROLE = "REPLAYER"
 BATCH = 500  # letters in one transaction
@@ -326,8 +327,11 @@ def replay(letters: DeadLetters) -> None:
         producer.init_transactions()  # stops other replays, and undoes what they had begun
         time.sleep(SETTLE_S)  # Kafka notes the offsets of a transaction just after its end
         _, begin, end = letters.bounds()  # from now on, no other replay can take a letter
-        for batch in letters.read(begin, end):
-            outcome.update(send_batch(producer, batch, letters))
+        expected = sum(end[partition] - begin[partition] for partition in end)
+        with progress_bar("replaying", expected) as bar:
+            for batch in letters.read(begin, end):
+                outcome.update(send_batch(producer, batch, letters))
+                bar.update(len(batch))
     except KafkaError as exc:
         if not FENCED.search(repr(exc)):
             raise

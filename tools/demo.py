@@ -150,7 +150,7 @@ def print_tables(client: Elasticsearch, index: str) -> None:
         say(f"{sensor['key']:<12} {sensor['doc_count']:>8}   {average:>16} °C   {current:>15} %")
     total = answer["hits"]["total"]["value"]
     say(f"{'ensemble':<12} {total:>8}   {french(found['temperature']['value']):>16} °C")
-    say("\nNiveau de CO2          Mesures")
+    say("\nNiveau de CO2         Mesures")
     most = max(bucket["doc_count"] for bucket in found["co2"]["buckets"]) or 1
     for (low, high), bucket in zip(CO2_BINS, found["co2"]["buckets"], strict=True):
         label = f"{low} à {high}"
@@ -181,12 +181,31 @@ def show_dashboards(kibana: Kibana) -> bool:
     return subprocess.run(python(module), cwd=PROJECT, check=False).returncode == 0
 
 
-def print_next_steps() -> None:
-    """Say what to do next."""
-    say("\nEt maintenant :")
-    say("  .venv/bin/python sensor_generator.py          d'autres mesures (Ctrl-C pour arrêter)")
-    say("  .venv/bin/python kafka_to_elasticsearch.py    les indexer, dans un second terminal")
-    say("  make down                                     arrêter les serveurs")
+def print_next_steps(kibana: Kibana) -> None:
+    """Say what was shown, where to look, how to go on and how to stop, in aligned columns."""
+    dashboards = str(PROJECT / "apercu" / "index.html")
+    if is_ready(kibana):
+        dashboards = f"{kibana.root}/app/dashboards"
+    say("\nVous avez vu les mesures aller de Kafka à Elasticsearch, puis être relues une à une.")
+    steps = {
+        "À regarder": {
+            dashboards: "les deux tableaux de bord, à ouvrir dans un navigateur",
+            ".venv/bin/python -m tools.dead_letters list": "les messages rejetés",
+        },
+        "Pour continuer": {
+            ".venv/bin/python sensor_generator.py": "d'autres mesures (Ctrl-C pour arrêter)",
+            ".venv/bin/python kafka_to_elasticsearch.py": "les indexer, dans un second terminal",
+        },
+        "Pour arrêter les serveurs": {
+            "make down": "les données restent",
+            "make wipe": "les données sont effacées aussi",
+        },
+    }
+    width = max(len(command) for some in steps.values() for command in some)
+    for title, some in steps.items():
+        say(f"\n{title} :")
+        for command_line, what in some.items():
+            say(f"  {command_line:<{width}}   {what}")
 
 
 def check(client: Elasticsearch, index: str) -> list[str]:
@@ -201,7 +220,9 @@ def check(client: Elasticsearch, index: str) -> list[str]:
             kafka_servers(), kafka_topic(), client, index, security=kafka_options(ROLE)
         )
         print_verdict(verdict, kafka_topic(), index)
-        if not verdict.holds:
+        if not verdict.messages:
+            failed.append(f"{step} : le topic {kafka_topic()} est vide, rien n'a été comparé")
+        elif not verdict.holds:
             failed.append(f"{step} : ce qui est produit n'est pas exactement ce qui est indexé")
         if verdict.indexed:
             step = "les tableaux"
@@ -230,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     seconds = time.monotonic() - began
     say(f"\n✓ Ce qui a été produit est exactement ce qui est indexé ({seconds:.0f} s).")
-    print_next_steps()
+    print_next_steps(kibana)
     return 0
 
 

@@ -3,7 +3,7 @@
     python -m tools.plot_month docs/month.png [--seed 42] [--start 2026-06-01]
     python -m tools.plot_month --sensors 7    # a table of the first 7 sensors and their places
 
-Each place has a curve, each field a row; the labels are in French, as the report shows them.
+Each place has a column, each field a row; the labels are in French, as the report shows them.
 
 Exit codes: 0 done, 1 the file cannot be written, 2 wrong usage, 130 Ctrl-C.
 """
@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib import dates
 from matplotlib.figure import Figure
@@ -31,6 +32,7 @@ PLACES |= {"roof": "toit"}
 # Okabe and Ito (2008), "Color Universal Design": colour-blind people can tell them apart too.
 COLOURS = ("#009E73", "#0072B2", "#D55E00", "#000000", "#E69F00")
 DAYS, STEP_S = 30, 600
+LINEAR_LUX = 10  # the light's scale is linear up to here, since it has no logarithm of zero
 
 Series = tuple[list[datetime], dict[str, list[float]]]
 
@@ -66,31 +68,54 @@ def table_of_sensors(count: int) -> Iterator[str]:
 
 
 def draw(found: dict[str, Series], start: datetime, title: str, file: Path) -> None:
-    """Draw the month on the left and its first Wednesday on the right.
+    """Draw the month, a column for each place, and in the last column its first Wednesday.
+
+    Five lines of a month would hide each other: each place has its own column, with the lowest and
+    the highest value of each day as a band around the mean. A row has one scale; the light's is
+    logarithmic above LINEAR_LUX, as the sun gives a thousand times the light of the tunnel's lamps.
 
     Raises:
         OSError: the file cannot be written.
     """
     day = start + timedelta(days=(2 - start.weekday()) % 7)
-    figure = Figure(figsize=(16, 11), layout="constrained")
-    axes = figure.subplots(4, 2, width_ratios=(3, 1), sharey="row")
+    figure = Figure(figsize=(18, 11), layout="constrained")
+    axes = figure.subplots(
+        len(FIELDS), len(found) + 1, width_ratios=[1] * len(found) + [1.6], sharey="row"
+    )
     for row, (field, label) in zip(axes, FIELDS.items(), strict=True):
-        for (place, (times, values)), colour in zip(found.items(), COLOURS, strict=True):
-            for axis in row:
-                axis.plot(times, values[field], color=colour, linewidth=0.8, label=PLACES[place])
         row[0].set_ylabel(label)
-        row[0].set_xlim(start, start + timedelta(days=DAYS))
-        row[0].xaxis.set_major_formatter(dates.DateFormatter("%d/%m"))
-        row[1].set_xlim(day, day + timedelta(days=1))
-        row[1].xaxis.set_major_locator(dates.HourLocator(range(0, 24, 6)))
-        row[1].xaxis.set_major_formatter(dates.DateFormatter("%Hh"))
+        if field == "light_intensity":
+            row[0].set_yscale("symlog", linthresh=LINEAR_LUX)
+        row[0].yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace(",", "\u202f"))
+        for axis, (place, (times, values)), colour in zip(
+            row, found.items(), COLOURS, strict=False
+        ):
+            lows, means, highs = zip(*by_day(values[field]), strict=True)
+            days = [start + timedelta(days=number + 0.5) for number in range(DAYS)]
+            axis.fill_between(days, lows, highs, color=colour, alpha=0.3, linewidth=0)
+            axis.plot(days, means, color=colour, linewidth=1.8)
+            axis.xaxis.set_major_locator(dates.DayLocator((1, 10, 20)))
+            axis.xaxis.set_major_formatter(dates.DateFormatter("%d/%m"))
+            row[-1].plot(times, values[field], color=colour, label=PLACES[place])
+        row[-1].set_xlim(day, day + timedelta(days=1))
+        row[-1].xaxis.set_major_locator(dates.HourLocator(range(0, 24, 6)))
+        row[-1].xaxis.set_major_formatter(dates.DateFormatter("%Hh"))
         for axis in row:
             axis.grid(alpha=0.3)
-    axes[0, 0].set_title(title)
-    axes[0, 1].set_title(f"mercredi {day:%d/%m} (UTC)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(PLACES), frameon=False)
+    for axis, (number, place), colour in zip(axes[0], enumerate(found, 1), COLOURS, strict=False):
+        axis.set_title(f"{PLACES[place]} (sensor_{number:03d})", color=colour, fontweight="bold")
+    axes[0, -1].set_title(f"mercredi {day:%d/%m} (UTC), les cinq ensemble")
+    axes[0, -1].legend(frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=14)
     figure.savefig(file, dpi=80)
+
+
+def by_day(values: Sequence[float]) -> Iterator[tuple[float, float, float]]:
+    """Yield the lowest value, the mean and the highest value of each day."""
+    steps = 86_400 // STEP_S
+    for begin in range(0, len(values), steps):
+        day = values[begin : begin + steps]
+        yield min(day), fmean(day), max(day)
 
 
 def png_file(text: str) -> Path:
@@ -124,7 +149,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         place.name: series(number, options.seed, options.start)
         for number, place in enumerate(generator.PLACES, 1)
     }
-    title = f"Un mois simulé à partir du {options.start:%d/%m/%Y} (graine {options.seed})"
+    title = (
+        f"Un mois simulé à partir du {options.start:%d/%m/%Y}, heures UTC (graine {options.seed})"
+        " : moyenne, minimum et maximum de chaque jour"
+    )
     draw(found, options.start, title, options.file)
     return 0
 

@@ -4,7 +4,8 @@
     python -m tools.preview --hours 1 --output /tmp/apercu
 
 It writes one page, index.html, that needs no other file, and a picture (PNG) of each dashboard.
-Layout, titles and queries come from the files kibana/*.ndjson; only the charts are drawn here.
+Layout, titles, colours and queries come from the files kibana/*.ndjson; only the charts are drawn
+here. A dashboard's control, which chooses a sensor, is not: the page shows all of them.
 
 Environment (or .env): ELASTICSEARCH_URL, ELASTICSEARCH_INDEX, ELASTICSEARCH_DEAD_LETTER_INDEX, as
 for the consumer; VERIFIER_ELASTICSEARCH_USER, VERIFIER_ELASTICSEARCH_PASSWORD and
@@ -17,12 +18,13 @@ written; 2 wrong usage or configuration, 130 Ctrl-C.
 import io
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from html import escape
-from itertools import cycle, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ from tools.connection import (
 )
 
 mpl.rcParams["text.parse_math"] = False  # the $ in a rejected message begins no formula
+mpl.rcParams["svg.fonttype"] = "none"  # the page's texts can be searched, selected and read aloud
 
 ROLE = "VERIFIER"
 WIDTH_IN, HEADER_IN, DPI = 19.2, 0.6, 100
@@ -54,8 +57,6 @@ COLUMN_IN, ROW_IN = WIDTH_IN / 48, 0.28  # a cell of a dashboard's grid, as in K
 GAP_IN, TITLE_IN = 0.08, 0.45  # between panels; above what a panel shows
 LINE_IN, CHARACTERS_PER_IN = 0.3, 12  # of a table, at most
 PAPER, FRAME, GREY = "#F7F8FC", "#D3DAE6", "#555555"
-# Okabe and Ito (2008), "Color Universal Design": colour-blind people can tell them apart too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # (bound, width of a time slice), in seconds: the first bound above a fiftieth of the period counts,
 # as in Kibana (src/plugins/data/common/search/aggs/buckets/lib/time_buckets/calc_auto_interval).
 BARS = 50
@@ -66,6 +67,8 @@ STEPS_S = (
 METRICS = {"average": "avg", "min": "min", "max": "max"}
 DOCUMENTS = 12  # shown of a saved search
 NARROW_SPACE = "\u202f"  # between thousands
+OTHER = "Autre"  # the buckets beyond the size of a terms aggregation, together
+TIME = "%d/%m/%Y %H:%M:%S"  # UTC
 
 Row = dict[str, Any]  # column id -> value
 
@@ -80,11 +83,12 @@ class Panel:
     height: int
     shown: SavedObject
     view: Mapping[str, Any]  # the attributes of its data view
+    has_title: bool
 
     @property
     def title(self) -> str:
-        """The title above the panel."""
-        return str(self.shown["attributes"]["title"])
+        """The title above the panel, "" where the dashboard hides it."""
+        return str(self.shown["attributes"]["title"]) if self.has_title else ""
 
     @property
     def kind(self) -> str:
@@ -119,8 +123,8 @@ def panels_of(
         reference = targets[f"{panel['panelIndex']}:{panel['panelRefName']}"]
         shown = objects[reference["type"], reference["id"]]
         view = objects["index-pattern", shown["references"][0]["id"]]["attributes"]
-        grid = panel["gridData"]
-        found.append(Panel(grid["x"], grid["y"], grid["w"], grid["h"], shown, view))
+        grid, has_title = panel["gridData"], not panel["embeddableConfig"].get("hidePanelTitles")
+        found.append(Panel(grid["x"], grid["y"], grid["w"], grid["h"], shown, view, has_title))
     return found
 
 
@@ -144,18 +148,24 @@ class Search:
         wanted_s = (end - start).total_seconds() / BARS
         self.step_s = next(step for bound, step in STEPS_S if wanted_s < bound)
 
-    def ask(self, panel: Panel, **body: Any) -> dict[str, Any]:
+    def ask(self, panel: Panel, without: Any = (), **body: Any) -> dict[str, Any]:
         """Run a search in the panel's index and period; an index that is missing is empty.
+
+        Args:
+            panel: whose index is searched.
+            without: the queries of the documents that are left out.
+            body: of the search.
 
         Raises:
             ApiError, TransportError: Elasticsearch does not answer, or refuses.
         """
         title = panel.view["title"]
         period = {"gte": self.start.isoformat(), "lt": self.end.isoformat()}
+        within = {"range": {panel.view["timeFieldName"]: period}}
         answer = self.client.search(
             index=self.indices.get(title, title),
             ignore_unavailable=True,
-            query={"range": {panel.view["timeFieldName"]: period}},
+            query={"bool": {"filter": [within], "must_not": [*without]}},
             track_total_hits=True,
             **body,
         )
@@ -179,8 +189,22 @@ class Search:
         answer = self.ask(panel, size=0, aggs=aggs)
         if aggs and "aggregations" not in answer:  # the index does not exist yet
             return []
-        whole = answer.get("aggregations", {}) | {"doc_count": answer["hits"]["total"]["value"]}
-        return list(unfold(panel, whole, buckets, {}))
+        found = list(unfold(panel, whole(answer), buckets, {}))
+        return found + self.other_rows(panel, buckets, answer)
+
+    def other_rows(
+        self, panel: Panel, buckets: Sequence[str], answer: Mapping[str, Any]
+    ) -> list[Row]:
+        """Return the rows of what a terms aggregation has left out, where the panel shows them."""
+        if not buckets or panel.layer["columns"][buckets[0]]["operationType"] != "terms":
+            return []
+        name, *inner = buckets
+        column, terms = panel.layer["columns"][name], answer["aggregations"][name]
+        if not column["params"]["otherBucket"] or not terms["sum_other_doc_count"]:
+            return []
+        shown = {"terms": {column["sourceField"]: [bucket["key"] for bucket in terms["buckets"]]}}
+        others = self.ask(panel, [shown], size=0, aggs=self.aggregations(panel, inner))
+        return list(unfold(panel, whole(others), inner, {name: OTHER}))
 
     def aggregations(self, panel: Panel, buckets: Sequence[str]) -> dict[str, Any]:
         """Return the aggregations of a panel: its metrics inside these buckets, nested."""
@@ -197,7 +221,11 @@ class Search:
 
     def bucket_aggregation(self, panel: Panel, column: Mapping[str, Any]) -> dict[str, Any]:
         """Return the aggregation of one bucket column."""
-        field, params, operation = column["sourceField"], column["params"], column["operationType"]
+        params, operation = column["params"], column["operationType"]
+        if operation == "filters":
+            queries = {one["label"]: query_of(one["input"]) for one in params["filters"]}
+            return {"filters": {"filters": queries}}
+        field = column["sourceField"]
         if operation == "terms":
             by_count = params["orderBy"]["type"] == "column"  # which is the count in all our panels
             order = {"_count" if by_count else "_key": params["orderDirection"]}
@@ -213,11 +241,34 @@ class Search:
         raise LookupError(operation)
 
 
+def whole(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an answer as one bucket of all its documents."""
+    return {**answer.get("aggregations", {}), "doc_count": answer["hits"]["total"]["value"]}
+
+
+def query_of(text: Mapping[str, str]) -> dict[str, Any]:
+    """Return a query in Kibana's language as one of Elasticsearch's.
+
+    Parts with "and" between them are known, each FIELD: "VALUE" or FIELD: PATTERN*, or not so.
+
+    Raises:
+        LookupError: it has another form.
+    """
+    found: dict[str, list[Any]] = {"": [], "not ": []}
+    for part in text["query"].split(" and "):
+        if not (parts := re.fullmatch(r'(not |)(\w+): (?:"([^"*\\]+)"|([^\s"\\]+))', part)):
+            raise LookupError(part)
+        negation, field, value, pattern = parts.groups()
+        one = {"term": {field: value}} if value else {"wildcard": {field: pattern}}
+        found[negation].append(one)
+    return {"bool": {"filter": found[""], "must_not": found["not "]}}
+
+
 def metric_aggregation(column: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the aggregation of one metric column; None for a count, which every answer has."""
     operation, field = column["operationType"], column["sourceField"]
     if operation == "count":
-        return None
+        return {"filter": query_of(column["filter"])} if "filter" in column else None
     if operation == "last_value":
         # Kibana asks for top_metrics, which the native stack's Elasticsearch lacks; this is equal.
         last = {"size": 1, "_source": [field], "sort": [{column["params"]["sortField"]: "desc"}]}
@@ -231,7 +282,10 @@ def unfold(
     """Yield the rows under a node of Elasticsearch's answer, each added to the row above it."""
     if buckets:
         name, *inner = buckets
-        for bucket in node[name]["buckets"]:
+        found, params = node[name]["buckets"], panel.layer["columns"][name]["params"]
+        if isinstance(found, dict):  # of filters; Elasticsearch has put them in another order
+            found = [{"key": one["label"], **found[one["label"]]} for one in params["filters"]]
+        for bucket in found:
             yield from unfold(panel, bucket, inner, {**row, name: bucket["key"]})
         return
     columns = panel.layer["columns"]
@@ -242,7 +296,7 @@ def unfold(
 def metric(column: Mapping[str, Any], found: Any, bucket: Mapping[str, Any]) -> Any:
     """Return a metric column's value from its aggregation's answer, None where it has none."""
     if column["operationType"] == "count":
-        return bucket["doc_count"]
+        return (found or bucket)["doc_count"]
     if column["operationType"] == "last_value":
         hits = found["last"]["hits"]["hits"]
         return hits[0]["_source"][column["sourceField"]] if hits else None
@@ -268,25 +322,31 @@ def nice_step(span: float, max_bars: int) -> int:
 
 
 def shown(value: Any, column: Mapping[str, Any] | None = None) -> str:
-    """Return a value as text, in French, with the decimals and the unit of its column."""
+    """Return a value as text, in French, with the decimals of its column."""
     if value is None:
         return "—"
     if isinstance(value, str):
         return value
-    form = ((column or {}).get("params") or {}).get("format", {})
-    if form.get("id") == "relative_date":
-        return age(datetime.now(UTC) - datetime.fromtimestamp(value / 1000, UTC))
-    params = form.get("params", {})
-    decimals = params.get("decimals", 0 if value == int(value) else 1)
-    return french(value, decimals) + str(params.get("suffix", ""))
+    column = column or {}
+    if column.get("dataType") == "date":
+        return f"{datetime.fromtimestamp(value / 1000, UTC):{TIME}}"
+    form = column.get("params", {}).get("format", {}).get("params", {})
+    decimals = form.get("decimals", 0 if value == int(value) else 1)
+    return french(value, decimals)
 
 
-def in_pattern(value: Any, pattern: str) -> str:
-    """Return a field's value in the pattern of its data view ("0,0.0" means one decimal)."""
+def formatted(value: Any, form: Mapping[str, Any]) -> str:
+    """Return a field's value as its data view shows it: a number's pattern, a text's translation.
+
+    >>> formatted(1234.5, {"pattern": "0,0.0"}), formatted(None, {}), formatted("a", {})
+    ('1\u202f234,5', '—', 'a')
+    """
     if value is None:
         return "—"
     if not isinstance(value, int | float):
-        return str(value)
+        entries = form.get("lookupEntries", ())
+        return str({one["key"]: one["value"] for one in entries}.get(value, value))
+    pattern = form.get("pattern", "")
     text = french(value, len(pattern.partition(".")[2]))
     return text if "," in pattern else text.replace(NARROW_SPACE, "")
 
@@ -298,19 +358,6 @@ def french(number: float, decimals: int) -> str:
     '21\u202f659,3'
     """
     return f"{number:,.{decimals}f}".replace(",", NARROW_SPACE).replace(".", ",")
-
-
-def age(ago: timedelta) -> str:
-    """Return how long ago something was.
-
-    >>> age(timedelta(seconds=42)), age(timedelta(minutes=61)), age(timedelta(days=3))
-    ('il y a 42 s', 'il y a 1 h', 'il y a 3 j')
-    """
-    seconds = ago.total_seconds()
-    for size, unit in ((86_400, "j"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"il y a {seconds // size:.0f} {unit}"
-    return f"il y a {max(0.0, seconds):.0f} s"
 
 
 # Drawing
@@ -349,8 +396,9 @@ def draw(panel: Panel, search: Search, figure: Figure, left: float, top: float) 
     look = {"va": "top", "fontsize": 11, "fontweight": "bold"}
     figure.text(left + 0.15, top - 0.12, panel.title, transform=inches, **look)
     before, after, below = margins(panel)
+    above = TITLE_IN if panel.title else 0.15
     inside = Bbox.from_extents(
-        left + before, top - height + below, left + width - after, top - TITLE_IN
+        left + before, top - height + below, left + width - after, top - above
     )
     axes = figure.add_axes(inside.transformed(inches - figure.transFigure).bounds)
     axes.axis("off")
@@ -358,8 +406,8 @@ def draw(panel: Panel, search: Search, figure: Figure, left: float, top: float) 
         draw_documents(panel, search.documents(panel), axes)
     elif not (rows := search.rows(panel)):
         axes.text(0.5, 0.5, "aucune donnée dans la période", ha="center", transform=axes.transAxes)
-    elif panel.kind == "lnsMetric":
-        draw_tiles(panel, rows, axes)
+    elif panel.kind == "lnsLegacyMetric":
+        draw_number(panel, rows, axes)
     elif panel.kind == "lnsDatatable":
         draw_table(panel, rows, axes)
     elif panel.kind == "lnsXY":
@@ -372,21 +420,16 @@ def margins(panel: Panel) -> tuple[float, float, float]:
     """Return the margins of a panel's axes: left, right and below, in inches."""
     if panel.kind != "lnsXY":
         return 0.15, 0.15, 0.15
-    left = 1.05 if panel.state["preferredSeriesType"] == "bar_horizontal" else 0.95
-    return left, 1.35 if panel.state["legend"]["isVisible"] else 0.3, 0.6
+    left = 1.9 if panel.state["preferredSeriesType"] == "bar_horizontal" else 0.95
+    return left, 1.75 if panel.state["legend"]["isVisible"] else 0.6, 0.6
 
 
-def draw_tiles(panel: Panel, rows: Sequence[Row], axes: Axes) -> None:
-    """Draw one big number, or one for each bucket."""
-    metric, split = panel.state["metricAccessor"], panel.state.get("breakdownByAccessor")
+def draw_number(panel: Panel, rows: Sequence[Row], axes: Axes) -> None:
+    """Draw one big number under its label."""
+    (row,), metric = rows, panel.state["accessor"]
     column = panel.layer["columns"][metric]
-    width = 1 / len(rows)
-    for place, row in enumerate(rows):
-        axes.add_patch(Rectangle((place * width, 0), 0.98 * width, 1, color=panel.state["color"]))
-        middle: dict[str, Any] = {"x": (place + 0.49) * width, "ha": "center", "va": "center"}
-        label = row[split] if split else column["label"]
-        axes.text(y=0.8, s=label, fontsize=10, color=GREY, **middle)
-        axes.text(y=0.4, s=shown(row[metric], column), fontsize=19, fontweight="bold", **middle)
+    axes.text(0.02, 0.78, column["label"], fontsize=11, color=GREY, va="center")
+    axes.text(0.02, 0.3, shown(row[metric], column), fontsize=19, fontweight="bold", va="center")
 
 
 def draw_table(panel: Panel, rows: Sequence[Row], axes: Axes) -> None:
@@ -395,6 +438,9 @@ def draw_table(panel: Panel, rows: Sequence[Row], axes: Axes) -> None:
     names = [column["columnId"] for column in panel.state["columns"]]
     labels = [columns[name]["label"] for name in names]
     numeric = [columns[name]["dataType"] == "number" for name in names]
+    if sorting := panel.state.get("sorting"):
+        is_descending = sorting["direction"] == "desc"
+        rows = sorted(rows, key=lambda row: row[sorting["columnId"]], reverse=is_descending)
     texts = [[shown(row[name], columns[name]) for name in names] for row in rows]
     draw_lines(texts, labels, numeric, axes)
 
@@ -402,16 +448,15 @@ def draw_table(panel: Panel, rows: Sequence[Row], axes: Axes) -> None:
 def draw_documents(panel: Panel, documents: Sequence[Row], axes: Axes) -> None:
     """Draw the documents of a saved search as a table."""
     labels = json.loads(panel.view["fieldAttrs"])
-    patterns = {
-        field: form["params"]["pattern"]
-        for field, form in json.loads(panel.view["fieldFormatMap"]).items()
+    forms = {
+        field: form["params"] for field, form in json.loads(panel.view["fieldFormatMap"]).items()
     }
     names = [panel.view["timeFieldName"], *panel.shown["attributes"]["columns"]]
     texts = [
-        [in_pattern(document.get(name), patterns.get(name, "")) for name in names]
+        [formatted(document.get(name), forms.get(name, {})) for name in names]
         for document in documents
     ]
-    numeric = [name in patterns and name != names[0] for name in names]
+    numeric = ["pattern" in forms.get(name, {}) and name != names[0] for name in names]
     draw_lines(texts, [labels[name]["customLabel"] for name in names], numeric, axes)
 
 
@@ -449,18 +494,28 @@ def draw_xy(panel: Panel, rows: Sequence[Row], search: Search, axes: Axes) -> No
     (layer,) = panel.state["layers"]
     columns, x = panel.layer["columns"], layer["xAccessor"]
     series = series_of(columns, layer, rows)
-    colours = [config["color"] for config in layer.get("yConfig", ())] or COLOURS
+    colours = colours_of(layer, list(series))
     is_time = columns[x]["operationType"] == "date_histogram"
     is_horizontal = layer["seriesType"] == "bar_horizontal"
-    if is_horizontal:
+    has_names = columns[x]["operationType"] in ("terms", "filters")
+    if has_names:
         ((names, values),) = series.values()
-        axes.barh(list(map(str, names)), values, color=colours[0])
-        axes.invert_yaxis()
+        draw_bars = axes.barh if is_horizontal else axes.bar
+        bars = draw_bars(list(map(str, names)), values, color=colours[0])
+        column = columns[layer["accessors"][0]]
+        axes.bar_label(bars, [shown(value, column) for value in values], padding=3)
+        if is_horizontal:
+            axes.invert_yaxis()
     elif layer["seriesType"] == "line":
-        for (name, points), colour in zip(series.items(), cycle(colours), strict=False):
+        for (name, points), colour in zip(series.items(), colours, strict=True):
             axes.plot(*points, color=colour, label=name, linewidth=1.6)
     else:
-        draw_bars(series, colours, timedelta(seconds=search.step_s) if is_time else None, axes)
+        draw_histogram(series, colours, timedelta(seconds=search.step_s) if is_time else None, axes)
+    if panel.state.get("yLeftScale") == "log":
+        axes.set_yscale("log", nonpositive="mask")
+    extent = panel.state.get("yLeftExtent", {})
+    if extent.get("mode") == "custom":
+        axes.set_ylim(extent["lowerBound"], 1.12 * extent["upperBound"])  # room for the labels
     if is_time:
         axes.set_xlim(search.start, search.end)  # type: ignore[arg-type]  # it takes dates too
         is_long = search.end - search.start > timedelta(days=2)
@@ -468,6 +523,8 @@ def draw_xy(panel: Panel, rows: Sequence[Row], search: Search, axes: Axes) -> No
     else:
         axes.set_xlabel(panel.state["yTitle"] if is_horizontal else columns[x]["label"])
     axes.set_ylabel("" if is_horizontal else panel.state["yTitle"])
+    if not (is_time or has_names):
+        axes.xaxis.set_major_formatter(lambda value, _: shown(value))
     numbers = axes.xaxis if is_horizontal else axes.yaxis
     numbers.set_major_formatter(lambda value, _: shown(value))
     axes.grid(axis="x" if is_horizontal else "y", alpha=0.3)
@@ -475,6 +532,20 @@ def draw_xy(panel: Panel, rows: Sequence[Row], search: Search, axes: Axes) -> No
     axes.spines[["top", "right"]].set_visible(False)
     if panel.state["legend"]["isVisible"]:
         axes.legend(fontsize=9, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def colours_of(layer: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Return the colours of the series: each by its name, or in the order of the metrics."""
+    if "colorMapping" not in layer:
+        return [config["color"] for config in layer["yConfig"]]
+    mapping = layer["colorMapping"]
+    others = mapping["specialAssignments"][0]["color"]["colorCode"]
+    found = {
+        value: assignment["color"]["colorCode"]
+        for assignment in mapping["assignments"]
+        for value in assignment["rule"]["values"]
+    }
+    return [found.get(name, others) for name in names]
 
 
 def series_of(
@@ -494,7 +565,7 @@ def series_of(
     return found
 
 
-def draw_bars(
+def draw_histogram(
     series: Mapping[str, tuple[list[Any], list[float]]],
     colours: Sequence[str],
     step: timedelta | None,
@@ -502,7 +573,7 @@ def draw_bars(
 ) -> None:
     """Draw stacked bars; each begins at its place and is as wide as the step to the next place."""
     floor: dict[Any, float] = {}
-    for (name, (places, values)), colour in zip(series.items(), cycle(colours), strict=False):
+    for (name, (places, values)), colour in zip(series.items(), colours, strict=True):
         width: Any = step or min((b - a for a, b in pairwise(places)), default=1)
         below = [floor.get(place, 0.0) for place in places]
         axes.bar(places, values, 0.9 * width, below, color=colour, label=name, align="edge")

@@ -22,7 +22,7 @@ import csv
 import json
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 from elasticsearch import Elasticsearch
 from elasticsearch.helpers import scan
 from kafka.errors import UnknownTopicOrPartitionError
+from tqdm import tqdm
 
 from kibana.command_line import command, load_env
 from stack.console import CommandError, command_parser
@@ -108,7 +109,8 @@ class Topic(NamedTuple):
     """What a topic holds at the time when it is asked.
 
     Attributes:
-        messages: those that are committed, each partition in order.
+        messages: those that are committed, each partition in order; a terminal shows how many of
+            them are read.
         forgotten: how many messages it has deleted before them.
         hidden: how many offsets an open transaction hides behind them for now.
     """
@@ -131,12 +133,20 @@ def read_topic(servers: str, topic: str, security: Mapping[str, Any]) -> Topic:
         written = other.end_offsets(partitions)
 
     def messages() -> Iterator[Any]:
-        with closing(consumer):
+        expected = sum(end[partition] - begin[partition] for partition in partitions)
+        with closing(consumer), progress_bar(f"reading {topic}", expected) as bar:
             for some in read_between(consumer, begin, end, at_once=5000):
+                bar.update(len(some))
                 yield from some
 
     hidden = sum(written[partition] - end[partition] for partition in partitions)
     return Topic(messages(), sum(begin.values()), max(0, hidden))
+
+
+def progress_bar(what: str, expected: int, items: Iterable[Any] | None = None) -> "tqdm[Any]":
+    """Return a bar that a terminal shows until its end; elsewhere it shows nothing."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return tqdm(items, what, expected, leave=False, disable=not is_terminal)
 
 
 def reading_key(reading: dict[str, Any]) -> Key:
@@ -187,7 +197,9 @@ def read_index(client: Elasticsearch, index: str, verdict: Verdict) -> dict[Key,
     indices = with_dated(client, index)
     client.indices.refresh(index=indices)
     documents: dict[Key, Values] = {}
-    for hit in scan(client, index=indices, size=5000):
+    verdict.indexed = client.count(index=indices)["count"]
+    hits = scan(client, index=indices, size=5000)
+    for hit in progress_bar(f"reading {index}", verdict.indexed, hits):
         try:
             key = reading_key(hit["_source"])
         except (KeyError, TypeError, ValueError, OverflowError):
@@ -196,7 +208,6 @@ def read_index(client: Elasticsearch, index: str, verdict: Verdict) -> dict[Key,
         if key in documents:
             verdict.doubled.append(key)
         documents[key] = reading_values(hit["_source"])
-    verdict.indexed = client.count(index=indices)["count"]
     return documents
 
 
@@ -341,29 +352,33 @@ def read_ledger(path: Path, verdict: Verdict) -> dict[Where, tuple[int, bool]]:
 
 def print_verdict(verdict: Verdict, topic: str, index: str) -> None:
     """Print one line for each count, with examples of what is wrong."""
-    write = sys.stdout.write
-    write(f"messages in {topic:<28} {verdict.messages:>9}\n")
-    write(f"documents in {index:<27} {verdict.indexed:>9}\n")
-    write(f"{'repeated (same reading, same values)':<40} {verdict.repeated:>9}\n")
-    write(f"{'dead-lettered':<40} {verdict.dead_lettered:>9}\n")
-    write(f"{'  of which in conflict':<40} {verdict.conflicting:>9}\n")
+    lines: list[tuple[str, int, str]] = [
+        (f"messages in {topic}", verdict.messages, ""),
+        (f"documents in {index}", verdict.indexed, ""),
+        ("repeated (same reading, same values)", verdict.repeated, ""),
+        ("dead-lettered", verdict.dead_lettered, ""),
+        ("  of which in conflict", verdict.conflicting, ""),
+    ]
     names = ["missing", "differing", "doubled", "unexpected"]
     if verdict.strange:
         names.append("strange")
     if verdict.ledger:
-        write(f"{'messages in the ledger':<40} {verdict.ledger:>9}\n")
-        write(f"{'not acknowledged':<40} {verdict.unacknowledged:>9}\n")
+        lines.append(("messages in the ledger", verdict.ledger, ""))
+        lines.append(("not acknowledged", verdict.unacknowledged, ""))
         names += ["altered", "misjudged"]
     for name in names:
         found = getattr(verdict, name)
-        write(f"{name:<40} {len(found):>9}")
-        write(f"   for example {', '.join(map(str, found[:3]))}\n" if found else "\n")
+        examples = f"   for example {', '.join(map(str, found[:3]))}" if found else ""
+        lines.append((name, len(found), examples))
     if verdict.forgotten:
-        write(f"{'deleted by the topic, not checked':<40} {verdict.forgotten:>9}\n")
+        lines.append(("deleted by the topic, not checked", verdict.forgotten, ""))
     if verdict.hidden:
-        write(f"{'hidden by an open transaction, not read':<40} {verdict.hidden:>9}\n")
+        lines.append(("hidden by an open transaction, not read", verdict.hidden, ""))
+    width = max(40, *(len(label) for label, _, _ in lines))
+    for label, count, examples in lines:
+        sys.stdout.write(f"{label:<{width}} {count:>9}{examples}\n")
     if not verdict.messages:
-        write(f"nothing to compare: topic {topic} holds no message\n")
+        sys.stdout.write(f"nothing to compare: topic {topic} holds no message\n")
 
 
 @command("verify")

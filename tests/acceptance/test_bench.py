@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib import pyplot
 
-from benches import generator, growth, latency, outage, report, throughput, tuning
+from benches import generator, growth, latency, outage, report, spark, throughput, tuning
 from benches.command import write_result
 from benches.testbed import BenchError, Testbed, fingerprint, open_testbed
 from stack.lifecycle import Stack
@@ -38,6 +39,30 @@ def written(testbed: Testbed, name: str, options: dict[str, Any], found: Any, **
     assert renewed.startswith("before\n")
     assert renewed.endswith(f"results/{file.stem}.png)\n<!-- /bench -->\nafter\n")
     return renewed
+
+
+def drawn_rates(found: dict[str, list[float]], runs: int) -> tuple[list[str], str, list[Any]]:
+    """Return the labels from the bottom up, the scale and the lines of a chart of rates."""
+    rows = {name: {"per_s": values} for name, values in found.items()}
+    report.rate_points(rows, "documents par seconde", runs)
+    axes = pyplot.gca()
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    drawn = labels, axes.get_xscale(), list(axes.lines)
+    pyplot.close()
+    return drawn
+
+
+def test_rates_are_ordered_and_far_ones_have_a_logarithmic_axis() -> None:
+    rates = {"ours": [90.0, 100, 120], "limit": [150.0, 160, 170], "rsyslog": [95.0, 105, 110]}
+    labels = [report.LABELS[name] for name in ("ours", "rsyslog", "limit")]
+    assert drawn_rates(rates, runs=3)[:2] == (labels, "linear")
+    labels.insert(0, report.LABELS["naive"])
+    assert drawn_rates(rates | {"naive": [1.0, 2, 3]}, runs=3)[:2] == (labels, "log")
+
+
+def test_a_single_run_has_no_range() -> None:
+    assert len(drawn_rates({"ours": [100.0, 100, 100]}, runs=1)[2]) == 1
+    assert len(drawn_rates({"ours": [90.0, 100, 110]}, runs=3)[2]) == 2
 
 
 def slow(*names: str) -> Any:
@@ -123,6 +148,24 @@ def test_growth_is_measured_along_each_series(
     assert found["size"]["x1"]["limit_per_s"] is None
     assert found["consumers"]["1"]["sharing"] == [1, 1, 1]
     assert "longueur : id long" in written(testbed, "growth", {"runs": 1}, found)
+
+
+@pytest.mark.slow
+def test_spark_is_measured_beside_the_script(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spark, "WARM_UP_RUNS", 0)
+    with spark.spark_cluster(testbed) as cluster:
+        topics = {2: testbed.fill_topic(6000, partitions=2, sensors=spark.SENSORS)}
+        found = spark.measure(testbed, cluster, topics, rounds=1)
+    assert list(found) == ["script", "1 executor", "2 executors"]
+    assert all(row["2"]["per_s"][0] > 0 for row in found.values())
+    # Python and Java work for seconds on the executors, of which the driver's process has no part.
+    assert (
+        found["2 executors"]["2"]["client_cpu_s"][0] > 2 * found["script"]["2"]["client_cpu_s"][0]
+    )
+    text = written(testbed, "spark", {"readings": 6000, "runs": 1}, found)
+    assert "Spark, 2 executors d'un cœur" in text
 
 
 def test_the_generator_is_measured_beside_other_producers(testbed: Testbed) -> None:
@@ -217,6 +260,7 @@ def test_wrong_usage_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
         (outage, ["--only", "rain"]),
         (tuning, ["--readings", "0"]),
         (generator, ["--rates", "fast"]),
+        (spark, ["--partitions", "0"]),
     ):
         with pytest.raises(SystemExit) as ended:
             module.main(wrong)

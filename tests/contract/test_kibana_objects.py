@@ -1,6 +1,10 @@
 """The saved objects: errors that Kibana accepts at the import and that break a page later."""
 
 import json
+import math
+import re
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ MAPPINGS = {
 # The oldest Kibana that must import them is 8.17; it refuses a file with a newer version.
 VERSIONS = {"index-pattern": "8.0.0", "search": "8.0.0", "lens": "8.9.0", "dashboard": "8.9.0"}
 NUMBERS = {"float", "integer", "long"}
+SHOWN = ("lens", "search")  # what a panel can show
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -75,7 +80,7 @@ def test_a_search_shows_fields_that_exist(search: dict[str, Any]) -> None:
 
 def accessors(state: dict[str, Any]) -> list[str]:
     """Return the columns that a chart names."""
-    found = [state[key] for key in ("metricAccessor", "breakdownByAccessor") if key in state]
+    found = [state["accessor"]] if "accessor" in state else []
     found += [column["columnId"] for column in state.get("columns", ())]
     for layer in state.get("layers", ()):
         found += [layer["xAccessor"], *layer["accessors"]]
@@ -97,6 +102,8 @@ def test_a_chart_uses_fields_of_the_right_type_and_its_own_columns(lens: dict[st
         assert buckets == sorted(buckets, reverse=True), "buckets come before metrics"
         for column in columns.values():
             assert column["label"]
+            if column["operationType"] == "filters":
+                continue
             field = column["sourceField"]
             assert field == "___records___" or field in fields
             if column["operationType"] == "terms":
@@ -121,7 +128,8 @@ def test_a_chart_uses_fields_of_the_right_type_and_its_own_columns(lens: dict[st
 @pytest.mark.parametrize("dashboard", objects("dashboard"))
 def test_a_dashboard_is_laid_out_without_overlap_or_hole(dashboard: dict[str, Any]) -> None:
     attributes = dashboard["attributes"]
-    targets = {reference["name"] for reference in dashboard["references"]}
+    shown = [reference for reference in dashboard["references"] if reference["type"] in SHOWN]
+    targets = {reference["name"] for reference in shown}
     panels = json.loads(attributes["panelsJSON"])
     assert {f"{p['panelIndex']}:{p['panelRefName']}" for p in panels} == targets
     cells = []
@@ -147,5 +155,88 @@ def test_every_chart_is_on_a_dashboard() -> None:
         (reference["type"], reference["id"])
         for dashboard in by_id("dashboard").values()
         for reference in dashboard["references"]
+        if reference["type"] in SHOWN
     }
-    assert shown == {(type_, id_) for type_ in ("lens", "search") for id_ in by_id(type_)}
+    assert shown == {(type_, id_) for type_ in SHOWN for id_ in by_id(type_)}
+
+
+@pytest.mark.parametrize("dashboard", objects("dashboard"))
+def test_a_dashboard_has_a_control_of_the_sensors(dashboard: dict[str, Any]) -> None:
+    ((name, control),) = json.loads(
+        dashboard["attributes"]["controlGroupInput"]["panelsJSON"]
+    ).items()
+    assert control["type"] == "optionsListControl"
+    assert control["explicitInput"]["id"] == name
+    (view,) = (r for r in dashboard["references"] if r["type"] == "index-pattern")
+    assert view["name"] == f"controlGroup_{name}:optionsListDataView"
+    assert fields_of(view["id"])[control["explicitInput"]["fieldName"]] == "keyword"
+
+
+def colours(value: Any) -> Iterator[str]:
+    """Yield all colours that are named somewhere in an object."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from colours(inner)
+    elif isinstance(value, str) and re.fullmatch("#[0-9A-F]{6}", value):
+        yield value
+
+
+def rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour[1:]))
+
+
+def test_a_sensor_has_one_colour_and_no_two_are_alike() -> None:
+    layers = [
+        layer
+        for lens in by_id("lens").values()
+        for layer in lens["attributes"]["state"]["visualization"].get("layers", ())
+    ]
+    split = [layer for layer in layers if layer.get("splitAccessor") == "sensor"]
+    first, *others = [layer["colorMapping"] for layer in split]
+    assert all(other == first for other in others)
+    found = {
+        value: assignment["color"]["colorCode"]
+        for assignment in first["assignments"]
+        for value in assignment["rule"]["values"]
+    }
+    assert list(found) == [f"sensor_{number:03d}" for number in range(1, 21)]
+    for one, other in combinations(found.values(), 2):
+        assert math.dist(rgb(one), rgb(other)) > 50, f"{one} {other}"
+    plain = [layer for layer in layers if "splitAccessor" not in layer]
+    assert set(found.values()).isdisjoint(colours(plain)), "a colour means one sensor only"
+
+
+def test_a_fault_is_never_green() -> None:
+    (file,) = (file for file in FILES if file.stem == "data_quality")
+    found = set(colours(lines(file)))
+    assert len(found) > 3
+    for red, green, blue in map(rgb, found):
+        assert green <= max(red, blue)
+    search = by_id("search")["smart-city-search-dead-letters"]["attributes"]
+    assert search["hideChart"], "Discover's own chart is green"
+
+
+def test_kinds_and_causes_are_in_french_and_none_is_left_out() -> None:
+    view = by_id("index-pattern")["smart-city-dead-letters"]["attributes"]
+    lookup = json.loads(view["fieldFormatMap"])["kind"]["params"]["lookupEntries"]
+    kinds = {entry["key"]: entry["value"] for entry in lookup}
+    assert set(kinds) == {"invalid", "conflict", "refused"}
+    by_kind = filters_of("smart-city-lens-dead-kinds", "kind")
+    assert {query: label for label, query in by_kind.items()} == {
+        f'kind: "{kind}"': label for kind, label in kinds.items()
+    }
+    *causes, other = filters_of("smart-city-lens-dead-causes", "cause").values()
+    assert other == " and ".join(f"not {cause.partition(' and ')[0]}" for cause in causes)
+
+
+def filters_of(lens: str, column: str) -> dict[str, str]:
+    """Return the labels of a bucket of filters, and their queries."""
+    state = by_id("lens")[lens]["attributes"]["state"]
+    (layer,) = state["datasourceStates"]["formBased"]["layers"].values()
+    found = layer["columns"][column]["params"]["filters"]
+    return {one["label"]: one["input"]["query"] for one in found}
+
+
+def test_no_time_is_shown_in_kibanas_own_words() -> None:
+    """Kibana writes "22 seconds ago" in English, whatever its language."""
+    assert "relative_date" not in "".join(file.read_text() for file in FILES)

@@ -1,9 +1,11 @@
 """The verifier itself: what it must not overlook, what is no fault, what it says to the user."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import termios
 from contextlib import closing
 from typing import Any
 
@@ -106,6 +108,31 @@ def test_what_an_open_transaction_hides_is_said_and_not_waited_for(pipeline: Pip
 
 
 # What the user sees
+
+
+def test_a_terminal_shows_how_far_the_work_is(pipeline: Pipeline) -> None:
+    send(pipeline, reading(1))
+    pipeline.send(b"not a reading")
+    pipeline.consume()
+    for command, shown in (
+        ([TOOL], f"reading {pipeline.topic}: "),
+        (["tools.dead_letters", "replay"], "replaying: "),
+    ):
+        terminal, errors = os.openpty()
+        termios.tcsetwinsize(errors, (24, 80))
+        ended = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=PROJECT,
+            env=pipeline.environ,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            check=False,
+        )
+        assert shown in os.read(terminal, 100_000).decode()
+        assert ended.returncode == 0
+        os.close(terminal)
+        os.close(errors)
+        assert pipeline.run(*command)[1] == "", "no bar where nobody watches"
 
 
 def test_an_output_that_cannot_be_written_is_a_line_or_silence(pipeline: Pipeline) -> None:

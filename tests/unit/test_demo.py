@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from kafka.errors import KafkaError
 
+from kibana.client import kibana_at
+from tests.conftest import PROJECT
 from tools import demo
 from tools.connection import elasticsearch_client
 from tools.verify import Verdict
@@ -55,3 +57,38 @@ def test_what_is_lost_is_said_only_when_it_is_lost(monkeypatch: pytest.MonkeyPat
     failed = demo.check(client, "sensors_data")
     assert failed[0] == "le consommateur (code 1)"
     assert failed[1].startswith("la vérification : ce qui est produit n'est pas")
+
+
+def test_an_empty_topic_is_not_called_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "run_pipeline", lambda *_: ["le rattrapage (code 1)"])
+    monkeypatch.setattr(demo, "verify", lambda *_, **__: Verdict())
+    failed = demo.check(elasticsearch_client("VERIFIER"), "sensors_data")
+    assert failed[1].startswith("la vérification : le topic smart-city-sensors est vide")
+
+
+def test_dashboards_that_fail_are_all_that_the_last_line_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "check", lambda *_: [])
+    monkeypatch.setattr(demo, "show_dashboards", lambda *_: False)
+    assert demo.main([]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "✗ A échoué : les tableaux de bord. Voir ci-dessus."
+
+
+def test_the_last_screen_says_where_to_look_and_how_to_stop(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kibana = kibana_at("http://127.0.0.1:9")
+    for is_ready, place in (
+        (False, str(PROJECT / "apercu/index.html")),
+        (True, "http://127.0.0.1:9/app/dashboards"),
+    ):
+        monkeypatch.setattr(demo, "is_ready", lambda _, found=is_ready: found)
+        demo.print_next_steps(kibana)
+        out = capsys.readouterr().out
+        assert f"  {place} " in out
+        lines = [line for line in out.splitlines() if line.startswith("  ")]
+        assert [line.split()[:2] for line in lines[-2:]] == [["make", "down"], ["make", "wipe"]]
+        ends = {len(line) - len(line.split("   ")[-1].lstrip()) for line in lines}
+        assert len(ends) == 1, "the second column is aligned"

@@ -162,6 +162,7 @@ class StubHandler(BaseHTTPRequestHandler):
                 o["attributes"]["panelsJSON"] = json.dumps(
                     json.loads(o["attributes"]["panelsJSON"]), indent=1
                 )
+                o["attributes"]["controlGroupInput"]["showApplySelections"] = False
                 o["typeMigrationVersion"] = "10.3.0"
             o |= {"created_at": "2026-01-01", "updated_at": "2026-01-02", "version": "WzEs"}
             exported.append(json.dumps(o))
