@@ -4,9 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIPELINES := $(notdir $(patsubst %/,%,$(dir $(wildcard pipelines/*/requirements.txt))))
 DOCKER_ANSWERS = docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1
-# Also the volumes of the extensions that were started, whose files are not given to `down`.
-WIPE_VOLUMES = docker volume ls -q --filter "label=com.docker.compose.project=$$(docker compose \
-	config | sed -n 's/^name: //p')" | xargs -r docker volume rm
+# Stops what Compose has started from the root's file, with any extension, and from each pipeline's
+# own, whose project is named as its folder. `down` without a file takes all that carries a project's
+# name, and needs no .env; in /, it finds no file. $(1): its options; $(2): what else to look for.
+PROJECT = --filter "label=com.docker.compose.project=$$name"
+DOCKER_DOWN = config=$$(docker compose config --no-interpolate) || exit 1; \
+	for name in $$(echo "$$config" | sed -n 's/^name: //p') $(PIPELINES); do \
+		[ -z "$$(docker ps -aq $(PROJECT); $(2))" ] || (cd / && env -u COMPOSE_FILE \
+			docker compose -p "$$name" down --remove-orphans $(1)) || exit 1; done
 PREREQUISITES = @$(PYTHON) -m stack.prerequisites
 # Tests wait for servers that start and for clients that time out. Two workers, each with servers of
 # its own, take a third less time than one. WORKERS=1 where memory is short (2 GB each).
@@ -43,12 +48,20 @@ secure: setup ## start them with passwords and TLS (extensions/secure)
 demo: up ## everything at once: servers, 24 h of readings, half a minute live, verification
 	@$(BIN)/python -m tools.demo
 
+demo-spark: .venv/spark.done ## the same indexing on a Spark cluster, verified (extensions/spark)
+	$(PREREQUISITES) java maven
+	@$(BIN)/python -m extensions.spark.demo
+
+.venv/spark.done: extensions/spark/requirements.txt .venv/done
+	$(BIN)/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 down: setup ## stop the servers; the data stays
-	@if $(DOCKER_ANSWERS); then docker compose down --remove-orphans; \
+	@if $(DOCKER_ANSWERS); then $(call DOCKER_DOWN,,true); \
 	else $(BIN)/python -m stack down; fi
 
 wipe: setup ## stop the servers and delete their data
-	@if $(DOCKER_ANSWERS); then docker compose down -v --remove-orphans && $(WIPE_VOLUMES); \
+	@if $(DOCKER_ANSWERS); then $(call DOCKER_DOWN,-v,docker volume ls -q $(PROJECT)); \
 	else $(BIN)/python -m stack down -v; fi
 
 ##@ Look
@@ -80,15 +93,18 @@ test: setup ## the tests, on real servers of their own (under 10 minutes)
 	$(PREREQUISITES) java maven curl compose
 	$(BIN)/python -m pytest $(SHARED_OUT)
 
-test-all: setup .venv/docs.done ## the same, the long ones and the pipelines' (under 50 minutes)
+test-all: setup .venv/docs.done .venv/spark.done ## the same, the long ones, Docker's, the pipelines' (under 60 minutes)
 	$(PREREQUISITES) java maven curl compose
-	$(PREREQUISITES) rsyslog-kafka rsyslog-elasticsearch || true
+	$(PREREQUISITES) chromium rsyslog-kafka rsyslog-elasticsearch || true
 	$(BIN)/python -m pytest -m "not docker and not soak" $(SHARED_OUT)
 	@$(MAKE) --no-print-directory test-pipelines
 
-test-docker: setup ## README's Docker commands on a real engine of its own (root, 25 minutes)
-	$(PREREQUISITES) java maven
-	$(BIN)/python -m pytest -m docker tests/docker
+test-docker: $(PIPELINES:%=.venv/%.done) ## all Docker commands on a real engine of its own (root, 40 minutes)
+	$(PREREQUISITES) java maven compose postgresql
+	$(BIN)/python -m pytest -m "slow or docker" tests/docker
+
+check-images: setup ## the genuine images: whether they exist, and start (a registry, 5 minutes)
+	@$(BIN)/python -m tools.check_images
 
 soak: setup ## an hour (SOAK_HOURS) of random faults under load, verified again and again
 	$(PREREQUISITES) java maven
@@ -102,7 +118,7 @@ bench: setup ## the consumer beside the limit and its peers (15 minutes)
 	$(PREREQUISITES) rsyslog-kafka rsyslog-elasticsearch || true
 	@$(BIN)/python -m benches.throughput $(BENCH_OPTIONS)
 
-bench-tuning bench-latency bench-growth bench-generator bench-outage: bench-%: setup
+bench-tuning bench-latency bench-growth bench-generator bench-outage bench-spark: bench-%: setup
 	$(PREREQUISITES) java maven curl
 	@$(BIN)/python -m benches.$* $(BENCH_OPTIONS)
 
@@ -111,7 +127,8 @@ bench-latency: ## the time from a reading's send until a search finds it (3 minu
 bench-growth: ## the rate by backlog, partitions, consumers, message size (20 minutes)
 bench-generator: ## the generator: rates held, fastest, batching, other producers (12 minutes)
 bench-outage: ## the lag under faults and rebalances, and the catching up (5 minutes)
-bench-all: bench bench-tuning bench-latency bench-growth bench-generator bench-outage ## all of them
+bench-spark: .venv/spark.done ## the same on Spark: 1 and 2 executors, 1 to 6 partitions (20 minutes)
+bench-all: bench bench-tuning bench-latency bench-growth bench-generator bench-outage bench-spark ## all of them
 
 ##@ Pipelines
 
@@ -137,6 +154,6 @@ soak-acid_waters: .venv/acid_waters.done
 	$(PREREQUISITES) java maven $(SERVERS)
 	$(BIN)/python -m pytest -s -m soak pipelines/acid_waters
 
-.PHONY: help setup up secure demo down wipe verify dashboards preview report lint test test-all test-docker soak \
-	bench bench-tuning bench-latency bench-growth bench-generator bench-outage bench-all \
+.PHONY: help setup up secure demo demo-spark down wipe verify dashboards preview report lint test test-all test-docker check-images soak \
+	bench bench-tuning bench-latency bench-growth bench-generator bench-outage bench-spark bench-all \
 	test-pipelines $(PIPELINES:%=demo-%) $(PIPELINES:%=test-%) soak-acid_waters

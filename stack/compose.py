@@ -2,9 +2,9 @@
 
 Understood: anchors, ${NAME}, ${NAME:-default}, ${NAME:?message}, $$, several -f files merged in
 order, the tags !reset and !override, `environment`, `ports`, `volumes` (short form: a name, or a
-path that begins with . or /), `configs` with their content or file, `depends_on`, `image`,
-`command`, `profiles`, `restart`. The rules are those of the Compose specification
-(https://github.com/compose-spec/compose-spec, parts 8, 12, 13, 15).
+path that begins with . or /; their options, such as ro,z, have no effect), `configs` with their
+content or file, `depends_on`, `image`, `command`, `profiles`, `restart`. The rules are those of the
+Compose specification (https://github.com/compose-spec/compose-spec, parts 8, 12, 13, 15).
 """
 
 import re
@@ -60,6 +60,12 @@ class Service:
     depends_on: list[str]
     profiles: list[str]
     restart: bool
+
+    def file(self, inside: str) -> str:
+        """Return what a file of the container holds: a config, or a file that is mounted."""
+        if inside in self.configs:
+            return self.configs[inside]
+        return self.binds[inside].read_text(encoding="utf-8")
 
 
 class _Override(dict[Any, Any]):
@@ -179,7 +185,7 @@ def _service(
         environment={key: _as_text(value) for key, value in environment.items()},
         ports={int(inside): _port(host.rpartition(":")[2], name) for host, _, inside in ports},
         volumes={entry[1]: entry[0] for entry in volumes if entry[0][0] not in "./"},
-        binds={entry[1]: folder / entry[0] for entry in volumes if entry[0][0] in "./"},
+        binds={entry[1]: (folder / entry[0]).resolve() for entry in volumes if entry[0][0] in "./"},
         configs={
             entry["target"]: configs[entry["source"]] for entry in definition.get("configs", [])
         },

@@ -61,6 +61,7 @@ NEEDS: dict[str, tuple[Callable[[], bool], tuple[str, ...]]] = {
     "curl": (lambda: shutil.which("curl") is not None, ("curl",)),
     "postgresql": (has_postgresql, ("postgresql",)),
     "compose": (has_compose, ("docker-compose",)),
+    "chromium": (lambda: shutil.which("chromium") is not None, ("chromium",)),
     # The benches compare with rsyslog. Each of its two plug-ins depends on rsyslog itself.
     "rsyslog-kafka": (lambda: has_rsyslog("imkafka"), ("rsyslog-kafka",)),
     "rsyslog-elasticsearch": (lambda: has_rsyslog("omelasticsearch"), ("rsyslog-elasticsearch",)),

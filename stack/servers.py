@@ -310,8 +310,12 @@ def run(command: list[str], what: str) -> None:
 
 
 def write_properties(file: Path, settings: Mapping[str, str]) -> None:
-    """Write settings as a Java properties file."""
-    write(file, "".join(f"{name}={value}\n" for name, value in sorted(settings.items())))
+    """Write settings as a Java properties file.
+
+    Java reads it as Latin-1: another character, as in a folder's name, is written as its code.
+    """
+    text = "".join(f"{name}={value}\n" for name, value in sorted(settings.items()))
+    write(file, re.sub(r"[^\x00-\x7f]+", lambda match: json.dumps(match[0])[1:-1], text))
 
 
 def write(file: Path, text: str) -> None:

@@ -63,9 +63,9 @@ def settings(service: Service, site: Site, prefix: str) -> dict[str, str]:
         if variable.startswith(prefix):
             moved = site.listeners_on_host(service, value)
             moved = "127.0.0.1" if moved == "0.0.0.0" else moved  # noqa: S104  # compared only
-            found[variable.removeprefix(prefix)] = moved.replace(
-                f"file://{inside}", f"file://{folder(service, site)}"
-            )
+            # A path, because Hadoop refuses an address that has a space or an accent.
+            here = moved.replace(f"file://{inside}", str(folder(service, site)))
+            found[variable.removeprefix(prefix)] = here
     return found
 
 

@@ -22,7 +22,7 @@ from kafka.errors import KafkaError
 from stack.compose import Service, StackError
 from stack.servers import Server, Site, refuse_unknown, run, write, write_properties
 
-ZOOKEEPER_VERSION = "3.8.6"
+ZOOKEEPER_VERSION = "3.8.6"  # 3.8.7 lacks its parent on Maven Central
 # Confluent Platform release -> the Kafka it ships, in the newest patch that Maven Central has
 # (docs.confluent.io, "Supported Versions and Interoperability").
 KAFKA_VERSIONS = {"7.9": "3.9.2"}
@@ -155,7 +155,7 @@ def prepare_metrics(service: Service, site: Site) -> None:
     """Fetch the agent of metrics_agent and write its configuration, if the broker has one."""
     if "JMX_EXPORTER_PORT" in service.environment:
         site.from_maven("jmx_exporter", JMX_EXPORTER_VERSION)
-        write(site.config_file(service, "metrics.yml"), service.configs[JMX_EXPORTER_CONFIG])
+        write(site.config_file(service, "metrics.yml"), service.file(JMX_EXPORTER_CONFIG))
 
 
 def console_tool(site: Site, service: Service, tool: str, arguments: list[str]) -> list[str]:

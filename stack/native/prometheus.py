@@ -38,8 +38,9 @@ def prometheus(service: Service, site: Site) -> Server:
     def prepare() -> None:
         unpack_package(program)
         data.mkdir(parents=True, exist_ok=True)
-        for target, content in service.configs.items():  # a path to rules starts from the file
-            write(file if target == CONFIG else file.parent / Path(target).name, content)
+        for inside in (*service.configs, *service.binds):  # a path to rules starts from the file
+            target = file if inside == CONFIG else file.parent / Path(inside).name
+            write(target, service.file(inside))
 
     return Server(
         service=service,

@@ -36,16 +36,17 @@ BASE_PACKAGES = (
     "curl", "wget", "netcat-openbsd", "procps",
 )  # fmt: skip
 # In memory (0.6 GB), because dpkg waits for a disk after each file. Packages' documentation and
-# lists, a third of all, are left out.
+# lists, a third of all, are left out. What a package starts ends with the namespace of processes.
 MAKE_BASE = f"""
 mount -t tmpfs tmpfs "$ROOT"
-debootstrap --variant=minbase --include={",".join(BASE_PACKAGES)} {DEBIAN} "$ROOT"
+debootstrap --variant=minbase --include="$PACKAGES" {DEBIAN} "$ROOT"
 tar -C "$ROOT" --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' \\
   --exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' -cf "$PARTIAL" .
 """
 # It says to Debian's packages that no service may be started, such as an engine of the system's.
 POLICY = Path("/usr/sbin/policy-rc.d")
 START_TIMEOUT_S = 60.0
+LOCKED_FOR_S = 300.0
 
 
 class EngineError(Exception):
@@ -124,12 +125,29 @@ def require_programs() -> None:
         POLICY.write_text("#!/bin/sh\nexit 101\n")
         POLICY.chmod(0o755)
     try:
-        run(["apt-get", "update", "-qq"])
-        environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], environ)
+        apt_get("update", "-qq")
+        apt_get("install", "-y", "-qq", "--no-install-recommends", *missing)
     finally:
         if is_our_policy:
             POLICY.unlink()
+
+
+def apt_get(*arguments: str) -> None:
+    """Run apt-get, again and again while another test has its lock.
+
+    Raises:
+        EngineError: it failed.
+    """
+    deadline = time.monotonic() + LOCKED_FOR_S
+    while True:
+        try:
+            run(["apt-get", *arguments], {**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+        except EngineError as exc:
+            if "Could not get lock" not in str(exc) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+        else:
+            return
 
 
 def compose_plugin(cache: Path) -> Path:
@@ -158,13 +176,18 @@ def compose_plugin(cache: Path) -> Path:
     return program
 
 
-def base_archive(cache: Path) -> Path:
+def base_archive(cache: Path, *more: str) -> Path:
     """Return an archive of the files of a small Debian, which is made the first time (1 minute).
+
+    Args:
+        cache: where it is kept.
+        more: Debian packages besides BASE_PACKAGES.
 
     Raises:
         EngineError: it cannot be made.
     """
-    listing = hashlib.sha256(" ".join(BASE_PACKAGES).encode()).hexdigest()[:8]
+    packages = [*BASE_PACKAGES, *more]
+    listing = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:8]
     archive = cache / f"docker-base-{DEBIAN}-{listing}.tar"
     if archive.exists():
         return archive
@@ -173,7 +196,9 @@ def base_archive(cache: Path) -> Path:
         root, partial = Path(name) / "root", Path(name) / "base.tar"
         root.mkdir()
         environ = {**os.environ, "ROOT": str(root), "PARTIAL": str(partial)}
-        run(["unshare", "--mount", "sh", "-ec", MAKE_BASE], environ)
+        environ["PACKAGES"] = ",".join(packages)
+        namespaces = ["--mount", "--pid", "--fork", "--kill-child"]
+        run(["unshare", *namespaces, "sh", "-ec", MAKE_BASE], environ)
         partial.rename(archive)
     return archive
 

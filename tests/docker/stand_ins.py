@@ -3,11 +3,13 @@
 `images/NAME/Dockerfile` has the user, folders, volumes, commands and tools of the genuine image, as
 far as the compose files and README use them. Inside runs the same server as without Docker: its
 distribution comes from the stack's cache, and `images/base/entry.py` reads the variables by
-`stack/native/`. Kibana and Grafana are no more than a page that answers their health checks.
+`stack/native/`. Kibana and Grafana are no more than a page that answers their health checks, MinIO
+is S3Proxy, and Spark the one of PyPI.
 """
 
 import os
 import subprocess
+import sysconfig
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -15,13 +17,16 @@ from pathlib import Path
 
 from stack.lifecycle import Stack
 from stack.native.kafka import JMX_EXPORTER_VERSION
+from stack.native.s3 import S3PROXY_VERSION
 from tests.conftest import PROJECT
 from tests.docker.engine import Engine, EngineError, base_archive
 
 IMAGES = Path(__file__).parent / "images"
+PYTHON = Path(sysconfig.get_path("purelib"))
 # Image -> the one that it is made from.
 PARENTS = {
     "base": "debian",
+    "cassandra": "base",
     "confluent": "base",
     "cp-kafka": "confluent",
     "cp-kafka-connect": "confluent",
@@ -29,17 +34,34 @@ PARENTS = {
     "elasticsearch": "base",
     "elasticsearch-exporter": "base",
     "grafana": "base",
+    "hadoop": "base",
     "kibana": "base",
+    "minio": "base",
+    "postgres": "debian-postgresql",
     "prometheus": "base",
+    "smart-city-spark": "base",
+    "spark": "base",
 }
 # Image -> the folders of the stack's cache that it holds.
 DISTRIBUTIONS = {
+    "cassandra": ("cassandra-{tag}",),
     "confluent": ("kafka-[0-9]*", "jmx_exporter-*"),
     "cp-kafka-connect": ("camel-*",),
     "elasticsearch": ("elasticsearch-{tag}",),
     "elasticsearch-exporter": ("prometheus-elasticsearch-exporter-debian",),
+    "hadoop": ("hdfs-{tag}",),
+    "minio": (f"s3-{S3PROXY_VERSION}",),
     "prometheus": ("prometheus-debian",),
 }
+# Image -> what it holds of this Python's packages.
+PACKAGES = {
+    "cassandra": (
+        "cassandra", "cassandra_driver*", "cqlshlib", "deprecated", "geomet", "puresasl", "wcwidth",
+        "wrapt",
+    ),
+    "smart-city-spark": ("py4j", "pyspark"),
+    "spark": ("py4j", "pyspark"),
+}  # fmt: skip
 
 
 class ImageBuilder:
@@ -62,6 +84,7 @@ class ImageBuilder:
             stack.site.from_maven("jmx_exporter", JMX_EXPORTER_VERSION)
             stack.down(wipe=True)
         chosen = [part for file in files for part in ("--file", str(file))]
+        chosen += ["--profile", "*"]
         for name in self.engine.docker("compose", *chosen, "config", "--images").split():
             self.build(name, stack.cache)
 
@@ -70,12 +93,14 @@ class ImageBuilder:
         if name in self.built:
             return
         image, _, tag = name.rpartition("/")[2].partition(":")
-        if image == "debian":
-            self.engine.docker("import", str(base_archive(cache)), name)
+        if image.startswith("debian"):
+            package = image.removeprefix("debian").removeprefix("-")
+            self.engine.docker("import", str(base_archive(cache, *package.split())), name)
         else:
             self.build(f"stand-in/{PARENTS[image]}", cache)
             patterns = [p.format(tag=tag) for p in DISTRIBUTIONS.get(image, ())]
-            self.build_from(image, name, [f for p in patterns for f in cache.glob(p)])
+            distributions = [folder for pattern in patterns for folder in cache.glob(pattern)]
+            self.build_from(image, name, distributions)
         self.built.add(name)
 
     def build_from(self, image: str, name: str, distributions: Sequence[Path]) -> None:
@@ -87,6 +112,9 @@ class ImageBuilder:
                 context.add(IMAGES / image, ".")
                 for folder in distributions:
                     context.add(folder, f"cache/{folder.name}")
+                for pattern in PACKAGES.get(image, ()):
+                    for package in PYTHON.glob(pattern):
+                        context.add(package, f"packages/{package.name}")
                 if image == "base":
                     context.add(PROJECT / "stack", "stack")
             file.seek(0)

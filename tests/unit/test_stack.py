@@ -26,7 +26,7 @@ from stack.servers import Site, answers, java_home
 PROJECT = Path(__file__).resolve().parents[2]
 COMPOSE = PROJECT / "docker-compose.yml"
 MONITORING = PROJECT / "extensions/monitoring/compose.yml"
-CASSANDRA = PROJECT / "pipelines/iot_cassandra/compose.yml"
+CASSANDRA = PROJECT / "pipelines/iot_cassandra/docker-compose.yml"
 
 
 def services_of(tmp_path: Path, *texts: str) -> list[Service]:
@@ -147,22 +147,22 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         Site({}, tmp_path, tmp_path / "cache", {}).from_maven("kafka", "1")
 
 
-WATERS = PROJECT / "pipelines/acid_waters/compose.yml"
+WATERS = PROJECT / "pipelines/acid_waters/docker-compose.yml"
 
 
 def test_a_missing_postgresql_is_one_line(tmp_path: Path) -> None:
     environ = {**os.environ, "STACK_STATE": str(tmp_path), "POSTGRES_VERSION": "99.1"}
-    server = Stack([COMPOSE, WATERS], environ).servers["postgresql"]
+    server = Stack([WATERS], environ).servers["postgresql"]
     with pytest.raises(StackError, match=r"PostgreSQL 99 is not installed .*install postgresql"):
         server.prepare()
 
 
 def test_hadoop_s_settings_are_those_of_this_machine(tmp_path: Path) -> None:
-    services = load_services([COMPOSE, WATERS], {"NAMENODE_HOST_PORT": "19000"})
+    services = load_services([WATERS], {"NAMENODE_HOST_PORT": "19000"})
     site = Site(services, tmp_path, tmp_path, {})
     found = hdfs.settings(services["datanode"], site, "HDFS-SITE.XML_")
     assert found["dfs.datanode.address"] == "127.0.0.1:9866"
-    assert found["dfs.datanode.data.dir"] == f"file://{tmp_path}/volumes/datanode_data/data"
+    assert found["dfs.datanode.data.dir"] == f"{tmp_path}/volumes/datanode_data/data"
     assert hdfs.settings(services["datanode"], site, "CORE-SITE.XML_") == {
         "fs.defaultFS": "hdfs://127.0.0.1:19000"
     }
@@ -255,7 +255,7 @@ def test_tools_are_those_of_the_service(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "cqlsh").touch(mode=0o755)  # for a machine without the pipeline's requirements
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     ports = {"KAFKA_HOST_PORT": "19092", "CASSANDRA_HOST_PORT": "19042"}
-    stack = Stack([COMPOSE, CASSANDRA], {**os.environ, **ports, "STACK_STATE": str(tmp_path)})
+    stack = Stack([CASSANDRA], {**os.environ, **ports, "STACK_STATE": str(tmp_path)})
     command = stack.tool("cassandra", "cqlsh", ["-e", "SELECT"])
     assert command[:3] == ["env", "CQLSH_HOST=127.0.0.1", "CQLSH_PORT=19042"]
     assert command[-2:] == ["-e", "SELECT"]
@@ -266,7 +266,7 @@ def test_tools_are_those_of_the_service(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_cassandra_reads_the_image_s_variables(tmp_path: Path) -> None:
-    services = load_services([COMPOSE, CASSANDRA], {"CASSANDRA_HEAP": "300M"})
+    services = load_services([CASSANDRA], {"CASSANDRA_HEAP": "300M"})
     service = services["cassandra"]
     options = cassandra.jvm_options(service)
     extra = service.environment["JVM_EXTRA_OPTS"].split()
@@ -372,12 +372,12 @@ def test_a_required_variable_that_is_missing_is_one_line(tmp_path: Path) -> None
     assert load_services([tmp_path / "0.yml"], {"SECRET": "x"})["a"].environment == {"P": "x"}
 
 
-TRANSACTIONS = PROJECT / "pipelines/transactions/compose.yml"
+TRANSACTIONS = PROJECT / "pipelines/transactions/docker-compose.yml"
 
 
 def transactions_stack(tmp_path: Path, **environ: str) -> Stack:
     given = {"MINIO_ROOT_USER": "u", "MINIO_ROOT_PASSWORD": "secret", "STACK_STATE": str(tmp_path)}
-    return Stack([COMPOSE, TRANSACTIONS], {**os.environ, **given, **environ})
+    return Stack([TRANSACTIONS], {**os.environ, **given, **environ})
 
 
 def test_minio_is_run_when_it_is_built_and_s3proxy_otherwise(tmp_path: Path) -> None:
