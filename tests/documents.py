@@ -26,6 +26,7 @@ ON_SHARED_SERVERS = (
 ON_OWN_SERVERS = {
     "extensions/connect/README.md": "tests/integration/test_connect.py",
     "extensions/secure/README.md": "tests/integration/test_secure.py",
+    "extensions/spark/README.md": "tests/integration/test_spark.py",
 }
 DOCKER_UP = "docker compose -f docker-compose.yml -f {} up -d --wait"
 NATIVE_UP = "python -m stack -f docker-compose.yml -f {} up"

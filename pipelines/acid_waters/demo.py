@@ -6,105 +6,65 @@
 Starts the servers (Docker if an engine answers, natively otherwise), sends the samples at full
 speed with three faulty lots among them, integrates, repairs, restores, isolates and reprocesses,
 and ends with verify.py. The output is in French, like the README. It can be run again: lots that
-are there already are isolated as duplicates.
+are there already are rejected as duplicates, and versions are counted on from the last.
 
-Environment (or .env at the project's root): as the scripts; but it always takes the sample, whose
-lots it knows.
-Exit codes: 0 all agrees, 1 it does not.
+Environment (or .env in the pipeline's folder, then in the project's): as the scripts; but it always
+takes the sample, whose lots it knows.
+Exit codes: 0 all agrees, 1 it does not, 130 interrupted.
 """
 
 import os
 import shlex
-import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
-FILES = ("-f", "docker-compose.yml", "-f", "pipelines/acid_waters/compose.yml")
-SERVERS = ("kafka", "datanode", "postgresql")
+sys.path.insert(0, str(PROJECT))
+
+from pipelines.acid_waters.settings import SAMPLE, SETTINGS  # noqa: E402
+from pipelines.common import (  # noqa: E402
+    StepError,
+    how_to_stop,
+    load_env,
+    run_step,
+    say,
+    start_servers,
+)
+
 FAULTS = ("short=2", "date=5", "checksum=7")
-SAMPLE = "pipelines/acid_waters/sample"
 
 
-class FailedError(Exception):
-    """A step has failed; it has said why."""
-
-
-def say(line: str) -> None:
-    """Print a line at once, also into a pipe."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def step(title: str, *command: str) -> None:
-    """Say what is done, show the command, run it.
+def step(title: str, script: str, *arguments: str) -> None:
+    """Say what is done, show the command as it is typed in this folder, run it.
 
     Raises:
-        FailedError: it has failed.
+        StepError: it has failed.
     """
-    say(f"\n── {title}\n   $ python pipelines/acid_waters/{shlex.join(command)}\n")
-    run([sys.executable, str(HERE / command[0]), *command[1:]], LTM_DATA=SAMPLE)
-
-
-def run(command: list[str], **environ: str) -> None:
-    """Run a command in the project's folder.
-
-    Raises:
-        FailedError: it has failed.
-    """
-    done = subprocess.run(command, cwd=PROJECT, env={**os.environ, **environ}, check=False)
-    if done.returncode != 0:
-        raise FailedError(" ".join(command))
-
-
-def docker_answers() -> bool:
-    """Return whether a Docker engine with Compose 2 answers."""
-    return bool(shutil.which("docker")) and all(
-        subprocess.run(["docker", *ask], capture_output=True, check=False).returncode == 0
-        for ask in (["info"], ["compose", "version"])
-    )
-
-
-def start_servers() -> None:
-    """Start the servers and wait until they answer.
-
-    Raises:
-        FailedError: one does not.
-    """
-    say("── Les serveurs : Kafka, HDFS, PostgreSQL\n")
-    if docker_answers():
-        run(["docker", "compose", *FILES, "up", "-d", "--wait", *SERVERS])
-    else:
-        run([sys.executable, "-m", "stack", *FILES, "up", *SERVERS])
+    say(f"\n── {title}\n   $ python {shlex.join([script, *arguments])}\n")
+    # It is run in the project's folder.
+    moved = [str(SAMPLE) if argument == SAMPLE.name else argument for argument in arguments]
+    run_step(sys.executable, str(HERE / script), *moved, environ={"LTM_DATA": str(SAMPLE)})
 
 
 def show() -> None:
     """Carry out the demonstration.
 
     Raises:
-        FailedError: a step has failed.
+        StepError: a step has failed.
     """
     producer, consumer = "kafka/kafka_producer.py", "spark/spark_consumer.py"
     versions = "postgresql/versions.py"
+    at_once = ("--interval", "0")
     faults = [part for fault in FAULTS for part in ("--fault", fault)]
-    step("Les méthodes et les sites, dans HDFS, relus par Spark", "hdfs/load_reference.py")
-    step(
-        "Les prélèvements, par lots ; trois lots abîmés exprès",
-        producer,
-        "--interval",
-        "0",
-        *faults,
-    )
-    step("Spark intègre les bons lots et isole les autres", consumer, "--once")
+    step("Le topic, les tables, et la référence dans HDFS, relue par Spark", "prepare.py")
+    step("Les prélèvements, par lots ; trois lots abîmés exprès", producer, *at_once, *faults)
+    step("Spark intègre les bons lots et rejette les autres", consumer, "--once")
     step("Ce qui s'est passé", versions, "list")
     for fault in FAULTS:
         lot = fault.partition("=")[2]
-        step(
-            f"Le lot {lot}, de nouveau", producer, "--interval", "0", "--first", lot, "--count", "1"
-        )
+        step(f"Le lot {lot}, de nouveau", producer, *at_once, "--first", lot, "--count", "1")
     step("Spark les intègre", consumer, "--once")
     step("Revenir à la version 3", versions, "restore", "3")
     step("Ce que cette version a changé", versions, "show", "9")
@@ -113,24 +73,33 @@ def show() -> None:
     lot = "LTM_Data_sample-000004"
     step("Isoler un lot que l'on croit fautif", versions, "isolate", lot, "--reason", "à vérifier")
     step("Il ne l'était pas : le retraiter", consumer, "--reprocess", lot)
-    title = "Vérification : fichier, sujet, versions, lignes et mesures sont comparés"
-    step(title, "verify.py", "--data", SAMPLE)
+    title = "Vérification : fichier, topic, versions, lignes et mesures sont comparés"
+    step(title, "verify.py", "--data", SAMPLE.name)
 
 
 def main() -> int:
     """Run the demonstration; return the exit code (see the module docstring)."""
+    load_env(HERE)
     began = time.monotonic()
     try:
-        start_servers()
+        say("── Les serveurs : Kafka, HDFS, PostgreSQL\n")
+        start_servers(HERE)
         show()
-    except FailedError as exc:
+    except StepError as exc:
         say(f"\n✗ Arrêt : {exc}")
         return 1
+    except KeyboardInterrupt:
+        say("\n✗ Interrompu.")
+        return 130
     seconds = time.monotonic() - began
     say(f"\n✓ Ce qui a été envoyé est exactement ce qui est stocké ({seconds:.0f} s).")
-    say("\nEt maintenant :")
-    say("  .venv/bin/python pipelines/acid_waters/postgresql/versions.py list")
-    say(f"  .venv/bin/python -m stack {' '.join(FILES)} down    arrêter les serveurs (sans Docker)")
+    say("\nOn a vu des lots rejetés et réparés, un retour en arrière, un lot isolé puis retraité.")
+    say("À regarder, dans pipelines/acid_waters :")
+    say("  python postgresql/versions.py list     les versions")
+    say("  python recovery.py                     le pH par région : recovery.svg")
+    _, web_url, *_ = SETTINGS["--hdfs-web-url"]
+    say(f"  {os.environ.get('HDFS_WEB_URL') or web_url:<37}  les fichiers dans HDFS")
+    say(f"Les serveurs tournent encore ; depuis la racine : {how_to_stop(HERE)}")
     return 0
 
 

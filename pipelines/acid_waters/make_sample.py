@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Make a small invented release with the columns and the traps of the real one.
 
-    python pipelines/acid_waters/make_sample.py                 # into sample/, as it is shipped
-    python pipelines/acid_waters/make_sample.py FOLDER --seed 7 --rows 2000
+    python make_sample.py                          # into sample/, as it is shipped
+    python make_sample.py FOLDER --seed 7 --rows 2000
 
 Writes the three tables, each as Excel and as CSV: the same seed gives the same tables. The sites,
 programs and values are made up. The traps are those of the real files: a site is a text such as

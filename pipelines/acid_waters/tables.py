@@ -6,24 +6,29 @@ A release has the samples (`LTM_Data…`), the methods (`Methods…`) and the si
 as `1528` or `41.9369`, dates as `2020-11-06`, empty as None, everything else as it is. A text is
 never taken for a number or for a missing value: a site is `040576`, the parameter `NA` is sodium.
 
-What cannot be read as the number or the date that its column promises stays as it is: whether it
-is refused is for the consumer to say.
+What cannot be read as the number or the date that its column promises stays as it is in the
+samples: the consumer rejects its lot. Methods and sites go into every version, so it is refused.
 """
 
 import csv
-from collections.abc import Iterator
+import re
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import openpyxl
+from openpyxl.utils import get_column_letter
 from openpyxl.utils.exceptions import InvalidFileException
 
 Row = dict[str, str | None]
+Cells = tuple[Any, ...]
+LONGEST_BYTES = 1000  # of a text: PostgreSQL has methods and sites in an index, 2700 bytes a row
 DECIMALS = 12  # kept of a number: more than any instrument gives, and Excel's 15 digits fit
 
 ID = "[A-Za-z0-9][A-Za-z0-9 ._-]{0,199}"  # of lots and files, as a regular expression
@@ -45,12 +50,14 @@ class Table:
         columns: all of them, in order.
         numbers: those whose values are numbers.
         dates: those whose values are dates, some with a time.
+        is_reference: a value that its column or PostgreSQL does not take is refused at once.
     """
 
     name: str
     columns: tuple[str, ...]
     numbers: frozenset[str]
     dates: frozenset[str] = frozenset()
+    is_reference: bool = False
 
 
 SAMPLES = Table(
@@ -66,6 +73,7 @@ METHODS = Table(
     "Methods",
     ("PROGRAM_ID", "PARAMETER", "START_YEAR", "END_YEAR", "METHOD", "METHOD_DESCRIPTION"),
     numbers=frozenset({"START_YEAR", "END_YEAR"}),
+    is_reference=True,
 )
 SITE_NUMBERS = (
     "LATDD", "LONDD", "LATDD_CENTROID", "LONDD_CENTROID", "COMID", "FEATUREID", "LAKE_DEPTH_MAX",
@@ -81,11 +89,16 @@ SITES = Table(
     ),
     numbers=frozenset(SITE_NUMBERS),
     dates=frozenset({"UPDATE_DATE"}),
+    is_reference=True,
 )  # fmt: skip
 
 
 class TableError(Exception):
     """What is wrong with a file, in one line for the user."""
+
+
+class FormulaError(Exception):
+    """A formula without its value: (row, position in it)."""
 
 
 def parameter_of(measure: str) -> tuple[str, str]:
@@ -173,31 +186,119 @@ def find_file(folder: Path, table: Table) -> Path:
 def read_table(file: Path, table: Table) -> Iterator[Row]:
     """Return the rows of a file, Excel or CSV by its name, as {column: text or None}.
 
+    Empty cells at the right of the last column are passed over, as are empty rows.
+
     Raises:
-        TableError: it cannot be read, or does not have the table's columns.
+        TableError: it cannot be read, does not have the table's columns, or has a cell that would
+            be lost or taken for another; the text names it.
     """
-    cells = excel_rows(file) if file.suffix.lower() == ".xlsx" else csv_rows(file)
     try:
-        header = next(cells, ())
-        if header != table.columns:
-            missing = [name for name in table.columns if name not in header]
-            raise TableError(
-                f"{file}: not the columns of {table.name}: " + ", ".join(missing)
-                + (" missing" if missing else "there are others, or in another order")
-            )  # fmt: skip
-        for number, row in enumerate(cells, 2):
-            if len(row) != len(header):
-                raise TableError(f"{file}: row {number} has {len(row)} cells, not {len(header)}")
-            if any(value not in (None, "") for value in row):
-                pairs = zip(header, row, strict=True)
-                yield {name: cell_text(value, name, table) for name, value in pairs}
+        with closing(excel_rows(file) if is_excel(file) else csv_rows(file)) as rows:
+            check_header(file, table, without_empty_end(next(rows, ())))
+            for number, cells in enumerate(rows, 2):
+                if any(value not in (None, "") for value in cells):
+                    yield read_row(file, table, number, cells)
+    except FormulaError as exc:
+        raise TableError(
+            f"{cell_name(file, table, *exc.args)} is a formula whose value the file does not hold: "
+            "open it in Excel or LibreOffice, and save it"
+        ) from exc
     except OSError as exc:
         raise TableError(f"{file}: {exc.strerror}") from exc
     except (UnicodeDecodeError, csv.Error) as exc:
         raise TableError(f"{file}: {exc}") from exc
 
 
-def csv_rows(file: Path) -> Iterator[tuple[Any, ...]]:
+def read_row(file: Path, table: Table, number: int, cells: Cells) -> Row:
+    """Return one row: {column: text or None}.
+
+    Raises:
+        TableError: see read_table.
+    """
+    row = without_empty_end(cells)
+    missing = len(table.columns) - len(row)
+    if missing < 0:
+        name = cell_name(file, table, number, len(row) - 1)
+        raise TableError(f"{name} has no column's name above it")
+    if len(cells) < len(table.columns) and not is_excel(file):  # Excel's rows end where they like
+        wanted = len(table.columns)
+        raise TableError(f"{file}: row {number} has {len(cells)} cells, not {wanted}")
+    read: Row = {}
+    values = (*row, *[None] * missing)
+    for position, (column, value) in enumerate(zip(table.columns, values, strict=True)):
+        read[column] = cell_text(value, column, table)
+        if table.is_reference and (why := unusable(read[column], column, table)):
+            raise TableError(f"{cell_name(file, table, number, position)} {why}")
+    return read
+
+
+def is_excel(file: Path) -> bool:
+    """Return whether a file's name is that of an Excel file."""
+    return file.suffix.lower() == ".xlsx"
+
+
+def cell_name(file: Path, table: Table, number: int, position: int) -> str:
+    """Return how a user finds a cell: as Excel names it, or by its row and column.
+
+    Args:
+        file: where it is.
+        table: the file's.
+        number: of the row, 1 for the header.
+        position: in the row, from 0.
+    """
+    if is_excel(file):
+        return f"{file}: cell {get_column_letter(position + 1)}{number}"
+    known = position < len(table.columns)
+    return f"{file}: row {number}, column {table.columns[position] if known else position + 1}"
+
+
+def check_header(file: Path, table: Table, header: Cells) -> None:
+    """Check the names of the columns.
+
+    Raises:
+        TableError: they are not those of the table, in its order.
+    """
+    if header == table.columns:
+        return
+    missing = [name for name in table.columns if name not in header]
+    raise TableError(
+        f"{file}: not the columns of {table.name}: " + ", ".join(missing)
+        + (" missing" if missing else "there are others, or in another order")
+    )  # fmt: skip
+
+
+def without_empty_end(cells: Cells) -> Cells:
+    """Return cells up to the last that is not empty.
+
+    >>> without_empty_end(("a", None, "b", "", None)), without_empty_end((None,))
+    (('a', None, 'b'), ())
+    """
+    length = len(cells)
+    while length and cells[length - 1] in (None, ""):
+        length -= 1
+    return cells[:length]
+
+
+def unusable(text: str | None, column: str, table: Table) -> str | None:
+    r"""Return why a value of the methods or the sites cannot be used, None when it can.
+
+    >>> unusable("Otter\0Lake", "SITE_NAME", SITES), unusable("x", "LATDD", SITES)
+    ('has a NUL character, which PostgreSQL does not take', "'x' is not a number")
+    """
+    if text is None:
+        return None
+    if "\0" in text:
+        return "has a NUL character, which PostgreSQL does not take"
+    if len(text.encode()) > LONGEST_BYTES:
+        return f"is too long: {len(text.encode())} bytes, {LONGEST_BYTES} at most"
+    if column in table.numbers and not re.fullmatch(r"-?\d+(\.\d+)?", text):
+        return f"{text!r} is not a number"
+    if column in table.dates and not re.fullmatch(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d)?", text):
+        return f"{text!r} is not a date"
+    return None
+
+
+def csv_rows(file: Path) -> Generator[Cells, None, None]:
     """Return the cells of a CSV; its first line says which separator it has."""
     with file.open(encoding="utf-8-sig", newline="") as lines:
         separator = ";" if ";" in lines.readline() else ","
@@ -205,19 +306,49 @@ def csv_rows(file: Path) -> Iterator[tuple[Any, ...]]:
         yield from map(tuple, csv.reader(lines, delimiter=separator))
 
 
-def excel_rows(file: Path) -> Iterator[tuple[Any, ...]]:
-    """Return the cells of an Excel file's first sheet."""
+def excel_rows(file: Path) -> Generator[Cells, None, None]:
+    """Return the cells of an Excel file's first sheet.
+
+    Raises:
+        TableError: it is none.
+        FormulaError: (row, position) of a formula whose value is not there.
+    """
+    values = sheet_rows(file, data_only=True)
+    if not has_formulas(file):
+        yield from values
+        return
+    for number, pair in enumerate(zip(values, sheet_rows(file, data_only=False), strict=True), 1):
+        for position, (value, written) in enumerate(zip(*pair, strict=True)):
+            if value is None and written is not None:
+                raise FormulaError(number, position)
+        yield pair[0]
+
+
+def has_formulas(file: Path) -> bool:
+    """Return whether any sheet of an Excel file has formulas: elements `f` of its XML.
+
+    Raises:
+        TableError: it is no Excel file.
+    """
     try:
-        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+        with ZipFile(file) as archive:
+            sheets = [name for name in archive.namelist() if name.startswith("xl/worksheets/")]
+            return any(re.search(rb"<(\w+:)?f[\s>/]", archive.read(name)) for name in sheets)
+    except BadZipFile as exc:
+        raise TableError(f"{file}: not an Excel file: {exc}") from exc
+
+
+def sheet_rows(file: Path, data_only: bool) -> Iterator[Cells]:
+    """Return the cells of the first sheet: values, or (not data_only) formulas where there are any.
+
+    Raises:
+        TableError: it is no Excel file.
+    """
+    try:
+        book = openpyxl.load_workbook(file, read_only=True, data_only=data_only)
     except (InvalidFileException, BadZipFile, KeyError, ValueError, ParseError) as exc:
         raise TableError(f"{file}: not an Excel file: {exc}") from exc
-    try:
+    with closing(book):
         sheet: Any = book.worksheets[0]
         sheet.reset_dimensions()  # the size that a file declares is not always its own
-        rows = sheet.iter_rows(values_only=True)
-        header = next(rows, ())
-        yield header
-        for row in rows:  # as long as its last cell
-            yield (*row, *[None] * (len(header) - len(row)))
-    finally:
-        book.close()
+        yield from sheet.iter_rows(values_only=True)

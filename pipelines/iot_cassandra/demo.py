@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Show this pipeline at work, from nothing: `make demo-iot_cassandra` calls this.
 
-Starts Kafka and Cassandra (by Docker if an engine answers, natively otherwise), applies the schema,
-sends readings at once and live while the writer runs, lets Spark aggregate them, and compares all
-that was sent with all that is stored. The output is in French, like the README.
+Starts the servers (by Docker if an engine answers, natively otherwise), creates the topic and the
+tables, sends a week's readings at once and some live while the writer runs, lets Spark aggregate
+them, draws a sensor's week, and compares all that was sent with all that is stored. The output is
+in French, like the README.
 
-Environment (or .env in the project's folder): as the scripts. Exit codes: those of verify.py.
+Environment (or .env in this folder or the project's): as the scripts. Exit codes: those of
+verify.py, 1 also when a step has failed, 2 for a wrong setting.
 """
 
 import argparse
@@ -13,131 +15,80 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from cassandra import DriverException
 from cassandra.cluster import Cluster, NoHostAvailable
 from cassandra.protocol import ErrorMessage
-from kafka import KafkaConsumer
-from kafka.errors import KafkaError
-from kafka.structs import TopicPartition
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.iot_cassandra.scripts.options import (  # noqa: E402  # after the path
+from pipelines.common import (  # noqa: E402  # after the path, with the next ones
+    StepError,
+    docker_answers,
+    how_to_stop,
+    load_env,
+    run_step,
+    say,
+    start_servers,
+)
+from pipelines.iot_cassandra.settings import (  # noqa: E402
+    FOLDER,
     add_shared,
     addresses,
-    load_env,
+    one_line,
     parser_of,
 )
 
-HERE = "pipelines/iot_cassandra"
-FILES = ["-f", "docker-compose.yml", "-f", f"{HERE}/compose.yml"]
-BEFORE, LIVE = 20_000, 300  # messages: those of the last hours, and those sent while it runs
-SIMULATORS_S = 120  # until they have ended too, once the writer has
-SPARK_JOB = ["--properties-file", f"{HERE}/spark.conf", f"{HERE}/scripts/spark_cassandra.py"]
+# A week of ten sensors, one reading of each every five minutes; and 10 s as they come.
+WEEK = ("--backfill", "7d", "--rate", "0.0333", "--bad", "0.005")
+LIVE = ("--count", "300", "--rate", "30")
+STOP_S = 60  # a writer that is told to stop has ended by then
+PICTURE = FOLDER / ".spark/semaine.svg"
 
 
-def say(line: str = "") -> None:
-    """Print a line at once, also into a pipe."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def succeeds(*command: str) -> bool:
-    """Run a command silently; return whether it exits with 0, False when it is not there."""
-    try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
-
-
-def script(name: str, *arguments: str) -> list[str]:
+def script(name: str, *arguments: str) -> tuple[str, ...]:
     """Return the command line of one of this folder's scripts."""
-    return [sys.executable, f"{HERE}/{name}", *arguments]
+    return (sys.executable, str(FOLDER / name), *arguments)
 
 
-def run(command: list[str]) -> None:
-    """Run a command to its end.
-
-    Raises:
-        CalledProcessError: it failed.
-    """
-    subprocess.run(command, cwd=PROJECT, check=True)
-
-
-def start_servers(by_docker: bool) -> None:
-    """Start Kafka and Cassandra, and by Docker Spark's master and worker too."""
-    if by_docker:
-        services = ("kafka", "cassandra", "spark-worker")
-        run(["docker", "compose", *FILES, "up", "-d", "--wait", *services])
-    else:
-        run([sys.executable, "-m", "stack", *FILES, "up", "kafka", "cassandra"])
-
-
-def run_pipeline() -> None:
-    """Run the writer while one simulator sends readings of the last hours and one live.
+@contextmanager
+def running_writer() -> Iterator[None]:
+    """Run the writer meanwhile, and tell it to stop.
 
     Raises:
-        CalledProcessError: one of them failed.
-        TimeoutExpired: a simulator does not end.
+        StepError: it failed, or does not end.
     """
-    before = ("--count", str(BEFORE), "--at-once", "--rate", "1", "--bad", "0.005")
-    live = ("--count", str(LIVE), "--rate", "30")
-    simulators = [
-        subprocess.Popen(script("scripts/iot_simulator.py", *arguments), cwd=PROJECT)
-        for arguments in (before, live)
-    ]
-    writer = script("scripts/kafka_to_cassandra.py", "--exit-when-idle", "4")
+    writer = subprocess.Popen(script("scripts/kafka_to_cassandra.py"), cwd=PROJECT)
     try:
-        codes = [subprocess.run(writer, cwd=PROJECT, check=False).returncode]
-        codes += [simulator.wait(timeout=SIMULATORS_S) for simulator in simulators]
+        yield
+        writer.terminate()
+        code = writer.wait(timeout=STOP_S)
+    except subprocess.TimeoutExpired:
+        raise StepError(f"kafka_to_cassandra.py has not ended after {STOP_S} s") from None
     finally:
-        for simulator in simulators:
-            simulator.terminate()  # as good as nothing to one that has ended
-    if any(codes):
-        raise subprocess.CalledProcessError(max(codes), writer)
+        writer.kill()  # as good as nothing to one that has ended
+        writer.wait()
+    if code:
+        raise StepError(f"kafka_to_cassandra.py ended with code {code}")
 
 
-def aggregate(by_docker: bool) -> None:
-    """Run the Spark batch; what Spark says besides is shown only if it fails."""
-    if by_docker:
-        command = ["docker", "compose", *FILES, "exec", "-T", "spark-master"]
-        command += ["/opt/spark/bin/spark-submit", "--master", "spark://spark-master:7077"]
-        command += ["--conf", "spark.jars.ivy=/tmp/ivy"]
-    else:
-        command = ["spark-submit"]
-    # spark-submit takes the Python and the Spark that it finds first.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environ: Mapping[str, str] = {**os.environ, "PATH": path}
-    done = subprocess.run(
-        [*command, *SPARK_JOB, "batch"],
-        cwd=PROJECT, env=environ, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    for line in done.stdout.splitlines():
-        if not line.startswith(":: "):  # Ivy's
-            say(line)
-    if done.returncode:
-        sys.stderr.write(done.stderr)
-        done.check_returncode()
-
-
-def messages_in(servers: str, topic: str) -> int:
-    """Return how many messages were sent to a topic so far; to one that is not there, none.
+def send_and_write(folder: Path) -> list[str]:
+    """Send a week at once and some readings live while the writer runs; return verify's options.
 
     Raises:
-        KafkaError: Kafka does not answer.
+        StepError: a program failed.
     """
-    consumer = KafkaConsumer(
-        bootstrap_servers=servers.split(","), api_version_auto_timeout_ms=10_000,
-        isolation_level="read_committed", allow_auto_create_topics=False,
-    )  # fmt: skip
-    with closing(consumer):
-        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
-        return sum(consumer.end_offsets(partitions).values())
+    ledgers = [str(folder / "semaine.csv"), str(folder / "direct.csv")]
+    with running_writer():
+        for what, ledger in zip((WEEK, LIVE), ledgers, strict=True):
+            run_step(*script("scripts/iot_simulator.py", *what, "--ledger", ledger))
+    run_step(*script("scripts/kafka_to_cassandra.py", "--once"))  # what it had not read yet
+    return [option for ledger in ledgers for option in ("--ledger", ledger)]
 
 
 def print_hours(hosts: str, keyspace: str) -> None:
@@ -159,60 +110,65 @@ def print_hours(hosts: str, keyspace: str) -> None:
             )
 
 
-def demonstrate(options: argparse.Namespace, by_docker: bool) -> int:
-    """Do it all, from the servers to the verification; return the exit code of verify.py.
+def aggregate() -> None:
+    """Run the Spark batch: on the master and its worker by Docker, else in a process.
 
     Raises:
-        KafkaError, NoHostAvailable, DriverException, ErrorMessage: a server does not answer.
-        CalledProcessError, TimeoutExpired: a program failed, or does not end.
+        StepError: it failed.
+    """
+    if docker_answers():
+        submit = ("spark-submit", "--master", "spark://spark:7077")
+        run_step("docker", "exec", "spark", *submit, "scripts/spark_cassandra.py", "batch")
+    else:
+        run_step(*script("scripts/spark_cassandra.py", "batch"))
+
+
+def demonstrate(options: argparse.Namespace) -> int:
+    """Do it all, from the servers to the verification; return the exit code.
+
+    Raises:
+        NoHostAvailable, DriverException, ErrorMessage: a server does not answer.
+        StepError: a program failed.
     """
     began = time.monotonic()
-    say(f"── Les serveurs, {'par Docker' if by_docker else 'sans Docker'}\n")
-    start_servers(by_docker)
-    say("\n── Le schéma\n")
-    run(script("scripts/apply_schema.py"))
-    sent = messages_in(options.bootstrap_servers, options.topic) + BEFORE + LIVE
-    say("\n── 20 000 mesures d'un coup, dont 1 sur 200 abîmée exprès, et 10 s en direct\n")
-    run_pipeline()
-    say("\n── Spark lit Cassandra, agrège par capteur et par heure, et l'y récrit\n")
-    aggregate(by_docker)
-    print_hours(options.hosts, options.keyspace)
-    say("\n── Vérification : chaque message du sujet est relu et cherché dans les deux tables\n")
-    verify = script("verify.py", "--expect", str(sent))
-    code = subprocess.run(verify, cwd=PROJECT, check=False).returncode
-    if code:
-        say("\n✗ Ce qui a été envoyé n'est PAS exactement ce qui est stocké : voir ci-dessus.")
-    else:
-        seconds = time.monotonic() - began
-        say(f"\n✓ Ce qui a été envoyé est exactement ce qui est stocké ({seconds:.0f} s).")
-    return code
-
-
-def named(command: Sequence[str]) -> str:
-    """Return the beginning of a command line, as far as it tells which program it is.
-
-    >>> named(["/usr/bin/python3", "verify.py", "--expect", "20300"])
-    'python3 verify.py --expect ...'
-    """
-    return " ".join([Path(command[0]).name, *command[1:3], "..."])
+    say(f"── Les serveurs, {'par Docker' if docker_answers() else 'sans Docker'}\n")
+    start_servers(FOLDER)
+    say("\n── Le topic et les tables\n")
+    run_step(*script("prepare.py"))
+    say("\n── Une semaine de dix capteurs d'un coup, 1 message sur 200 abîmé, et 10 s en direct\n")
+    with TemporaryDirectory() as folder:
+        ledgers = send_and_write(Path(folder))
+        say("\n── Spark lit Cassandra, agrège par capteur et par heure, et l'y récrit\n")
+        aggregate()
+        print_hours(options.hosts, options.keyspace)
+        say("\n── La semaine d'un capteur, relue dans Cassandra\n")
+        run_step(*script("chart.py", "--output", str(PICTURE)))
+        say("\n── Vérification : chaque message est relu et cherché dans les tables\n")
+        run_step(*script("verify.py", *ledgers))
+    seconds = time.monotonic() - began
+    say(f"\n✓ Ce qui a été envoyé est exactement ce qui est stocké ({seconds:.0f} s).\n")
+    say(f"Le dessin        {PICTURE}")
+    say("Les tables       cqlsh : SELECT * FROM iot_keyspace.sensor_data_hourly LIMIT 10;")
+    if docker_answers():
+        say("Le maître Spark  http://127.0.0.1:8080")
+    say(f"Tout arrêter     {how_to_stop(FOLDER)}     (-v efface aussi les données)")
+    return 0
 
 
 def main() -> int:
     """Run the demonstration; return the exit code (see the module docstring)."""
-    load_env(PROJECT / ".env")
-    wanted = ("--bootstrap-servers", "--topic", "--hosts", "--keyspace")
-    options = add_shared(parser_of(__doc__), os.environ, *wanted).parse_args([])
+    load_env(FOLDER)
+    options = add_shared(parser_of(__doc__), os.environ, "--hosts", "--keyspace").parse_args([])
     try:
-        by_docker = succeeds("docker", "info") and succeeds("docker", "compose", "version")
-        return demonstrate(options, by_docker)
-    except (KafkaError, NoHostAvailable, DriverException, ErrorMessage) as exc:
-        why = f"a server does not answer: {' '.join(str(exc).split())[:300]}"
-    except subprocess.CalledProcessError as exc:
-        why = f"{named(exc.cmd)} ended with code {exc.returncode}"
-    except subprocess.TimeoutExpired as exc:
-        why = f"{named(exc.cmd)} has not ended after {exc.timeout:.0f} s"
+        return demonstrate(options)
+    except StepError as exc:
+        why = str(exc)
+        if "verify.py" in why:
+            say("\n✗ Ce qui a été envoyé n'est PAS exactement ce qui est stocké : voir ci-dessus.")
+    except (NoHostAvailable, DriverException, ErrorMessage) as exc:
+        why = f"Cassandra does not answer: {one_line(exc)}"
     except KeyboardInterrupt:
-        why = "interrupted"
+        why = f"interrupted; the servers go on: {how_to_stop(FOLDER)}"
     sys.stderr.write(f"demo: {why}\n")
     return 1
 

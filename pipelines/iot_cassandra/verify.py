@@ -1,24 +1,26 @@
 #!/usr/bin/env python3
 """Compare what was sent to Kafka with what is stored in Cassandra.
 
-    python pipelines/iot_cassandra/verify.py
-    python pipelines/iot_cassandra/verify.py --expect 20000   # so many messages were sent
+    python3 verify.py
+    python3 verify.py --ledger sent.csv      # what iot_simulator.py --ledger has noted
 
-Every message of the topic is read again. One that is a reading must be a row in both tables, with
-the same values (as 32-bit floats) and the same millisecond; of two for one sensor and one
-millisecond, the one with the later write time (the time in Kafka, then the offset modulo 1000) must
-be there. Any other must be in the dead-letter topic, with its key and bytes, under its own topic,
-partition and offset, and nothing else may be; being there twice is allowed, as a crash between the
-send and the commit leaves it. No other row may be stored, unless the topic has already forgotten
-its first messages. A topic without a message proves nothing: then they do not agree. Messages are
-judged here by code of its own, not by the writer's.
+Every message of the topic is read again. One that is a reading must be a row in both tables (in
+sensor_data alone if there is no sensor_data_by_day), with the same values (as 32-bit floats) and
+the same millisecond; of two for one sensor and one millisecond, the one with the later write time
+(the time in Kafka, then the offset modulo 1000) must be there. Any other must be in the topic of
+rejects, with its key and bytes, under its own topic, partition and offset, and nothing else may be;
+being there twice is allowed, as a crash between the send and the commit leaves it. No other row may
+be stored, unless the topic has already forgotten its first messages. What a ledger says was
+acknowledged must be in the topic, at that place, with these bytes. A topic without a message proves
+nothing: then they do not agree. Messages are judged here by code of its own, not by the writer's.
 
-Environment (or .env in the project's folder; a flag wins over both): as the writer, see
+Environment (or .env in this folder or the project's; an option wins over both): as the writer, see
 scripts/kafka_to_cassandra.py.
 
-Exit codes: 0 they agree, 1 they do not, or a server is unreachable; 2 wrong usage.
+Exit codes: 0 they agree, 1 they do not, or a server or a ledger cannot be read; 2 wrong usage.
 """
 
+import csv
 import json
 import logging
 import math
@@ -26,10 +28,8 @@ import os
 import re
 import struct
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,25 +38,27 @@ from typing import Any
 from cassandra import DriverException
 from cassandra.cluster import Cluster, NoHostAvailable, Session
 from cassandra.protocol import ErrorMessage
-from kafka import KafkaConsumer
-from kafka.errors import KafkaError, KafkaTimeoutError
-from kafka.structs import TopicPartition
+from kafka.errors import KafkaError
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.iot_cassandra.scripts.options import (  # noqa: E402  # after the path
+from pipelines.common import load_env  # noqa: E402  # after the path, with the next ones
+from pipelines.iot_cassandra.kafka_topic import read_topic  # noqa: E402
+from pipelines.iot_cassandra.settings import (  # noqa: E402
+    BY_DAY,
+    FOLDER,
+    SENSOR_DATA,
     add_shared,
     addresses,
-    at_least,
-    load_env,
+    one_line,
     parser_of,
+    rejects_topic,
 )
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:[0-5]\d)", re.ASCII)
 FIRST, LARGEST_OFFSET = datetime(1900, 1, 1, tzinfo=UTC), timedelta(hours=18)
-SILENCE_S = 60.0  # of Kafka, within a topic: then nothing comes any more
 KAFKA_TIMES = range(253_402_300_800_000)  # epoch ms up to the year 9999
 Key = tuple[int, int]  # sensor_id, epoch ms
 Values = tuple[bytes, bytes]  # temperature, humidity, as the four bytes of a FLOAT
@@ -72,14 +74,15 @@ class Verdict:
         readings: different readings among them: the rows that there should be.
         repeated: messages whose reading had come before, with the same values.
         replaced: messages whose reading has the key of another one with other values.
-        dead_lettered: different messages in the dead-letter topic.
-        twice: dead letters that had been there before.
+        rejected: different messages in the topic of rejects.
+        twice: rejects that had been there before.
         rows: by table, the rows that are there.
         missing, differing, unexpected: rows that should be there, have other values, should not.
-        hidden: messages that are no readings, and not in the dead-letter topic.
-        misjudged: readings in the dead-letter topic.
-        altered: messages whose dead letter has another key or other bytes.
-        strays: dead letters that are none of the topic's messages.
+        hidden: messages that are no readings, and not in the topic of rejects.
+        misjudged: readings in the topic of rejects.
+        altered: messages whose reject has another key or other bytes.
+        strays: rejects that are none of the topic's messages.
+        lost: messages that a ledger has, and the topic has not at that place.
         forgotten: messages that the topic has deleted, so that their rows cannot be checked.
     """
 
@@ -87,7 +90,7 @@ class Verdict:
     readings: int = 0
     repeated: int = 0
     replaced: int = 0
-    dead_lettered: int = 0
+    rejected: int = 0
     twice: int = 0
     rows: dict[str, int] = field(default_factory=dict)
     missing: list[tuple[str, Key]] = field(default_factory=list)
@@ -97,53 +100,15 @@ class Verdict:
     misjudged: list[Where] = field(default_factory=list)
     altered: list[Where] = field(default_factory=list)
     strays: list[Where] = field(default_factory=list)
+    lost: list[Where] = field(default_factory=list)
     forgotten: int = 0
 
     @property
     def holds(self) -> bool:
         """Whether something was compared, and nothing is lost, changed or made up."""
         rows = self.missing or self.differing or (self.unexpected and not self.forgotten)
-        letters = self.hidden or self.misjudged or self.altered or self.strays
-        return self.messages > 0 and not rows and not letters
-
-
-def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], Mapping[int, int]]:
-    """Return the messages that the topic holds now, and each partition's first offset.
-
-    Raises:
-        KafkaError: Kafka does not answer; while they are read also: nothing comes for SILENCE_S, or
-            some were deleted before they were read.
-    """
-    consumer = KafkaConsumer(
-        bootstrap_servers=servers.split(","),
-        isolation_level="read_committed",
-        api_version_auto_timeout_ms=10_000,
-        receive_message_max_bytes=2**31 - 1,  # its default, 1 MB, is less than a fetch may bring
-        auto_offset_reset="none",  # else it goes on after what is deleted, and says nothing
-        allow_auto_create_topics=False,  # one that is absent stays so
-    )
-    partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
-    first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
-
-    def messages() -> Iterator[Any]:
-        left = {p: first[p] for p in partitions if first[p] < end[p]}  # what is read next
-        with closing(consumer):
-            consumer.assign(sorted(left))
-            for partition, offset in left.items():
-                consumer.seek(partition, offset)
-            silent_since = time.monotonic()
-            while left:
-                for partition, polled in consumer.poll(1000, max_records=5000).items():
-                    yield from (message for message in polled if message.offset < end[partition])
-                # Also what is no message counts: the marks of transactions.
-                reached = {p: consumer.position(p, timeout_ms=1000) for p in left}
-                if reached != left:
-                    silent_since = time.monotonic()
-                elif time.monotonic() - silent_since > SILENCE_S:
-                    raise KafkaTimeoutError("nothing comes any more")
-                left = {p: offset for p, offset in reached.items() if offset < end[p]}
-
-    return messages(), {partition.partition: offset for partition, offset in first.items()}
+        messages = self.hidden or self.misjudged or self.altered or self.strays or self.lost
+        return self.messages > 0 and not rows and not messages
 
 
 def as_float(number: Any, low: float, high: float) -> bytes:
@@ -191,7 +156,7 @@ def read(value: bytes | None) -> tuple[Key, Values] | None:
 
 def read_rows(session: Session, keyspace: str, table: str) -> Iterator[tuple[Key, Values]]:
     """Yield the rows of a table; one in the wrong day gets a key that no reading has."""
-    day = ", day" if table == "sensor_data_by_day" else ""
+    day = ", day" if table == BY_DAY else ""
     query = (  # names of our own, not a user's text
         f"SELECT sensor_id, to_unix_timestamp(timestamp), temperature, humidity{day} "  # noqa: S608
         f"FROM {keyspace}.{table}"
@@ -205,50 +170,83 @@ def read_rows(session: Session, keyspace: str, table: str) -> Iterator[tuple[Key
         yield key, (cells[0], cells[1])
 
 
-def dead_letters(servers: str, topic: str) -> tuple[dict[Where, list[Any]], list[Where]]:
-    """Return the dead letters by the message that each says it is, and where the others lie."""
+def read_rejects(servers: str, topic: str) -> tuple[dict[Where, list[Any]], list[Where]]:
+    """Return the rejects by the message that each says it is, and where the others lie."""
     found: dict[Where, list[Any]] = defaultdict(list)
     strays: list[Where] = []
-    for letter in read_topic(servers, f"{topic}.dead-letter")[0]:
-        headers = dict(letter.headers)
+    for reject in read_topic(servers, rejects_topic(topic))[0]:
+        headers = dict(reject.headers)
         try:
             if headers["source.topic"] != topic.encode() or not headers["reason"]:
                 raise ValueError(headers)
             origin = (int(headers["source.partition"]), int(headers["source.offset"]))
         except (KeyError, ValueError, TypeError):  # not the writer's
-            strays.append((letter.partition, letter.offset))
+            strays.append((reject.partition, reject.offset))
         else:
-            found[origin].append(letter)
+            found[origin].append(reject)
     return found, strays
 
 
-def verify(servers: str, topic: str, session: Session, keyspace: str) -> Verdict:
-    """Compare topic, tables and dead letters.
+def read_ledgers(paths: Sequence[Path]) -> dict[Where, bytes]:
+    """Return the messages that Kafka has acknowledged, by their places.
+
+    Raises:
+        OSError, ValueError: a ledger cannot be read, or is none.
+    """
+    sent: dict[Where, bytes] = {}
+    for path in paths:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.reader(file)
+            if next(rows, None) != ["partition", "offset", "message"]:
+                raise ValueError(f"{path} is not a ledger of iot_simulator.py")
+            for row in rows:
+                try:
+                    partition, offset, message = row
+                    if offset:  # else it was not acknowledged
+                        sent[int(partition), int(offset)] = message.encode()
+                except ValueError:
+                    raise ValueError(f"{path}, line {rows.line_num}: not a ledger's") from None
+    return sent
+
+
+def verify(
+    servers: str, topic: str, session: Session, keyspace: str, sent: dict[Where, bytes]
+) -> Verdict:
+    """Compare ledgers, topic, tables and rejects.
+
+    Args:
+        servers: of Kafka.
+        topic: of the readings.
+        session: of Cassandra.
+        keyspace: of the tables.
+        sent: what the ledgers say, by place; used up. Empty for none.
 
     Raises:
         KafkaError, NoHostAvailable, DriverException, ErrorMessage: a server does not answer, or
             not what it is asked for.
     """
     verdict = Verdict()
-    dead, verdict.strays = dead_letters(servers, topic)
-    verdict.dead_lettered = len(dead)
-    verdict.twice = sum(map(len, dead.values())) - len(dead)
+    known, verdict.strays = read_rejects(servers, topic)
+    verdict.rejected = len(known)
+    verdict.twice = sum(map(len, known.values())) - len(known)
     expected: dict[Key, tuple[float, Values]] = {}
     messages, first = read_topic(servers, topic)
     verdict.forgotten = sum(first.values())
     for message in messages:
         verdict.messages += 1
         where = (message.partition, message.offset)
-        letters = dead.pop(where, [])
-        sent = (message.key, message.value or b"")
-        if any((letter.key, letter.value) != sent for letter in letters):
+        rejects = known.pop(where, [])
+        value = message.value or b""
+        if sent.pop(where, value) != value:
+            verdict.lost.append(where)
+        if any((reject.key, reject.value) != (message.key, value) for reject in rejects):
             verdict.altered.append(where)
         found = read(message.value) if message.timestamp in KAFKA_TIMES else None
         if found is None:
-            if not letters:
+            if not rejects:
                 verdict.hidden.append(where)
             continue
-        if letters:
+        if rejects:
             verdict.misjudged.append(where)
         key, values = found
         write_time = message.timestamp * 1000 + message.offset % 1000
@@ -257,15 +255,19 @@ def verify(servers: str, topic: str, session: Session, keyspace: str) -> Verdict
         verdict.replaced += values != other
         if write_time >= before:
             expected[key] = write_time, values
-    # What is left in `dead` is no message of the topic, or one that it has deleted.
+    verdict.lost += [where for where in sent if where[1] >= first.get(where[0], 0)]
+    # What is left in `known` is no message of the topic, or one that it has deleted.
     verdict.strays += [
-        (letter.partition, letter.offset)
-        for (partition, offset), letters in dead.items()
-        for letter in letters
+        (reject.partition, reject.offset)
+        for (partition, offset), rejects in known.items()
+        for reject in rejects
         if not 0 <= offset < first.get(partition, 0)
     ]
     verdict.readings = len(expected)
-    for table in ("sensor_data", "sensor_data_by_day"):
+    known_tables = session.cluster.metadata.keyspaces.get(keyspace)
+    for table in (SENSOR_DATA, BY_DAY):
+        if table == BY_DAY and not (known_tables and BY_DAY in known_tables.tables):
+            continue
         stored = dict(read_rows(session, keyspace, table))
         verdict.rows[table] = len(stored)
         for key, (_, values) in expected.items():
@@ -284,12 +286,21 @@ def print_verdict(verdict: Verdict, topic: str) -> None:
         "different readings among them": verdict.readings,
         "repeated (same reading, same values)": verdict.repeated,
         "replaced (same key, other values)": verdict.replaced,
-        "dead-lettered": verdict.dead_lettered,
-        "dead-lettered once more": verdict.twice,
+        "rejected": verdict.rejected,
+        "rejected once more": verdict.twice,
     } | {f"rows in {table}": count for table, count in verdict.rows.items()}
     for label, count in lines.items():
         sys.stdout.write(f"{label:<40} {count:>9}\n")
-    wrong = ("missing", "differing", "unexpected", "hidden", "misjudged", "altered", "strays")
+    wrong = (
+        "missing",
+        "differing",
+        "unexpected",
+        "hidden",
+        "misjudged",
+        "altered",
+        "strays",
+        "lost",
+    )
     for name in wrong:
         found = getattr(verdict, name)
         examples = f"   for example {', '.join(map(str, found[:3]))}" if found else ""
@@ -302,27 +313,38 @@ def print_verdict(verdict: Verdict, topic: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the verdict; return the exit code (see the module docstring)."""
-    load_env(PROJECT / ".env")
+    load_env(FOLDER)
     wanted = ("--bootstrap-servers", "--topic", "--hosts", "--keyspace")
     parser = add_shared(parser_of(__doc__), os.environ, *wanted)
-    parser.add_argument("--expect", type=at_least(0, int), metavar="N",
-        help="number of messages that were sent")  # fmt: skip
+    parser.add_argument(
+        "--ledger",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="of iot_simulator.py; may be given several times",
+    )
     options = parser.parse_args(argv)
     for client in ("cassandra", "kafka"):
         logging.getLogger(client).setLevel(logging.CRITICAL)
-    servers, topic, expect = options.bootstrap_servers, options.topic, options.expect
+    servers, topic = options.bootstrap_servers, options.topic
     try:
+        sent = read_ledgers(options.ledger)
         with Cluster(addresses(options.hosts)) as cluster:
-            verdict = verify(servers, topic, cluster.connect(), options.keyspace)
+            verdict = verify(servers, topic, cluster.connect(), options.keyspace, sent)
+        print_verdict(verdict, topic)
+        sys.stdout.flush()
     except (KafkaError, NoHostAvailable, DriverException, ErrorMessage) as exc:
-        sys.stderr.write(f"verify: cannot compare: {' '.join(str(exc).split())[:300]}\n")
+        sys.stderr.write(f"verify: cannot compare: {one_line(exc)}\n")
+        return 1
+    except BrokenPipeError:  # `... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, ValueError) as exc:
+        sys.stderr.write(f"verify: {one_line(exc)}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("verify: interrupted, nothing is said\n")
-        return 1
-    print_verdict(verdict, topic)
-    if expect is not None and verdict.messages + verdict.forgotten != expect:
-        sys.stdout.write(f"{'sent':<40} {expect:>9}   not as many as in the topic\n")
         return 1
     return 0 if verdict.holds else 1
 

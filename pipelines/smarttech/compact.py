@@ -17,9 +17,9 @@ before and after, in this run; a line per table:
 OPTIMIZE and VACUUM may run beside the consumer. Less than 168 hours may not: then the consumer must
 be stopped and have read everything, for VACUUM deletes what a stream behind has yet to read.
 
-Environment (or .env at the root of the project; a flag wins over both):
-    SMARTTECH_LAKE          folder of the tables (default: lake/ beside this file)
-    SMARTTECH_CHECKPOINTS   folder of the checkpoints (default: checkpoints/ in the lake)
+Environment (or .env in this folder, then at the project's root; an option wins over both):
+    SMARTTECH_LAKE         folder of the tables (default: lake/ beside this file)
+    SMARTTECH_CHECKPOINT   folder of the checkpoints (default: checkpoints/ in the lake)
 
 Exit codes: 0 done, 1 it cannot be done, 2 wrong usage.
 """
@@ -50,21 +50,23 @@ from pyspark.sql import functions as F
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.smarttech.lake import (  # noqa: E402  # works from any folder
-    DEFAULT_LAKE,
+from pipelines.common import configure_logging, load_env, number  # noqa: E402
+from pipelines.smarttech.lake import (  # noqa: E402
     PARTITIONED_BY,
     SCHEMAS,
-    STAGES,
     LakeError,
-    check_checkpoint,
-    configure_logging,
+    check_checkpoints,
     lock,
-    one_line,
     open_batches,
-    spark_session,
     table_path,
 )
-from pipelines.smarttech.options import at_least, load_env  # noqa: E402
+from pipelines.smarttech.settings import (  # noqa: E402
+    FOLDER,
+    add_checkpoint_option,
+    add_lake_option,
+    command_parser,
+)
+from pipelines.smarttech.spark_session import one_line, spark_session  # noqa: E402
 
 log = logging.getLogger("smarttech")
 
@@ -78,7 +80,7 @@ CONFLICTS = (
     ConcurrentTransactionException,
 )
 # What is averaged, to read a column of every row.
-MEASURE = {"bronze": "offset", "quarantine": "offset", "duplicates": "offset", "gold": "mean"}
+MEASURE = {"bronze": "offset", "rejects": "offset", "duplicates": "offset", "gold": "mean"}
 
 
 def read_s(spark: SparkSession, path: Path, column: str) -> float:
@@ -124,26 +126,24 @@ def compact(spark: SparkSession, table: str, path: Path, retain_hours: float) ->
     )
 
 
-def check_read(lake: Path, checkpoints: Path) -> None:
+def check_read(lake: Path, checkpoint: Path) -> None:
     """Refuse to go on while a stream has something left to read.
 
     Raises:
         LakeError: it has, or these are not the checkpoints of this lake.
     """
     # In others no batch would be open, whatever this lake's streams have left to read.
-    for stage, tables in STAGES.items():
-        paths = [table_path(lake, table) for table in tables]
-        check_checkpoint(stage, paths, checkpoints / stage)
+    check_checkpoints(lake, checkpoint)
     # A batch that is not noted as done is read again, though its rows may be in the tables already.
-    is_open = bool(open_batches(checkpoints))
+    is_open = bool(open_batches(checkpoint))
     rows = {name: RustTable(str(table_path(lake, name))).count() for name in SCHEMAS}
-    sorted_out = rows["silver"] + rows["quarantine"] + rows["duplicates"]
+    sorted_out = rows["silver"] + rows["rejects"] + rows["duplicates"]
     counts = RustTable(str(table_path(lake, "gold"))).to_pyarrow_table(columns=["count"])
     summarised = sum(counts["count"].to_pylist())
     if is_open or (rows["bronze"], rows["silver"]) != (sorted_out, summarised):
         raise LakeError(
             "not all of bronze is in silver and gold yet, and VACUUM could delete what is missing: "
-            "first run spark_kafka_consumer.py --available-now"
+            "first run spark_kafka_consumer.py --once"
         )
 
 
@@ -153,17 +153,17 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         LakeError: it cannot be done.
     """
-    lake = options.lake.absolute()
+    lake = options.lake
     there = [name for name in SCHEMAS if RustTable.is_deltatable(str(table_path(lake, name)))]
     if missing := [name for name in options.tables if name not in there] or not there:
         raise LakeError(f"no table {missing if there else 'at all'} in {lake}")
     is_short = options.retain_hours < SAFE_HOURS
     settings = {"spark.databricks.delta.retentionDurationCheck.enabled": str(not is_short).lower()}
-    checkpoints = (options.checkpoints or lake / "checkpoints").absolute()
-    folders = [lake, checkpoints] if is_short else []
+    checkpoint = options.checkpoint or lake / "checkpoints"
+    folders = [lake, checkpoint] if is_short else []
     with lock(*folders) as locks, spark_session(lake, settings, locks) as spark:
         if is_short:
-            check_read(lake, checkpoints)
+            check_read(lake, checkpoint)
         sys.stdout.write(f"{'table':<12}{'files':>9}{'read s':>18}{'bytes on disk':>26}\n")
         for table in options.tables or there:
             line = compact(spark, table, table_path(lake, table), options.retain_hours)
@@ -173,20 +173,13 @@ def run(options: argparse.Namespace) -> None:
 
 def load_options(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
     """Return the command line's choices."""
-    summary, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("tables", nargs="*", metavar="TABLE", help=f"{', '.join(SCHEMAS)} (default: all)")
-    add("--retain-hours", type=at_least(0, float), default=SAFE_HOURS, metavar="HOURS",
+    add("--retain-hours", type=number(0, 876_000), default=SAFE_HOURS, metavar="HOURS",
         help="VACUUM spares what a version of that long ago needs (default: 168)")  # fmt: skip
-    add("--lake", type=Path, metavar="FOLDER",
-        default=environ.get("SMARTTECH_LAKE") or DEFAULT_LAKE,
-        help="environment: SMARTTECH_LAKE (default: lake/ beside this file)")  # fmt: skip
-    add("--checkpoints", type=Path, metavar="FOLDER",
-        default=environ.get("SMARTTECH_CHECKPOINTS") or None,
-        help="environment: SMARTTECH_CHECKPOINTS (default: checkpoints/ in the lake)")  # fmt: skip
+    add_lake_option(parser, environ)
+    add_checkpoint_option(parser, environ)
     options = parser.parse_args(argv)
     if unknown := set(options.tables) - set(SCHEMAS):
         parser.error(f"no table {', '.join(sorted(unknown))}: there is {', '.join(SCHEMAS)}")
@@ -195,9 +188,9 @@ def load_options(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argp
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compact the tables; return the exit code (see the module docstring)."""
-    load_env()
+    load_env(FOLDER)
     options = load_options(argv, os.environ)
-    configure_logging()
+    configure_logging("smarttech")
     try:
         run(options)
     except (LakeError, PySparkException, Py4JError, DeltaError, OSError) as exc:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Print a table of the lake: schema, number of rows, last rows, history. No Spark, no waiting.
+"""Print the tables of the lake: sizes, last rows, schema, history. No Spark, no waiting.
 
-    python pipelines/smarttech/read_delta.py                        # the tables and their sizes
+    python pipelines/smarttech/read_delta.py                        # all: sizes, last rows
     python pipelines/smarttech/read_delta.py silver
     python pipelines/smarttech/read_delta.py gold --rows 20
     python pipelines/smarttech/read_delta.py silver --version 3     # as it was: time travel
@@ -11,10 +11,13 @@ Works while the consumer runs: a reader of Delta sees the last complete version,
     table       version   rows  files   bytes
     bronze            1  20000     20  472295
 
-Environment (or .env at the root of the project; a flag wins over it):
-    SMARTTECH_LAKE   folder of the tables (default: lake/ beside this file)
+"simple" and "simple_rejects" are the tables of pipeline_streaming_simple.py.
 
-Exit codes: 0 printed, 1 there is no such table or version, 2 wrong usage.
+Environment (or .env in this folder, then at the project's root; an option wins over both):
+    SMARTTECH_LAKE     folder of the tables (default: lake/ beside this file)
+    SMARTTECH_SIMPLE   folder of the two of the simple mode (default: the one of this file)
+
+Exit codes: 0 printed, 1 there is no such table or version, 2 wrong usage, 130 interrupted.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import DeltaTable
@@ -32,21 +36,31 @@ from deltalake.exceptions import DeltaError
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.smarttech.options import leave, load_env  # noqa: E402  # works from any folder
+from pipelines.common import load_env, number  # noqa: E402
+from pipelines.smarttech.settings import (  # noqa: E402
+    FOLDER,
+    add_lake_option,
+    command_parser,
+    leave,
+)
+from stack.console import command  # noqa: E402
 
-TABLES = ("bronze", "silver", "gold", "anomalies", "quarantine", "duplicates", "simple")
+TABLES = ("bronze", "silver", "gold", "anomalies", "rejects", "duplicates")
+SIMPLE = {"simple": "sensor_data_bronze", "simple_rejects": "sensor_data_rejects"}
 # What the last rows are the last by, the first of these that a table has.
 ORDERS = (
     ["kafka_timestamp", "partition", "offset"],
     ["window_start"],
     ["timestamp"],
+    ["ingested_at"],
 )
 CELL_WIDTH = 40
 
 
-def table_folder(lake: Path, name: str) -> Path:
-    """Return the folder of a table; "simple" is the one of pipeline_streaming_simple.py."""
-    return lake / "simple/sensor_data_bronze" if name == "simple" else lake / f"sensor_data_{name}"
+def table_folders(lake: Path, simple: Path) -> dict[str, Path]:
+    """Return the folder of each table; the last two are in the folder of the simple mode."""
+    folders = {name: lake / f"sensor_data_{name}" for name in TABLES}
+    return folders | {name: simple / folder for name, folder in SIMPLE.items()}
 
 
 def cell(value: Any) -> str:
@@ -94,19 +108,27 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def overview(lake: Path) -> str:
-    """Return a line per table that is there."""
-    rows = []
-    for name in TABLES:
-        folder = table_folder(lake, name)
-        if DeltaTable.is_deltatable(str(folder)):
-            table = DeltaTable(str(folder))
-            files = pa.table(table.get_add_actions(flatten=True)).to_pydict()
-            sizes = files["size_bytes"]
-            rows.append([name, table.version(), table.count(), len(sizes), sum(sizes)])
-    if not rows:
+def overview(folders: Mapping[str, Path], number_of_rows: int) -> str:
+    """Return a line per table that is there, then the last rows of each.
+
+    Raises:
+        ValueError: none is there.
+    """
+    tables = {
+        name: DeltaTable(str(folder))
+        for name, folder in folders.items()
+        if DeltaTable.is_deltatable(str(folder))
+    }
+    if not tables:
         raise ValueError("there is no table")
-    return grid(["table", "version", "rows", "files", "bytes"], rows)
+    sizes = []
+    for name, table in tables.items():
+        files = pa.table(table.get_add_actions(flatten=True)).to_pydict()["size_bytes"]
+        sizes.append([name, table.version(), table.count(), len(files), sum(files)])
+    parts = [grid(["table", "version", "rows", "files", "bytes"], sizes)]
+    for name, table in tables.items() if number_of_rows else ():
+        parts.append(f"{name}, last {number_of_rows} rows\n{last_rows(table, number_of_rows)}")
+    return "\n\n".join(parts)
 
 
 def last_rows(table: DeltaTable, number: int) -> str:
@@ -142,6 +164,11 @@ def describe(folder: Path, version: int | None, rows: int, commits: int) -> str:
         if version > (newest := table.version()):
             raise ValueError(f"there is no version {version}, the newest is {newest}")
         table.load_as_version(version)
+        if gone := [uri for uri in table.file_uris() if not Path(unquote(uri)).exists()]:
+            raise ValueError(
+                f"of version {version}, {len(gone)} files have been deleted (VACUUM: compact.py "
+                "--retain-hours); `--history` lists newer ones"
+            )
     metadata = table.metadata()
     schema = [[field.name, field.type.type] for field in table.schema().fields]
     parts = [
@@ -156,45 +183,37 @@ def describe(folder: Path, version: int | None, rows: int, commits: int) -> str:
 
 def load_options(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
     """Return the command line's choices."""
-    summary, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("table", nargs="?", choices=TABLES, metavar="TABLE", help=", ".join(TABLES))
-    add("--version", type=int, metavar="N", help="as it was in that version")
-    add("--rows", type=int, default=5, metavar="N", help="last rows to show (default: 5)")
-    add("--history", type=int, default=10, metavar="N", help="versions to show (default: 10)")
-    add("--lake", type=Path, metavar="FOLDER",
-        default=environ.get("SMARTTECH_LAKE") or Path(__file__).with_name("lake"),
-        help="environment: SMARTTECH_LAKE (default: lake/ beside this file)")  # fmt: skip
-    options = parser.parse_args(argv)
-    for name in ("version", "rows", "history"):
-        if (getattr(options, name) or 0) < 0:
-            parser.error(f"--{name} is below 0")
-    return options
+    parser = command_parser(__doc__)
+    add, tables = parser.add_argument, [*TABLES, *SIMPLE]
+    add("table", nargs="?", choices=tables, metavar="TABLE", help=", ".join(tables))
+    for flag, default, text in (
+        ("--version", None, "as it was in that version"),
+        ("--rows", 5, "last rows to show (default: 5)"),
+        ("--history", 10, "versions to show (default: 10)"),
+    ):
+        add(flag, type=number(0, 10**9, int), default=default, metavar="N", help=text)
+    add_lake_option(parser, environ)
+    return parser.parse_args(argv)
 
 
+@command("read_delta")
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table; return the exit code (see the module docstring)."""
-    load_env()
+    load_env(FOLDER)
     options = load_options(argv, os.environ)
+    folders = table_folders(options.lake, Path(os.environ.get("SMARTTECH_SIMPLE") or FOLDER))
     try:
         if options.table:
-            folder = table_folder(options.lake, options.table)
+            folder = folders[options.table]
             text = describe(folder, options.version, options.rows, options.history)
         else:
-            text = overview(options.lake)
+            text = overview(folders, options.rows)
     except (DeltaError, OSError, ValueError) as exc:
         reason = " ".join(str(exc).split())[:300]
-        what = options.table or "the tables"
-        sys.stderr.write(f"read_delta: cannot read {what} in {options.lake}: {reason}\n")
+        where = folders[options.table] if options.table else f"the tables in {options.lake}"
+        sys.stderr.write(f"read_delta: cannot read {where}: {reason}\n")
         return 1
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has had enough, as `head` has: no fault
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor at Python's own end
+    sys.stdout.write(text + "\n")
     return 0
 
 

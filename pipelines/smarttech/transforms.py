@@ -3,8 +3,8 @@
 No session, no file, no server in here, and no Python function that runs per row: the consumer
 calls these on a micro-batch, the tests on a handful of rows.
 
-    bronze --parse, mark_late--> valid, or a reason for the quarantine
-    valid --judge--> silver | duplicate | conflict (quarantine)
+    bronze --parse, mark_late--> valid, or a reject with its reason
+    valid --judge--> silver | duplicate | conflict (a reject)
     silver --aggregate--> gold                     silver --score--> anomalies
 
 What becomes of a message depends on the content of the topic alone, not on how Spark cuts it into
@@ -13,6 +13,7 @@ is, as long as a device stays in its partition, as its key makes it, and in its 
 its file in bronze: between two of these it is the order of arrival, which batches may cut.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from pyspark.sql import Column, DataFrame, Window
@@ -29,7 +30,7 @@ READING = (
 )
 TYPED_READING = READING.replace("timestamp string", "timestamp timestamp")
 SILVER = f"{TYPED_READING}, {WHERE}, ingested_at timestamp"
-QUARANTINE = f"reason string, {BRONZE}"
+REJECTS = f"reason string, {BRONZE}"
 DUPLICATES = f"timestamp timestamp, device_id string, building string, type string, {WHERE}"
 GOLD = (
     "building string, floor int, type string, window_start timestamp, window_end timestamp, "
@@ -227,10 +228,30 @@ def judge(valid: DataFrame, silver: DataFrame) -> DataFrame:
     return judged.withColumn("reason", said).select(*valid.columns, "outcome")
 
 
-def quarantined(rows: DataFrame) -> DataFrame:
-    """Return rows that have a reason as DataFrame(QUARANTINE), with their bytes as they came."""
+def rejects(rows: DataFrame) -> DataFrame:
+    """Return rows that have a reason with their bytes as they came, and folders that can be."""
     rows = rows.withColumns(folder_of(F.col("building"), F.col("type")))
-    return rows.withColumn("value", F.col("raw")).select(*names(QUARANTINE))
+    return rows.withColumn("value", F.col("raw"))
+
+
+def said_rejects(rejected: Mapping[str, int]) -> str:
+    """Return the number of rejects and their reasons, as the log says them.
+
+    >>> said_rejects({"wrong_unit": 1, "bad_json": 2}), said_rejects({})
+    ('rejected=3 (bad_json=2 wrong_unit=1)', 'rejected=0')
+    """
+    reasons = " ".join(f"{kind}={count}" for kind, count in sorted(rejected.items()))
+    return f"rejected={sum(rejected.values())}" + (f" ({reasons})" if reasons else "")
+
+
+def seconds(duration: str) -> int:
+    """Return a duration in seconds.
+
+    >>> seconds("5 minutes"), seconds("1 hour")
+    (300, 3600)
+    """
+    number, unit = duration.split()
+    return int(number) * {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}[unit.rstrip("s")]
 
 
 def names(schema: str) -> list[str]:

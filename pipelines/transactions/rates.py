@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make rates.csv of the European Central Bank's file of reference rates.
 
-    python pipelines/transactions/rates.py eurofxref-hist.zip --since 2026-01-01
+    python rates.py eurofxref-hist.zip --since 2026-01-01
 
 The bank's file is at https://www.ecb.europa.eu/stats/eurofxref/eurofxref-hist.zip: one line a day
 on which the bank publishes (not on week-ends nor on its holidays), one column a currency, each

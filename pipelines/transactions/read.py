@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """List the bucket, read the Parquet files back, and print totals by day and currency.
 
-    python pipelines/transactions/read.py            # with pyarrow, without Spark
-    python pipelines/transactions/read.py --spark    # the same totals, with Spark
+    python read.py            # with pyarrow, without Spark
+    python read.py --spark    # the same totals, with Spark
 
     output/        5 files      412 KB
     rejects/       3 files       31 KB
@@ -14,7 +14,7 @@
     transactions: 5552   rejects: 278 (not_json 32, wrong_type 36, ...)
     transactions + rejects: 5830
 
-Environment (or .env in the project's folder): as store.py.
+Environment (or .env in this folder, or in the project's): as store.py.
 
 Exit codes: 0 done, 1 the store does not answer or holds nothing, 2 wrong usage or configuration.
 """
@@ -23,7 +23,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -33,18 +33,20 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow import fs
 
-PROJECT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(PROJECT))
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
 
-from pipelines.transactions.env_file import load_env  # noqa: E402
+from pipelines.common import load_env  # noqa: E402
 from pipelines.transactions.store import (  # noqa: E402
     CHECKPOINT,
     MODEL,
     OUTPUT,
     REJECTS,
+    SettingError,
     Store,
     StoreError,
 )
+from stack.console import command  # noqa: E402
 
 
 class Total(NamedTuple):
@@ -139,35 +141,36 @@ def amount(value: Decimal) -> str:
     return f"{value:,.2f}".replace(",", " ")
 
 
+@command("read", {SettingError: 2})
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what is in the bucket; return the exit code (see the module docstring)."""
+    load_env(HERE)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--spark", action="store_true", help="read with Spark")
     options = parser.parse_args(argv)
-    load_env()
-    write = sys.stdout.write
+    store = Store.from_env(os.environ)
+    store.check()
     try:
-        store = Store.from_env(os.environ)
-    except StoreError as exc:
-        sys.stderr.write(f"read: {exc}\n")
-        return 2
-    try:
-        store.check()
-        for folder, (files, size) in sizes(store).items():
-            write(f"{folder + '/':<12}{files:>5} files {size / 1000:>8.0f} KB\n")
-        read = totals_by_spark if options.spark else totals_by_pyarrow
-        totals, reasons = read(store)
-    except StoreError as exc:
-        sys.stderr.write(f"read: {exc}\n")
-        return 1
+        folders = sizes(store)
+        totals, reasons = totals_by_spark(store) if options.spark else totals_by_pyarrow(store)
     except (OSError, pa.ArrowInvalid) as exc:  # it went away meanwhile, or a file is not whole
-        sys.stderr.write(f"read: the bucket cannot be read: {' '.join(str(exc).split())[:200]}\n")
-        return 1
+        text = " ".join(str(exc).split())[:200]
+        raise StoreError(f"the bucket cannot be read: {text}") from exc
     if not (totals or reasons):
-        sys.stderr.write("read: nothing is written yet: run consumer_spark.py\n")
-        return 1
+        raise StoreError("nothing is written yet: run consumer_spark.py")
+    print_totals(folders, totals, reasons)
+    return 0
+
+
+def print_totals(
+    folders: Mapping[str, tuple[int, int]], totals: Sequence[Total], reasons: Counter[str]
+) -> None:
+    """Print what was found, as in the module docstring."""
+    write = sys.stdout.write
+    for folder, (files, size) in folders.items():
+        write(f"{folder + '/':<12}{files:>5} files {size / 1000:>8.0f} KB\n")
     write(f"\n{'date':<12}{'devise':<8}{'transactions':>12}{'montant':>20}{'montant_eur':>20}\n")
     for total in totals:
         write(
@@ -175,11 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{amount(total.amount):>20}{amount(total.euros):>20}\n"
         )
     by_reason = ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items()))
-    write(f"\ntransactions: {sum(total.transactions for total in totals)}   ")
+    written = sum(total.transactions for total in totals)
+    write(f"\ntransactions: {written}   ")
     write(f"rejects: {reasons.total()}{f' ({by_reason})' if by_reason else ''}\n")
-    both = sum(total.transactions for total in totals) + reasons.total()
-    write(f"transactions + rejects: {both}\n")
-    return 0
+    write(f"transactions + rejects: {written + reasons.total()}\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Train the score that says how unusual a transaction is, and report how well it finds frauds.
 
-    python pipelines/transactions/score.py                    # train, choose, report, store
-    python pipelines/transactions/consumer_spark.py --score   # then: apply it on the stream
+    python score.py                           # train, choose, report, store
+    python consumer_spark.py --score --once   # then: apply it on the stream
 
 A score is the surprise of a transaction, in nats: how much rarer it is in the history that the
 pipeline has written (frauds and all, as nobody has labelled them there) than a usual one.
@@ -21,7 +21,7 @@ its threshold chosen in the same way.
 The report says what the score is worth on these simulated frauds, in the share that was asked for
 (--fraud); of real ones it says nothing. Floats are used here, never for money.
 
-Environment (or .env in the project's folder): as store.py.
+Environment (or .env in this folder, or in the project's): as store.py.
 
 Exit codes: 0 trained and stored, 1 no store or too little history, 2 wrong usage or configuration.
 """
@@ -32,6 +32,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,18 +43,27 @@ from pyspark.ml.feature import SQLTransformer, StandardScaler, VectorAssembler
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F  # as Spark's own documentation does
 
-PROJECT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(PROJECT))
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
 
-from pipelines.transactions import capteur, consumer_spark  # noqa: E402
-from pipelines.transactions.env_file import load_env  # noqa: E402
+from pipelines.common import load_env, number  # noqa: E402
+from pipelines.transactions.rules import judge, parse, rates_frame, with_values  # noqa: E402
+from pipelines.transactions.settings import share  # noqa: E402
+from pipelines.transactions.simulation import CURRENCIES, Simulation, all_records  # noqa: E402
 from pipelines.transactions.spark_session import (  # noqa: E402
-    SparkError,
     last_cause,
     read_parquet,
     spark_session,
 )
-from pipelines.transactions.store import MODEL, OUTPUT, Store, StoreError  # noqa: E402
+from pipelines.transactions.store import (  # noqa: E402
+    CARD,
+    MODEL,
+    OUTPUT,
+    SettingError,
+    Store,
+    StoreError,
+)
+from stack.console import command  # noqa: E402
 
 LEAST_HISTORY = 1000  # transactions; with fewer, mean and deviation are a matter of chance
 CHOICE_SEED, JUDGE_SEED = 1001, 1002
@@ -93,6 +103,15 @@ class Quality(NamedTuple):
         return 2 * self.found / (2 * self.found + self.false + self.missed) if self.found else 0.0
 
 
+class Training(NamedTuple):
+    """What training has made: the score, what it has learnt, and what it is worth."""
+
+    model: PipelineModel
+    history: History
+    results: dict[str, Quality]  # of the score, and of the amount alone
+    curves: dict[str, list[tuple[float, float]]]  # of the same, see `precision_recall`
+
+
 def quality(scored: Sequence[tuple[float, bool]], threshold: float) -> Quality:
     """Judge a threshold on pairs (score, is a fraud).
 
@@ -117,15 +136,32 @@ def best_threshold(scored: Sequence[tuple[float, bool]]) -> float:
     ordered = sorted(scored, reverse=True)
     frauds = sum(is_fraud for _, is_fraud in ordered)
     best, best_f1, found = None, -1.0, 0
-    for number, (score, is_fraud) in enumerate(ordered[:-1], start=1):
+    for suspects, (score, is_fraud) in enumerate(ordered[:-1], start=1):
         found += is_fraud
-        below = ordered[number][0]
-        f1 = 2 * found / (number + frauds)  # suspects plus frauds are 2 found + false + missed
+        below = ordered[suspects][0]
+        f1 = 2 * found / (suspects + frauds)  # their sum is 2 found + false + missed
         if score != below and f1 > best_f1:
             best, best_f1 = (score + below) / 2, f1
     if best is None:
         raise ValueError("all scores are the same: there is nothing to choose between")
     return best
+
+
+def precision_recall(scored: Sequence[tuple[float, bool]]) -> list[tuple[float, float]]:
+    """Return (recall, precision) of thresholds from the highest score down, at most 200 of them.
+
+    >>> precision_recall([(9.0, True), (8.0, False), (2.0, True), (1.0, False)])
+    [(0.5, 1.0), (0.5, 0.5), (1.0, 0.6666666666666666), (1.0, 0.5)]
+    """
+    ordered = sorted(scored, reverse=True)
+    frauds = sum(is_fraud for _, is_fraud in ordered)
+    found, points = 0, []
+    for suspects, (_, is_fraud) in enumerate(ordered, start=1):
+        found += is_fraud
+        points.append((found / frauds, found / suspects))
+    # Close to each other at first, where the curve moves most.
+    ranks = sorted({round(len(points) ** (step / 199)) for step in range(200)})
+    return [points[rank - 1] for rank in ranks]
 
 
 def learn(history: DataFrame) -> History:
@@ -166,18 +202,18 @@ def score_model(history: History, threshold: float) -> PipelineModel:
 
 
 def simulated(spark: SparkSession, count: int, fraud: float, seed: int) -> DataFrame:
-    """Return labelled transactions: what capteur.py makes, through the consumer's transforms."""
-    options = ["--count", str(count), "--fraud", str(fraud), "--seed", str(seed)]
-    config = capteur.load_config([*options, "--interval", "10"], {})
+    """Return labelled transactions: what capteur.py makes, through the consumer's rules."""
+    asked = Simulation(
+        start=datetime(2026, 10, 24, tzinfo=UTC), end=None, count=count, interval_s=10, daily=True,
+        first_id=1, seed=seed, bad=0, fraud=fraud,
+    )  # fmt: skip
     rows = [
         Row(value=bytearray(record.value), is_fraud=record.label == "fraud")
-        for record in capteur.all_records(config)
+        for record in all_records(asked)
     ]
     records = spark.createDataFrame(rows, "value BINARY, is_fraud BOOLEAN")
-    rates = consumer_spark.rates_frame(spark)
-    values = consumer_spark.with_values(consumer_spark.parse(records), rates)
-    currencies = [currency.code for currency in capteur.CURRENCIES]
-    return consumer_spark.judge(values, currencies).where("reason IS NULL")
+    values = with_values(parse(records), rates_frame(spark))
+    return judge(values, [currency.code for currency in CURRENCIES]).where("reason IS NULL")
 
 
 def pairs_of(transactions: DataFrame, column: str) -> list[tuple[float, bool]]:
@@ -186,20 +222,19 @@ def pairs_of(transactions: DataFrame, column: str) -> list[tuple[float, bool]]:
     return [(row["value"], row["is_fraud"]) for row in rows]
 
 
-def train(
-    spark: SparkSession, transactions: DataFrame, count: int, fraud: float
-) -> tuple[PipelineModel, History, dict[str, Quality]]:
-    """Return the score, what it has learnt, and the quality of it and of the amount alone."""
+def train(spark: SparkSession, transactions: DataFrame, count: int, fraud: float) -> Training:
+    """Learn from transactions, choose the threshold, and judge it and that of the amount alone."""
     history = learn(transactions)
     to_choose_on, to_judge_on = (
         score_model(history, 0.0).transform(simulated(spark, count, fraud, seed)).cache()
         for seed in (CHOICE_SEED, JUDGE_SEED)
     )
-    results = {}
+    results, curves = {}, {}
     for name, column in (("score", "score"), ("amount alone", "montant_eur")):
         threshold = best_threshold(pairs_of(to_choose_on, column))
-        results[name] = quality(pairs_of(to_judge_on, column), threshold)
-    return score_model(history, results["score"].threshold), history, results
+        judged = pairs_of(to_judge_on, column)
+        results[name], curves[name] = quality(judged, threshold), precision_recall(judged)
+    return Training(score_model(history, results["score"].threshold), history, results, curves)
 
 
 def print_report(history: History, size: int, results: dict[str, Quality]) -> None:
@@ -218,40 +253,36 @@ def print_report(history: History, size: int, results: dict[str, Quality]) -> No
         write(f"{one.f1:>7.2f}{one.found:>8}{one.false:>7}{one.missed:>8}\n")
 
 
-def store_score(
-    store: Store, model: PipelineModel, history: History, results: dict[str, Quality]
-) -> None:
-    """Write the model into the bucket, and beside it, to be read by people, what it is."""
-    model.write().overwrite().save(store.url(MODEL))
+def store_score(store: Store, trained: Training) -> None:
+    """Write the model into the bucket, and its card beside it, for people and for plot.py."""
+    trained.model.write().overwrite().save(store.url(MODEL))
     card = {
-        "history": history._asdict(),
-        "results": {name: one._asdict() for name, one in results.items()},
+        "history": trained.history._asdict(),
+        "results": {name: one._asdict() for name, one in trained.results.items()},
+        "curves": trained.curves,
     }
-    with store.filesystem().open_output_stream(f"{store.bucket}/{MODEL}/card.json") as file:
+    with store.filesystem().open_output_stream(f"{store.bucket}/{CARD}") as file:
         file.write(json.dumps(card, indent=2).encode())
 
 
+@command("score", {SettingError: 2})
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, report and store the score; return the exit code (see the module docstring)."""
+    load_env(HERE)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=20_000, metavar="N",
+    parser.add_argument("--count", type=number(100, 1e7, int), default=20_000, metavar="N",
         help="simulated ones to choose on, and as many to judge on (default: 20000)")  # fmt: skip
-    parser.add_argument("--fraud", type=float, default=0.01, metavar="RATE",
+    parser.add_argument("--fraud", type=share, default=0.01, metavar="RATE",
         help="share of frauds among them, 0 to 1 (default: 0.01)")  # fmt: skip
     options = parser.parse_args(argv)
-    if not (options.count >= 100 and 1 <= options.fraud * options.count < options.count):
-        parser.error("--count must be 100 or more, and --fraud leave at least one fraud in it")
-    load_env()
+    if not 1 <= options.fraud * options.count < options.count:
+        parser.error("--fraud must leave at least one fraud and one other in --count")
+    store = Store.from_env(os.environ)
+    store.check()
+    spark, _ = spark_session("score", store)
     try:
-        store = Store.from_env(os.environ)
-    except StoreError as exc:
-        sys.stderr.write(f"score: {exc}\n")
-        return 2
-    try:
-        store.check()
-        spark, _ = spark_session("score", store)
         transactions = read_parquet(spark, store.url(OUTPUT))
         if transactions is None:
             raise StoreError("nothing is written yet: run consumer_spark.py first")
@@ -260,16 +291,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"only {size} transactions are written, {LEAST_HISTORY} are needed: send more "
                 "(capteur.py --backfill 48h --interval 10), then run consumer_spark.py"
             )
-        model, history, results = train(spark, transactions, options.count, options.fraud)
-        print_report(history, size, results)
-        store_score(store, model, history, results)
+        trained = train(spark, transactions, options.count, options.fraud)
+        print_report(trained.history, size, trained.results)
+        store_score(store, trained)
     except (PySparkException, Py4JError) as exc:  # some of them are ValueErrors, too
-        sys.stderr.write(f"score: Spark has failed: {last_cause(exc)}\n")
-        return 1
-    except (StoreError, SparkError, OSError, ValueError) as exc:
-        sys.stderr.write(f"score: {exc}\n")
-        return 1
-    sys.stdout.write(f"stored in {store.url(MODEL)}; apply it with: consumer_spark.py --score\n")
+        raise StoreError(f"Spark has failed: {last_cause(exc)}") from exc
+    except (OSError, ValueError) as exc:
+        raise StoreError(str(exc)) from exc
+    sys.stdout.write(
+        f"stored in {store.url(MODEL)}; apply it with: consumer_spark.py --score --once\n"
+    )
     return 0
 
 

@@ -3,7 +3,7 @@
 The connectors come from Maven Central, once: Spark's own resolver (Ivy) fetches them into a folder
 of the user's, and its pages of output are kept out of sight. Later sessions take them from there.
 
-Environment (or .env in the project's folder):
+Environment (or .env in this folder, or in the project's):
     SPARK_MASTER          default local[2]
     SPARK_DRIVER_MEMORY   default 1g
 """
@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pyspark import SparkConf, SparkContext
+from pyspark.accumulators import AccumulatorServer
 from pyspark.errors import AnalysisException
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import DataFrame, SparkSession
 
 from pipelines.transactions.store import Store
+from stack.console import CommandError
 
 # The S3 client in three parts instead of its bundle of 268 MB.
 PACKAGES = (
@@ -35,7 +37,7 @@ LOGGING = Path(__file__).with_name("log4j2.properties")
 SPARK_LOG = Path(__file__).with_name(".spark") / "spark.log"
 
 
-class SparkError(Exception):
+class SparkError(CommandError):
     """What keeps Spark from starting, in one line for the user."""
 
 
@@ -46,7 +48,8 @@ def spark_session(name: str, store: Store) -> tuple[SparkSession, Any]:
     connectors: it is left alone, and another one started.
 
     Returns:
-        The session, and the `jvm` of py4j, by which Python calls its Java.
+        The session, and py4j's gateway to its Java: `jvm`, by which Python calls it, and `proc`,
+        its process.
 
     Raises:
         SparkError: the connectors cannot be fetched, or Java does not start.
@@ -62,9 +65,11 @@ def spark_session(name: str, store: Store) -> tuple[SparkSession, Any]:
     SPARK_LOG.parent.mkdir(exist_ok=True)
     conf = SparkConf().setAppName(name).setMaster(master).set("spark.driver.memory", memory)
     conf.setAll([*spark_options(jars).items(), *store.spark_options().items()])
+    # When Java dies, the thread that Spark's accumulators have here would print a traceback.
+    AccumulatorServer.handle_error = lambda *_: None
     try:
         java = launch_gateway(conf)
-        return SparkSession(SparkContext(conf=conf, gateway=java)), java.jvm
+        return SparkSession(SparkContext(conf=conf, gateway=java)), java
     except Exception as exc:  # of many kinds, from two languages
         raise SparkError(
             f"Spark does not start ({last_cause(exc)}): is Java 17 there? See {SPARK_LOG}"
@@ -94,7 +99,8 @@ def spark_options(jars: list[Path]) -> dict[str, str]:
     return {
         "spark.jars": ",".join(map(str, jars)),
         "spark.driver.extraJavaOptions": (
-            f"-Dlog4j2.configurationFile=file:{LOGGING} -Dspark.log.file={SPARK_LOG}"
+            # The folder's name may have spaces and accents: a URI, and a text in quotes.
+            f'-Dlog4j2.configurationFile={LOGGING.as_uri()} "-Dspark.log.file={SPARK_LOG}"'
         ),
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",

@@ -1,10 +1,12 @@
 """The S3 store, MinIO or any other: its settings, its client without Spark, Spark's options for it.
 
-Environment (or .env in the project's folder):
+Environment (or .env in this folder, or in the project's):
     S3_ENDPOINT            default http://127.0.0.1:9000
     S3_BUCKET              default transactions
-    MINIO_ROOT_USER        no default: .env.example here has one for a machine of your own
-    MINIO_ROOT_PASSWORD    no default either
+    MINIO_ROOT_USER        default Minio
+    MINIO_ROOT_PASSWORD    default Minio123
+
+The default user and password are for a store on this machine; for another one, both must be set.
 
 What lies in the bucket, and what the folders of the same batch have in common is its number:
 
@@ -17,15 +19,26 @@ What lies in the bucket, and what the folders of the same batch have in common i
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from pyarrow import fs
 
+from stack.console import CommandError
+
 OUTPUT, REJECTS, CHECKPOINT, MODEL = "output", "rejects", "checkpoint", "model"
+CARD = f"{MODEL}/card.json"  # what the score has learnt, and what it is worth
 TOPIC_ID = f"{CHECKPOINT}/topic_id"  # a file of ours: Spark reads only those it knows there
 
 
-class StoreError(Exception):
-    """What is wrong with the store or its settings, in one line for the user."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class StoreError(CommandError):
+    """What is wrong with the store, in one line for the user."""
+
+
+class SettingError(StoreError):
+    """What is wrong with the settings of the store; the exit code is 2."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +55,20 @@ class Store:
         """Return the store that the environment names.
 
         Raises:
-            StoreError: there are no credentials, the endpoint is not an http address, or the bucket
-                is not a name.
+            SettingError: the endpoint is not an http address, the bucket is not a name, or there
+                are no credentials for a store elsewhere.
         """
         settings = (("S3_ENDPOINT", "http://127.0.0.1:9000"), ("S3_BUCKET", "transactions"))
         endpoint, bucket = (environ.get(name) or default for name, default in settings)
-        user, password = environ.get("MINIO_ROOT_USER"), environ.get("MINIO_ROOT_PASSWORD")
-        if not (user and password):
-            raise StoreError(
-                "MINIO_ROOT_USER and MINIO_ROOT_PASSWORD are not set: copy them from "
-                "pipelines/transactions/.env.example to .env"
-            )
         if not endpoint.startswith(("http://", "https://")):
-            raise StoreError(f"S3_ENDPOINT={endpoint} does not begin with http:// or https://")
+            raise SettingError(f"S3_ENDPOINT={endpoint} does not begin with http:// or https://")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
-            raise StoreError(f"S3_BUCKET={bucket} is not the name of a bucket")
+            raise SettingError(f"S3_BUCKET={bucket} is not the name of a bucket")
+        user, password = environ.get("MINIO_ROOT_USER"), environ.get("MINIO_ROOT_PASSWORD")
+        if not (user or password) and urlsplit(endpoint).hostname in LOOPBACK:
+            user, password = "Minio", "Minio123"
+        if not (user and password):
+            raise SettingError(f"set MINIO_ROOT_USER and MINIO_ROOT_PASSWORD for {endpoint}")
         return cls(endpoint.rstrip("/"), bucket, user, password)
 
     def url(self, folder: str) -> str:
@@ -105,8 +117,7 @@ class Store:
             raise StoreError(self.explain(exc)) from exc
         if info.type != fs.FileType.Directory:
             raise StoreError(
-                f"there is no bucket {self.bucket} at {self.endpoint}: "
-                "run python pipelines/transactions/prepare.py"
+                f"there is no bucket {self.bucket} at {self.endpoint}: run python prepare.py"
             )
 
     def explain(self, exc: OSError) -> str:

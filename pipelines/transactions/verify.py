@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Compare what capteur.py has sent with what is stored: each record, and the sums, to the cent.
 
-    python pipelines/transactions/verify.py LEDGER [LEDGER ...]
+    python verify.py --ledger FILE [--ledger FILE ...]
 
-LEDGER is a file that `capteur.py --ledger` has written; together they must cover the whole topic.
+Each FILE is one that `capteur.py --ledger` has written; together they must cover the whole topic.
 Each record is known by its place in Kafka (partition, offset). It must be in exactly one file of
 the bucket, once: among the transactions, with the amount, currency and time that were sent and with
 the local time, folder, rate and euros that are due, or, when it was spoilt, among the rejects, with
@@ -11,7 +11,7 @@ that reason and its bytes. Nothing else may be there, but what Kafka has stored 
 acknowledge. The store is read by pyarrow, without Spark and without its checkpoint; the euros are
 worked out here anew, from rates.csv, in Python's decimals.
 
-Environment (or .env in the project's folder): as store.py.
+Environment (or .env in this folder, or in the project's): as store.py.
 
 Exit codes: 0 they agree, 1 they do not, or the store or a ledger cannot be read; 2 wrong usage or
 configuration.
@@ -35,11 +35,19 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow import fs
 
-PROJECT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(PROJECT))
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
 
-from pipelines.transactions.env_file import load_env  # noqa: E402
-from pipelines.transactions.store import OUTPUT, REJECTS, Store, StoreError  # noqa: E402
+from pipelines.common import load_env  # noqa: E402
+from pipelines.transactions.ledger import COLUMNS  # noqa: E402
+from pipelines.transactions.store import (  # noqa: E402
+    OUTPUT,
+    REJECTS,
+    SettingError,
+    Store,
+    StoreError,
+)
+from stack.console import command  # noqa: E402
 
 PARIS = ZoneInfo("Europe/Paris")
 CENT = Decimal("0.01")
@@ -47,9 +55,6 @@ MAX_RATE_AGE = timedelta(days=7)
 VALUES = [
     "transaction_id", "montant", "devise", "timestamp_utc", "timestamp_paris", "date", "taux",
     "taux_date", "montant_eur",
-]  # fmt: skip
-LEDGER = [
-    "partition", "offset", "transaction_id", "montant", "devise", "timestamp", "label", "value",
 ]  # fmt: skip
 PLACE = ["kafka_partition", "kafka_offset"]
 Place = tuple[int, int]  # partition, offset
@@ -191,7 +196,7 @@ def read_ledgers(paths: Sequence[Path]) -> tuple[dict[Place, Sent], list[Sent]]:
     for path in paths:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
-            if rows.fieldnames != LEDGER:
+            if rows.fieldnames != COLUMNS:
                 raise ValueError(f"{path} is not a ledger of capteur.py")
             for row in rows:
                 try:
@@ -357,24 +362,21 @@ def print_verdict(verdict: Verdict) -> None:
             )
 
 
+@command("verify", {SettingError: 2})
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the verdict; return the exit code (see the module docstring)."""
+    load_env(HERE)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("ledgers", type=Path, nargs="+", metavar="LEDGER")
-    ledgers = parser.parse_args(argv).ledgers
-    load_env()
+    parser.add_argument("--ledger", type=Path, action="append", required=True, metavar="FILE",
+        help="what was sent; may be given several times")  # fmt: skip
+    ledgers = parser.parse_args(argv).ledger
+    store = Store.from_env(os.environ)
     try:
-        store = Store.from_env(os.environ)
-    except StoreError as exc:
-        sys.stderr.write(f"verify: {exc}\n")
-        return 2
-    try:
-        verdict = verify(store, ledgers, Path(__file__).with_name("rates.csv"))
+        verdict = verify(store, ledgers, HERE / "rates.csv")
     except (StoreError, OSError, ValueError) as exc:
-        sys.stderr.write(f"verify: cannot compare: {exc}\n")
-        return 1
+        raise StoreError(f"cannot compare: {exc}") from exc
     print_verdict(verdict)
     return 0 if verdict.holds else 1
 

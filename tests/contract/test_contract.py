@@ -32,9 +32,9 @@ PROPERTIES: dict[str, Any] = MAPPING["mappings"]["properties"]
 FIELDS = PROJECT / "docs/simulateur.md"
 COMPOSE = PROJECT / "docker-compose.yml"
 KRAFT, SECURE = PROJECT / "extensions/kraft/compose.yml", PROJECT / "extensions/secure/compose.yml"
-OVERLAYS = sorted(
-    [*PROJECT.glob("extensions/*/compose.yml"), *PROJECT.glob("pipelines/*/compose.yml")]
-)
+OVERLAYS = sorted(PROJECT.glob("extensions/*/compose.yml"))
+OF_PIPELINES = sorted(PROJECT.glob("pipelines/*/docker-compose.yml"))
+COMPOSE_FILES = (COMPOSE, *OVERLAYS, *OF_PIPELINES)
 
 
 def in_project(file: Path) -> str:
@@ -178,8 +178,8 @@ def used_by_the_main_pipeline() -> dict[str, str]:
 
 def used_in(folder: Path) -> dict[str, str]:
     """Return the variables of an extension or a pipeline, "" where they have no default."""
-    compose = folder / "compose.yml"
-    used = interpolated(compose) if compose.exists() else {}
+    (compose,) = folder.glob("*compose.yml")
+    used = interpolated(compose)
     for file in folder.glob("**/*.py"):  # what each says of itself
         documented = file.read_text().partition('"""')[2].partition('"""')[0]
         used |= dict(re.findall(r"^    ([A-Z0-9_]+) +default (\S+)$", documented, re.MULTILINE))
@@ -202,13 +202,11 @@ def test_a_folder_s_env_example_names_its_other_variables_with_their_defaults(
         settings = [*secure.settings({}), *secure.new_secrets()]
         used |= {name: "" for name in settings if name not in main}
         used |= {"COMPOSE_FILE": "docker-compose.yml", "CONSUMER_ELASTICSEARCH_API_KEY": ""}
-    elif (folder / "compose.yml").exists():  # what it requires has its value there only
-        required = set(re.findall(r"\$\{(\w+):\?", (folder / "compose.yml").read_text()))
-        assert all(example[name] for name in required)
-        used |= {name: example[name] for name in required}
     shared = used.keys() & main.keys()
     assert {name: used[name] for name in shared} == {name: main[name] for name in shared}
-    assert example == {name: default for name, default in used.items() if name not in main}
+    if folder.parent.name != "pipelines":  # whose .env is the only one that Compose reads
+        used = {name: default for name, default in used.items() if name not in main}
+    assert example == used
 
 
 def test_the_env_examples_agree() -> None:
@@ -370,7 +368,7 @@ def without_resets(file: Path) -> str:
 
 
 def test_the_compose_files_are_valid_by_the_schema(tmp_path: Path) -> None:
-    for file in (COMPOSE, *OVERLAYS):
+    for file in COMPOSE_FILES:
         plain = tmp_path / in_project(file).replace("/", "-")
         plain.write_text(without_resets(file))
     command = [
@@ -441,7 +439,12 @@ def mounts(service: dict[str, Any]) -> dict[str, Path]:
 
 @pytest.mark.parametrize(
     "files",
-    [(COMPOSE,), (COMPOSE, KRAFT, SECURE), *((COMPOSE, o) for o in OVERLAYS if o != SECURE)],
+    [
+        (COMPOSE,),
+        (COMPOSE, KRAFT, SECURE),
+        *((COMPOSE, overlay) for overlay in OVERLAYS if overlay != SECURE),
+        *((file,) for file in OF_PIPELINES),
+    ],
     ids=lambda files: in_project(files[-1]),
 )
 def test_the_native_stack_reads_the_files_as_compose_does(
@@ -453,6 +456,8 @@ def test_the_native_stack_reads_the_files_as_compose_does(
         required = re.compile(r"\$\{(\w+):\?[^}]*\}")
         copy.write_text(required.sub(lambda match: example[match[1]] or "x", file.read_text()))
     shutil.copytree(PROJECT / "extensions", tmp_path / "extensions")  # they mount files of it
+    if files[0] in OF_PIPELINES:
+        copies = list(files)  # nothing is required there
     monkeypatch.setenv("COMPOSE_PROFILES", "*")
     monkeypatch.delenv("ELASTICSEARCH_HEAP")  # tests/conftest.py sets it
     theirs = resolved(*copies)["services"]
@@ -474,7 +479,7 @@ def test_the_services_are_those_that_the_readme_names() -> None:
     assert set(services) == {"zookeeper", "kafka", "elasticsearch", "kibana"}
 
 
-@pytest.mark.parametrize("file", [COMPOSE, *OVERLAYS], ids=in_project)
+@pytest.mark.parametrize("file", COMPOSE_FILES, ids=in_project)
 def test_every_image_is_pinned_and_every_port_is_on_loopback(file: Path) -> None:
     services = yaml.safe_load(without_resets(file))["services"]
     for name, service in services.items():
@@ -496,7 +501,7 @@ def test_every_server_of_the_secure_variant_has_tls() -> None:
     assert services["kibana"]["environment"]["SERVER_SSL_ENABLED"] == "true"
 
 
-@pytest.mark.parametrize("file", [COMPOSE, *OVERLAYS], ids=in_project)
+@pytest.mark.parametrize("file", COMPOSE_FILES, ids=in_project)
 def test_elasticsearch_creates_any_index_by_itself(file: Path) -> None:
     """The exercise indexes from a script of the reader before any index exists."""
     assert "auto_create_index" not in file.read_text()

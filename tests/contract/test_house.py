@@ -43,7 +43,7 @@ DOORS: dict[str, set[str]] = {
     "docs": set(),
     "kibana": {*SCRIPTS, "stack"},
     "screenshots": {*SCRIPTS, "kibana", "stack"},
-    "extensions": {"stack"},
+    "extensions": {"kafka_to_elasticsearch", "stack"},
     "pipelines": {"stack"},
     "tools": {*SCRIPTS, "kibana", "stack"},
     "benches": {*SCRIPTS, "stack", "tools"},
@@ -74,7 +74,7 @@ def test_the_root_holds_only_what_the_drawing_lists() -> None:
 
 def test_each_extension_has_its_compose_file_and_its_readme() -> None:
     names = {file.parts[1] for file in FILES if file.parts[0] == "extensions"}
-    assert {"cluster", "connect", "kraft", "monitoring", "secure"} <= names
+    assert {"cluster", "connect", "kraft", "monitoring", "secure", "spark"} <= names
     for name in names:
         assert {"compose.yml", "README.md"} <= {
             file.name for file in FILES if file.parts[:2] == ("extensions", name)

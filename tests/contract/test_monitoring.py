@@ -21,7 +21,7 @@ from tests.conftest import PROJECT
 MONITORING = PROJECT / "extensions/monitoring"
 GRAFANA = MONITORING / "grafana"
 OVERLAY = MONITORING / "compose.yml"
-PIPELINE_OVERLAY = PROJECT / "pipelines/transactions/compose.yml"
+PIPELINE_COMPOSE = PROJECT / "pipelines/transactions/docker-compose.yml"
 DASHBOARDS = [
     GRAFANA / "dashboards/smart-city.json",
     PROJECT / "pipelines/transactions/dashboards/transactions.json",
@@ -146,11 +146,13 @@ def test_panels_fill_the_board_and_name_the_provisioned_source(file: Path) -> No
     assert len({panel["id"] for panel in panels}) == len(panels)
 
 
-@pytest.mark.parametrize("overlay", [OVERLAY, PIPELINE_OVERLAY], ids=lambda file: file.parent.name)
+@pytest.mark.parametrize("overlay", [OVERLAY, PIPELINE_COMPOSE], ids=lambda file: file.parent.name)
 def test_grafana_is_provisioned_with_what_compose_mounts(overlay: Path) -> None:
     """The allowed keys are those of Grafana's documentation, "Provision Grafana"."""
     grafana = yaml.safe_load(overlay.read_text())["services"]["grafana"]
-    mounted = {entry.split(":")[1]: PROJECT / entry.split(":")[0] for entry in grafana["volumes"]}
+    start = overlay.parent if overlay == PIPELINE_COMPOSE else PROJECT  # of relative paths
+    volumes = [entry.split(":") for entry in grafana["volumes"]]
+    mounted = {inside: (start / here).resolve() for here, inside, *_ in volumes}
     provisioning = mounted["/etc/grafana/provisioning"]
     assert provisioning == GRAFANA / "provisioning"
     content = yaml.safe_load((provisioning / "dashboards/files.yml").read_text())

@@ -44,11 +44,23 @@ CREATE TABLE IF NOT EXISTS versions (
     at         timestamptz NOT NULL DEFAULT clock_timestamp(),
     size       integer NOT NULL,         -- rows of the lot; of the data set when restored
     checksum   text,
-    state      text NOT NULL CHECK (state IN ('received', 'integrated', 'quarantined', 'restored')),
+    state      text NOT NULL,            -- rejected: by the checks; isolated: by hand
     reason     text CHECK (reason IS NOT NULL OR state IN ('received', 'integrated'))
 );
 
--- A lot is received once. That it leaves this state once is seen to by versions.py, under a lock.
+-- Older tables called both a reject and an isolated lot "quarantined".
+ALTER TABLE versions DROP CONSTRAINT IF EXISTS versions_state_check;
+UPDATE versions SET state = CASE WHEN version IS NULL THEN 'rejected' ELSE 'isolated' END
+    WHERE state = 'quarantined';
+ALTER TABLE versions ADD CONSTRAINT versions_state_check
+    CHECK (state IN ('received', 'integrated', 'rejected', 'isolated', 'restored'));
+
+-- What the checks have refused, and where it lies, byte for byte.
+CREATE OR REPLACE VIEW rejects AS
+    SELECT event_id, at, versions.batch_id, reason, topic, partition, "offset", raw_path
+    FROM versions JOIN lots USING (lot_id) WHERE state = 'rejected';
+
+-- A lot is received once. That it leaves this state once is seen to by history.py, under a lock.
 CREATE UNIQUE INDEX IF NOT EXISTS versions_received ON versions (lot_id) WHERE state = 'received';
 CREATE INDEX IF NOT EXISTS versions_lot ON versions (lot_id);
 

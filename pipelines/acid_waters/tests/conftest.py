@@ -23,18 +23,20 @@ from kafka.admin import NewTopic
 from pyspark.sql import SparkSession
 
 from pipelines.acid_waters import verify
-from pipelines.acid_waters.hdfs import load_reference
+from pipelines.acid_waters.hdfs import reference
 from pipelines.acid_waters.kafka import kafka_producer
-from pipelines.acid_waters.postgresql import versions
+from pipelines.acid_waters.postgresql import database
+from pipelines.acid_waters.settings import HERE, SAMPLE
 from pipelines.acid_waters.spark import spark_consumer
-from pipelines.acid_waters.spark.session import new_session
+from pipelines.acid_waters.spark.spark_session import java, new_session
+from pipelines.acid_waters.verification.data import METRIC_NAMES
+from pipelines.acid_waters.verification.verdict import Verdict
+from pipelines.acid_waters.verification.webhdfs import WebHdfs
 from pipelines.tests.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
 from stack.lifecycle import Stack
 from stack.servers import free_port
 
-PROJECT = Path(__file__).resolve().parents[3]
-HERE = PROJECT / "pipelines/acid_waters"
-SAMPLE = HERE / "sample"
+DATA = ("--data", str(SAMPLE))
 PORTS = (
     "ZOOKEEPER", "KAFKA", "NAMENODE", "NAMENODE_WEB", "DATANODE", "DATANODE_WEB", "POSTGRESQL",
 )  # fmt: skip
@@ -48,6 +50,11 @@ for name in list(os.environ):
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
 # Every Java here lives a minute: what its second compiler would gain later, it costs now.
 os.environ["JAVA_TOOL_OPTIONS"] = "-XX:TieredStopAtLevel=1"
+
+
+def batch(number: int) -> str:
+    """Return the id of a lot of the sample."""
+    return f"LTM_Data_sample-{number:06d}"
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 300) -> Any:
@@ -74,14 +81,37 @@ def ports() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory, ports: dict[str, str]) -> Iterator[Stack]:
-    files = [PROJECT / "docker-compose.yml", HERE / "compose.yml"]
     state = str(tmp_path_factory.mktemp("stack"))
-    servers = Stack(files, {**os.environ, **ports, "STACK_STATE": state})
+    servers = Stack([HERE / "docker-compose.yml"], {**os.environ, **ports, "STACK_STATE": state})
     try:
-        servers.up(["kafka", "datanode", "postgresql"])
+        servers.up()
         yield servers
     finally:
         servers.down(wipe=True)
+
+
+def load(spark: SparkSession, hdfs_url: str, data: Path) -> None:
+    """Load the methods and the sites of a folder into HDFS."""
+    for name, rows in reference.read_files(data).items():
+        assert reference.load(spark, hdfs_url, name, rows).total() == 0
+
+
+@pytest.fixture(scope="session")
+def loaded(stack: Stack, spark: SparkSession) -> str:
+    """A folder of HDFS with the sample's methods and sites."""
+    url = f"hdfs://{stack.servers['namenode'].address}/sample"
+    load(spark, url, SAMPLE)
+    return url
+
+
+@pytest.fixture
+def no_docker(tmp_path: Path) -> Path:
+    """A folder for the PATH whose `docker` finds no engine: the servers are those of the tests."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "docker").write_text("#!/bin/sh\nexit 1\n")
+    (folder / "docker").chmod(0o755)
+    return folder
 
 
 @dataclass
@@ -91,6 +121,7 @@ class Scene:
     environ: dict[str, str]
     spark: SparkSession
     folder: Path
+    loaded: str = ""  # folder of HDFS with the sample's methods and sites
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -126,10 +157,13 @@ class Scene:
             for value, headers in messages:
                 producer.send(self.topic, value, b"any", headers, 0, timestamp_ms).get(timeout=30)
 
-    def load_reference(self, data: Path = SAMPLE) -> None:
-        for name, rows in load_reference.read_files(data).items():
-            wrong = load_reference.load(self.spark, self.environ["HDFS_URL"], name, rows)
-            assert wrong.total() == 0
+    def load_reference(self) -> None:
+        """Put the sample's methods and sites into HDFS: a copy of what was loaded once."""
+        files, new = reference.file_system(f"{self.environ['HDFS_URL']}/reference")
+        _, loaded = reference.file_system(f"{self.loaded}/reference")
+        files.delete(new, True)
+        copy = java().jvm.org.apache.hadoop.fs.FileUtil.copy
+        assert copy(files, loaded, files, new, False, files.getConf())
 
     def consume(self, *arguments: str) -> int:
         """Integrate what is in the topic, in this process, or reprocess; return the exit code."""
@@ -171,7 +205,7 @@ class Scene:
         )  # fmt: skip
 
     def connect(self) -> Any:
-        return versions.connect(self.environ["POSTGRESQL_URL"])
+        return database.connect(self.environ["POSTGRESQL_URL"])
 
     def query(self, sql: str, *values: Any) -> list[Any]:
         with self.connect() as conn:
@@ -194,17 +228,21 @@ class Scene:
     def current(self) -> int:
         return int(self.query("SELECT current_version()")[0][0])
 
-    def data_folders(self) -> set[str]:
-        """Return the folders of rows in HDFS, whether a version knows them or not."""
-        hdfs = verify.WebHdfs(self.environ["HDFS_WEB_URL"], self.environ["HDFS_URL"])
+    def folders(self, parent: str) -> set[str]:
+        """Return the folders below one in HDFS, whether a version knows them or not."""
+        hdfs = WebHdfs(self.environ["HDFS_WEB_URL"], self.environ["HDFS_URL"])
         try:
-            listed = json.loads(hdfs.ask("dataset", "LISTSTATUS"))
+            listed = json.loads(hdfs.ask(parent, "LISTSTATUS"))
         except HTTPError:  # nothing was ever written
             return set()
         return {status["pathSuffix"] for status in listed["FileStatuses"]["FileStatus"]}
 
-    def verify(self, version: int | None = None, data: Path | None = None) -> verify.Verdict:
-        verdict = verify.verify(self.environ, version, data)
+    def compare(self, *arguments: str) -> Verdict:
+        """Return what verify.py finds, in this process."""
+        return verify.verify(verify.parse_arguments(arguments, self.environ))
+
+    def verify(self, *arguments: str) -> Verdict:
+        verdict = self.compare(*arguments)
         assert verdict.holds, verdict
         return verdict
 
@@ -217,13 +255,13 @@ class Scene:
         found = rows.where(rows.lot_id.isin(chosen)).drop("lot_id").collect() if rows else []
         return {"rows": sorted(map(repr, found))} | {
             name: self.query(f"SELECT * FROM {name}(%s)", version)  # noqa: S608
-            for name in verify.METRIC_NAMES
+            for name in METRIC_NAMES
         }
 
 
 @pytest.fixture
 def scene(
-    stack: Stack, spark: SparkSession, request: pytest.FixtureRequest, tmp_path: Path
+    stack: Stack, spark: SparkSession, loaded: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[Scene]:
     stem = re.sub(r"[^a-z0-9]+", "_", request.node.name.lower()).strip("_")[:40]
     name = f"{stem}_{uuid4().hex[:8]}"
@@ -242,6 +280,7 @@ def scene(
         },
         spark,
         tmp_path,
+        loaded,
     )
     yield scene
     for process in scene.started:  # what a failed test has left running

@@ -17,15 +17,17 @@ from typing import Any
 import psycopg
 import pytest
 
-from pipelines.acid_waters.hdfs import load_reference
-from pipelines.acid_waters.postgresql.versions import VersionError
-from pipelines.acid_waters.spark.session import SparkError
-from pipelines.acid_waters.spark.spark_consumer import Integration, LossError
-from pipelines.acid_waters.tests.conftest import SAMPLE, Scene, wait_until
+from pipelines.acid_waters.hdfs import reference
+from pipelines.acid_waters.postgresql.history import VersionError
+from pipelines.acid_waters.settings import SAMPLE
+from pipelines.acid_waters.spark.integration import Integration
+from pipelines.acid_waters.spark.offsets import LossError
+from pipelines.acid_waters.spark.spark_session import SparkError
+from pipelines.acid_waters.tests.conftest import DATA, Scene, wait_until
 from stack.lifecycle import Stack, command_line
 
 pytestmark = pytest.mark.timeout(900)  # on a busy machine
-SLOW = ("--lots-per-batch", "2")  # four micro-batches instead of one
+SLOW = ("--batch", "2")  # four micro-batches instead of one
 
 
 def kill_9(process: subprocess.Popen[bytes]) -> None:
@@ -115,12 +117,12 @@ def test_killed_at_any_moment_nothing_is_half_there(scene: Scene) -> None:
         kill_9(process)
         after_first_kill = scene.current()
         # Between the files and the commit.
-        before = scene.data_folders()
+        before = scene.folders("dataset")
         with held_up(scene) as waiting:
             process = scene.start_consumer(*SLOW)
             wait_until(waiting, "the consumer waits to publish")
             kill_9(process)
-        assert len(scene.data_folders() - before) == 1
+        assert len(scene.folders("dataset") - before) == 1
         assert scene.current() == after_first_kill
         # Just after a version, and Java alone.
         process = scene.start_consumer(*SLOW)
@@ -131,7 +133,7 @@ def test_killed_at_any_moment_nothing_is_half_there(scene: Scene) -> None:
         assert "Traceback" not in scene.log(process)
         scene.consume()
     watch.check(8)
-    verdict = scene.verify(data=SAMPLE)
+    verdict = scene.verify(*DATA)
     assert (verdict.versions, verdict.rows, verdict.integrated) == (8, 760, 8)
     assert scene.query(received) == [(8,)]
 
@@ -159,7 +161,7 @@ def test_killed_within_the_transaction_nothing_of_it_is_there(scene: Scene, stac
     wait_until(lambda: scene.current() == 8, "version 8")
     scene.stop_consumer(process, signal.SIGTERM)
     assert "trying again in" in scene.log(process)
-    verdict = scene.verify(data=SAMPLE)
+    verdict = scene.verify(*DATA)
     assert (verdict.versions, verdict.rows, verdict.integrated) == (8, 760, 8)
     # The consumer, while it processes a lot again.
     before = scene.snapshot(8)
@@ -170,11 +172,11 @@ def test_killed_within_the_transaction_nothing_of_it_is_there(scene: Scene, stac
     wait_until(lambda: not scene.others(), "PostgreSQL has seen that it is gone")
     assert scene.current() == 8
     assert scene.snapshot(8) == before
-    scene.verify(data=SAMPLE)
+    scene.verify(*DATA)
     assert scene.consume("--reprocess", "last") == 0
     assert scene.current() == 9
     assert scene.snapshot(9) == before
-    assert scene.verify(data=SAMPLE).rows == 760
+    assert scene.verify(*DATA).rows == 760
     # The commands that make versions.
     for command in (["restore", "3"], ["isolate", "LTM_Data_sample-000002", "--reason", "bottle"]):
         last = scene.current()
@@ -188,7 +190,7 @@ def test_killed_within_the_transaction_nothing_of_it_is_there(scene: Scene, stac
         assert scene.run("postgresql/versions.py", *command).returncode == 0
         assert scene.run("postgresql/versions.py", "restore", "9").returncode == 0
         assert scene.snapshot(scene.current()) == before
-        assert scene.verify(data=SAMPLE).rows == 760
+        assert scene.verify(*DATA).rows == 760
 
 
 @pytest.mark.soak
@@ -199,12 +201,12 @@ def test_killed_again_and_again_at_random(scene: Scene) -> None:
     scene.send("--lot-size", "40")
     with Watch(scene) as watch:
         while (version := scene.current()) < 19:
-            process = scene.start_consumer("--lots-per-batch", "1")
+            process = scene.start_consumer("--batch", "1")
             wait_until(lambda: scene.current() > version, "a version")
             time.sleep(random.uniform(0, 5))
             kill_9(process)
     watch.check(19)
-    verdict = scene.verify(data=SAMPLE)
+    verdict = scene.verify(*DATA)
     assert (verdict.versions, verdict.rows, verdict.integrated) == (19, 760, 19)
 
 
@@ -229,7 +231,7 @@ def test_restarts_of_postgresql_and_hdfs_lose_nothing(scene: Scene, stack: Stack
     scene.send("--first", "5")
     wait_until(lambda: scene.current() == 8, "version 8")
     scene.stop_consumer(process, signal.SIGTERM)
-    verdict = scene.verify(data=SAMPLE)
+    verdict = scene.verify(*DATA)
     assert (verdict.versions, verdict.rows) == (8, 760)
 
 
@@ -241,7 +243,8 @@ def test_ctrl_c_while_spark_starts_is_a_clean_end(scene: Scene) -> None:
     wait_until(lambda: not Path(f"/proc/{java}").exists(), "Java has ended too")
 
 
-def test_two_consumers_at_once_integrate_each_lot_once(scene: Scene) -> None:
+def test_a_second_consumer_is_refused_elsewhere_too(scene: Scene) -> None:
+    """On another machine no lock tells them apart: the first lots that both have settled do."""
     scene.load_reference()
     scene.send()
     with ThreadPoolExecutor() as pool:
@@ -250,28 +253,32 @@ def test_two_consumers_at_once_integrate_each_lot_once(scene: Scene) -> None:
             wait_until(lambda: waiting() == 1, "one waits to publish")
             second = scene.start_consumer()
             wait_until(lambda: waiting() == 2, "behind it, one waits to receive the same lots")
+            third = scene.run("spark/spark_consumer.py")  # on the second's machine
         assert first.result(timeout=300) == 0
-    wait_until(lambda: "another consumer has settled" in scene.log(second), "the second is told")
-    scene.send("--fault", "number=1")
-    wait_until(lambda: len(scene.events()) == 16, "the second goes on")
-    scene.stop_consumer(second, signal.SIGINT)
-    verdict = scene.verify(data=SAMPLE)
-    assert (verdict.versions, verdict.integrated, verdict.quarantined) == (8, 8, 8)
+    assert third.returncode == 1
+    assert "another consumer integrates" in third.stderr
+    assert len(third.stderr.splitlines()) == 1
+    assert second.wait(timeout=120) == 1
+    log = scene.log(second)
+    assert "another consumer has settled these lots: only one may run" in log
+    assert "trying again" not in log
+    verdict = scene.verify(*DATA)
+    assert (verdict.versions, verdict.integrated, verdict.rejected) == (8, 8, 0)
 
 
 def test_a_reference_that_is_not_whole_is_said(scene: Scene) -> None:
     """As the loader leaves it when it is killed while it writes, and as nobody should."""
     scene.load_reference()
     url = scene.environ["HDFS_URL"]
-    files, folder = load_reference.file_system(f"{url}/reference/sites")
-    with pytest.raises(SparkError, match="methods is not there: run hdfs"):
-        load_reference.read_reference(scene.spark, f"{url}/elsewhere", "methods")
+    files, folder = reference.file_system(f"{url}/reference/sites")
+    with pytest.raises(SparkError, match="methods is not there: run prepare"):
+        reference.read_reference(scene.spark, f"{url}/elsewhere", "methods")
     files.delete(folder.suffix("/_SUCCESS"), False)
-    with pytest.raises(SparkError, match="sites is not whole: run hdfs"):
+    with pytest.raises(SparkError, match="sites is not whole: run prepare"):
         scene.consume("--reprocess", "last")
     files.delete(folder, True)
     files.create(folder.suffix("/_SUCCESS")).close()
-    with pytest.raises(SparkError, match="sites is empty: run hdfs"):
+    with pytest.raises(SparkError, match="sites is empty: run prepare"):
         scene.consume("--reprocess", "last")
 
 
@@ -280,14 +287,14 @@ def test_the_reference_in_use_stays_until_the_new_one_is_whole(
 ) -> None:
     scene.load_reference()
     url = scene.environ["HDFS_URL"]
-    before = load_reference.read_reference(scene.spark, url, "sites").collect()
-    rows = load_reference.read_files(SAMPLE)["sites"][1:]
+    before = reference.read_reference(scene.spark, url, "sites").collect()
+    rows = reference.read_files(SAMPLE)["sites"][1:]
     with monkeypatch.context() as changed:  # killed, or not the same, before the new one is used
-        changed.setattr(load_reference, "cell_text", lambda *_: "another")
-        assert load_reference.load(scene.spark, url, "sites", rows)
-    assert load_reference.read_reference(scene.spark, url, "sites").collect() == before
-    assert not load_reference.load(scene.spark, url, "sites", rows)
-    assert load_reference.read_reference(scene.spark, url, "sites").count() == len(rows)
+        changed.setattr(reference, "cell_text", lambda *_: "another")
+        assert reference.load(scene.spark, url, "sites", rows)
+    assert reference.read_reference(scene.spark, url, "sites").collect() == before
+    assert not reference.load(scene.spark, url, "sites", rows)
+    assert reference.read_reference(scene.spark, url, "sites").count() == len(rows)
 
 
 def test_a_topic_made_anew_is_said_however_long_it_is(scene: Scene) -> None:

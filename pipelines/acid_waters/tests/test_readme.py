@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.acid_waters.tests.conftest import HERE, Scene
+from pipelines.acid_waters.settings import HERE, SETTINGS
+from pipelines.acid_waters.tests.conftest import Scene
 from stack.lifecycle import Stack
 
 README = (HERE / "README.md").read_text()
@@ -23,12 +24,9 @@ def skeleton(line: str) -> str:
 
 @pytest.mark.timeout(900)  # on a busy machine
 def test_the_demonstration_ends_well_and_prints_what_readme_shows(
-    scene: Scene, stack: Stack, ports: dict[str, str], tmp_path: Path
+    scene: Scene, stack: Stack, ports: dict[str, str], no_docker: Path
 ) -> None:
-    docker = tmp_path / "docker"  # no engine: the servers are those of the tests
-    docker.write_text("#!/bin/sh\nexit 1\n")
-    docker.chmod(0o755)
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    path = f"{no_docker}{os.pathsep}{os.environ['PATH']}"
     scene.environ |= {**ports, "STACK_STATE": str(stack.state), "PATH": path}
     scene.environ["LTM_DATA"] = "/nowhere"  # the demonstration takes the sample
     done = scene.run("demo.py")
@@ -51,9 +49,11 @@ def test_the_demonstration_ends_well_and_prints_what_readme_shows(
 
 
 def test_readme_names_only_files_and_variables_that_are_there() -> None:
-    named = set(re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|yml|sql))`", README))
+    named = set(re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|yml|sql|conf|svg))`", README))
     assert len(named) > 3
     assert [name for name in named if not list(HERE.rglob(name))] == []
-    compose = (HERE / "compose.yml").read_text()
-    table = set(re.findall(r"`((?:NAMENODE|DATANODE|POSTGRESQL)_\w+_PORT)`", README))
-    assert table == {n for n in re.findall(r"\$\{(\w+):-", compose) if n.endswith("_PORT")}
+    compose = (HERE / "docker-compose.yml").read_text()
+    example = (HERE / ".env.example").read_text()
+    set_there = set(re.findall(r"^(\w+)=", example, re.MULTILINE))
+    used = set(re.findall(r"\$\{(\w+):-", compose)) | {name for name, *_ in SETTINGS.values()}
+    assert set_there == used

@@ -1,43 +1,48 @@
 """What the scripts make of mistakes, signals and servers that go away, without servers."""
 
 import itertools
-import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
-from pipelines.acid_waters import settings, verify
-from pipelines.acid_waters.hdfs import load_reference
+from pipelines import common
+from pipelines.acid_waters import prepare, verify
 from pipelines.acid_waters.kafka import kafka_producer
 from pipelines.acid_waters.postgresql import versions
+from pipelines.acid_waters.settings import HERE, SAMPLE
 from pipelines.acid_waters.spark import spark_consumer
-from pipelines.acid_waters.tests.conftest import PROJECT, SAMPLE
+from pipelines.acid_waters.tests.conftest import Scene
+from pipelines.acid_waters.verification import lots
+from pipelines.acid_waters.verification.verdict import VerifyError
+from pipelines.acid_waters.verification.webhdfs import WebHdfs
 
 MAINS: list[Callable[[list[str]], int]] = [
-    kafka_producer.main, spark_consumer.main, load_reference.main, versions.main, verify.main,
+    kafka_producer.main, spark_consumer.main, prepare.main, versions.main, verify.main,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("main", MAINS, ids=lambda main: main.__module__.rpartition(".")[2])
-def test_settings_that_are_not_utf_8_are_one_line_and_exit_2(
+def test_settings_that_cannot_be_read_are_one_line_and_exit_2(
     main: Callable[[list[str]], int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.delenv("PYTHON_DOTENV_DISABLED")
-    monkeypatch.setattr(settings, "ENV_FILE", tmp_path / ".env")
+    monkeypatch.setattr(common, "PROJECT", tmp_path)
     (tmp_path / ".env").write_bytes("WATER_TOPIC=éé".encode("latin-1"))
     with pytest.raises(SystemExit) as ended:
         main([])
     assert ended.value.code == 2
-    assert capsys.readouterr().err == ".env is not in UTF-8: save it so\n"
+    assert capsys.readouterr().err == f"{tmp_path}/.env, line 1: not in UTF-8: save it so\n"
 
 
 @pytest.mark.parametrize("script", [kafka_producer, spark_consumer], ids=["producer", "consumer"])
@@ -55,25 +60,10 @@ def test_an_address_that_is_none_is_said(
         assert "is not HOST:PORT" in capsys.readouterr().err
 
 
-LISTING = """
-from collections import namedtuple
-from contextlib import nullcontext
-from pipelines.acid_waters.postgresql import versions
-versions.connect = nullcontext
-versions.run = lambda *_: [namedtuple("Row", "reason")("why")] * 100_000
-raise SystemExit(versions.main(["list", "--all"]))
-"""
-
-
-def test_who_reads_the_list_may_leave() -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "wb") as left:
-        done = subprocess.run(
-            [sys.executable, "-c", LISTING],
-            cwd=PROJECT, stdout=left, stderr=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
+def test_who_reads_the_output_may_leave() -> None:
+    command = f"{sys.executable} kafka/kafka_producer.py --console | head -c 1"
+    done = subprocess.run(["sh", "-c", command], cwd=HERE, capture_output=True, check=False)
+    assert (done.stdout, done.stderr) == (b"{", b"")
 
 
 class Producer:
@@ -177,8 +167,8 @@ class Topic:
 
 
 def test_verify_reads_up_to_the_end_that_it_has_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "KafkaConsumer", Topic(first=3, end=6))
-    messages, first = verify.read_topic("localhost:9092", "t")
+    monkeypatch.setattr(lots, "KafkaConsumer", Topic(first=3, end=6))
+    messages, first = lots.read_topic("localhost:9092", "t")
     assert sorted(messages) == [(0, 3), (0, 4), (0, 5)]
     assert first == {0: 3}
 
@@ -195,7 +185,92 @@ def test_verify_reads_up_to_the_end_that_it_has_asked_for(monkeypatch: pytest.Mo
 def test_verify_says_why_it_cannot_read_on(
     topic: Topic, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "KafkaConsumer", topic)
-    monkeypatch.setattr(verify, "STALL_S", 0.3)
-    with pytest.raises(verify.VerifyError, match=says):
-        verify.read_topic("localhost:9092", "t")
+    monkeypatch.setattr(lots, "KafkaConsumer", topic)
+    monkeypatch.setattr(lots, "STALL_S", 0.3)
+    with pytest.raises(VerifyError, match=says):
+        lots.read_topic("localhost:9092", "t")
+
+
+class AskedPath(BaseHTTPRequestHandler):
+    """Answers with the path that it was asked for."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.path.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_hdfs_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with HTTPServer(("127.0.0.1", 0), AskedPath) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        hdfs = WebHdfs(f"http://127.0.0.1:{server.server_port}", "hdfs://x:8020/root")
+        assert hdfs.ask("folder", "LISTSTATUS") == b"/webhdfs/v1/root/folder?op=LISTSTATUS"
+
+
+@pytest.mark.parametrize("ends", ["other", "away", "progress"])
+def test_patience_does_not_end_while_something_changes(
+    ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same failure; in between another one, no server, or another place."""
+    monkeypatch.setattr(spark_consumer, "LONGEST_PAUSE_S", 0)
+    monkeypatch.setattr(spark_consumer, "SAME_FAILURES", 3)
+    tries = itertools.count(1)
+    stop = threading.Event()
+    monkeypatch.setattr(stop, "wait", lambda _: stop.is_set())
+
+    def work(answered: Callable[[str], None]) -> int:
+        number = next(tries)
+        if number == 20:
+            return 0
+        changes = number % 3 == 0
+        if not (changes and ends == "away"):
+            answered(f"offset {number // 2 if ends == 'progress' else 0}")
+        raise KafkaError("another" if changes and ends == "other" else "the same")
+
+    assert spark_consumer.patiently(60, stop, work) == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "code", "says"),
+    [
+        ("kafka/kafka_producer.py", "--wait 1 --bootstrap-servers localhost:1", 1,
+         "is it started?"),
+        ("kafka/kafka_producer.py", "--data /nowhere", 2, "no LTM_Data*.xlsx or .csv in /nowhere"),
+        ("kafka/kafka_producer.py", "--first 99", 2, "no lot 99 in"),
+        ("postgresql/versions.py", "--postgresql-url postgresql://x@localhost:1/x list", 1,
+         "versions: PostgreSQL: "),
+        ("postgresql/versions.py", "restore x", 2, "invalid int value: 'x'"),
+        ("prepare.py", "--data /nowhere", 2, "no Methods*.xlsx or .csv in /nowhere"),
+        ("verify.py", "--version x", 2, "invalid int value: 'x'"),
+        ("spark/spark_consumer.py", "--once --reprocess last", 2, "not allowed with argument"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(
+    script: str, arguments: str, code: int, says: str, tmp_path: Path
+) -> None:
+    done = Scene({}, None, tmp_path).run(script, *arguments.split())
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_consumer_is_refused_before_spark_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(spark_consumer, "CACHE", tmp_path)
+    monkeypatch.setattr(spark_consumer, "consume", lambda _: 0)
+    here, other = ["--topic", "here"], ["--topic", "other"]
+    with common.only_copy(spark_consumer.lock_file(spark_consumer.load_config(here, {}))) as lock:
+        assert lock
+        assert spark_consumer.main(here) == 1
+        assert spark_consumer.main([*here, "--once"]) == 1
+        assert spark_consumer.main([*here, "--reprocess", "last"]) == 0
+        assert spark_consumer.main(other) == 0
+    assert spark_consumer.main(here) == 0

@@ -1,20 +1,16 @@
-"""Files, lots and faults, without servers."""
+"""The three files are read, Excel and CSV alike, or refused by the name of a cell; no servers."""
 
-import hashlib
-import itertools
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import openpyxl
 import pytest
 
-from pipelines.acid_waters import make_sample, tables, verify
-from pipelines.acid_waters.kafka import kafka_producer as producer
-
-SAMPLE = Path(__file__).resolve().parents[1] / "sample"
+from pipelines.acid_waters import make_sample, tables
+from pipelines.acid_waters.hdfs.reference import read_files
+from pipelines.acid_waters.settings import SAMPLE
 
 
 def rows_of(folder: Path, table: tables.Table, suffix: str) -> list[tables.Row]:
@@ -90,103 +86,59 @@ def test_a_bad_file_is_one_line(tmp_path: Path) -> None:
         tables.find_file(tmp_path, tables.METHODS)
 
 
-def lots(*arguments: str) -> list[producer.Lot]:
-    config = producer.load_config(["--data", str(SAMPLE), *arguments], {})
-    return list(producer.lots_to_send(config))
+METHOD: list[Any] = ["P", "NA", 2000, None, "A", "B"]
+HEADER: list[Any] = list(tables.METHODS.columns)
 
 
-def test_lots_hold_the_file_in_order_and_say_what_is_in_them() -> None:
-    found = lots()
-    assert [lot.size for lot in found] == [100] * 7 + [60]
-    assert [lot.sequence for lot in found] == list(range(1, 9))
-    assert [lot.first_row for lot in found] == list(range(1, 800, 100))
-    assert found[0].batch_id == "LTM_Data_sample-000001"
-    rows = [json.loads(line) for lot in found for line in lot.value.splitlines()]
-    assert rows == rows_of(SAMPLE, tables.SAMPLES, ".csv")
-    for lot in found:
-        assert lot.checksum == hashlib.sha256(lot.value).hexdigest()
-        assert dict(lot.headers())["size"] == str(len(lot.value.splitlines())).encode()
-    assert lots() == found
-    assert lots("--first", "3", "--count", "2") == found[2:4]
+def test_empty_cells_at_the_right_are_no_columns(tmp_path: Path) -> None:
+    """As a spreadsheet has them that are coloured, or were filled once."""
+    write_excel(tmp_path / "Methods.xlsx", [[*HEADER, None, ""], [*METHOD, "", None], ["", None]])
+    (tmp_path / "M.csv").write_text(";".join([*HEADER, "", ""]) + "\nP;NA;2000;;A;B;;\n;;;;;;;\n")
+    expected = dict(zip(HEADER, ["P", "NA", "2000", None, "A", "B"], strict=True))
+    for name in ("Methods.xlsx", "M.csv"):
+        assert list(tables.read_table(tmp_path / name, tables.METHODS)) == [expected]
 
 
-@pytest.mark.parametrize("name", ["LTM_Data (1).csv", "LTM_Data_é.csv", f"LTM_Data{'a' * 191}.csv"])
-def test_a_file_must_have_a_name_that_lots_may_have(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes((SAMPLE / "LTM_Data_sample.csv").read_bytes())
-    with pytest.raises(
-        tables.TableError, match="lots are named after it: give it a name of letters"
-    ):
-        lots("--data", str(tmp_path))
+def test_a_value_that_has_no_column_is_named_by_its_cell(tmp_path: Path) -> None:
+    write_excel(tmp_path / "Methods.xlsx", [HEADER, METHOD, [*METHOD, None, "lost"]])
+    with pytest.raises(tables.TableError, match="cell H3 has no column's name above it"):
+        rows_of(tmp_path, tables.METHODS, ".xlsx")
 
 
-@pytest.mark.parametrize("kind", producer.FAULTS)
-def test_a_fault_spoils_its_lot_only(kind: str) -> None:
-    good, sent = lots(), lots("--fault", f"{kind}=2")
-    spoilt = [lot for lot in sent if lot.sequence == 2]
-    assert [lot for lot in sent if lot.sequence != 2] == [good[0], *good[2:]]
-    assert spoilt == [good[1]] * 2 if kind == "duplicate" else spoilt != [good[1]]
-    if kind not in ("checksum", "duplicate"):
-        assert spoilt[0].checksum == hashlib.sha256(spoilt[0].value).hexdigest()
+@pytest.mark.parametrize("formula", ["=2000+1", '=IF(A1="x",1,2)'])
+def test_a_formula_without_its_value_is_named_by_its_cell(formula: str, tmp_path: Path) -> None:
+    """As programs write it that do not calculate: a reader would take it for an empty cell."""
+    row = [*METHOD[:2], formula, *METHOD[3:]]
+    write_excel(tmp_path / "Methods.xlsx", [HEADER, METHOD, row])
+    with pytest.raises(tables.TableError, match=r"cell C3 is a formula whose value .* save it"):
+        rows_of(tmp_path, tables.METHODS, ".xlsx")
 
 
-@pytest.mark.parametrize(
-    "faults",
-    [
-        *itertools.permutations(producer.FAULTS, 2),
-        producer.FAULTS,
-        ("long", "long", "short", "short", "json", "json"),
-    ],
-)
-@pytest.mark.parametrize("size", ["1", "2"])
-def test_faults_may_fall_on_one_lot(faults: tuple[str, ...], size: str) -> None:
-    several = [f"--fault={kind}=2" for kind in faults]
-    sent = lots("--lot-size", size, "--count", "3", *several)
-    assert {lot.sequence for lot in sent} == {1, 2, 3}
-    assert sent == lots("--lot-size", size, "--count", "3", *several[::-1])  # in their own order
+def test_a_formula_with_its_value_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "Methods.xlsx"
+    write_excel(file, [HEADER, [*METHOD[:2], "=2000+1", *METHOD[3:]]])
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    sheet = "xl/worksheets/sheet1.xml"
+    parts[sheet] = re.sub(rb"</f><v\s*/>|</f><v></v>", b"</f><v>2001</v>", parts[sheet])
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    assert [row["START_YEAR"] for row in rows_of(tmp_path, tables.METHODS, ".xlsx")] == ["2001"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("column", "value", "says"),
     [
-        (["--lot-size", "0"], "'0' is not a number from 1 on"),
-        (["--interval", "nan"], "'nan' is not a number from 0 on"),
-        (["--fault", "short"], "'short' is not KIND=LOT, KIND of short, long"),
-        (["--fault", "rust=1"], "'rust=1' is not KIND=LOT"),
+        ("METHOD", "EPA\0 200", "row 2, column METHOD has a NUL character"),
+        ("METHOD_DESCRIPTION", "é" * 501, "column METHOD_DESCRIPTION is too long: 1002 bytes"),
+        ("START_YEAR", "about 1980", "column START_YEAR 'about 1980' is not a number"),
     ],
 )
-def test_a_bad_argument_is_said(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_used_of_the_reference_is_refused_at_once(
+    column: str, value: str, says: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        producer.load_config(arguments, {})
-    assert ended.value.code == 2
-    assert says in capsys.readouterr().err
-
-
-def test_flag_wins_over_environment_over_default() -> None:
-    assert producer.load_config([], {}).topic == "water-quality"
-    assert producer.load_config([], {"WATER_TOPIC": "a"}).topic == "a"
-    assert producer.load_config(["--topic", "b"], {"WATER_TOPIC": "a"}).topic == "b"
-
-
-class AskedPath(BaseHTTPRequestHandler):
-    """Answers with the path that it was asked for."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(self.path.encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def test_hdfs_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with HTTPServer(("127.0.0.1", 0), AskedPath) as server:
-        threading.Thread(target=server.handle_request, daemon=True).start()
-        hdfs = verify.WebHdfs(f"http://127.0.0.1:{server.server_port}", "hdfs://x:8020/root")
-        assert hdfs.ask("folder", "LISTSTATUS") == b"/webhdfs/v1/root/folder?op=LISTSTATUS"
+    row = {**dict(zip(HEADER, ["P", "NA", "2000", "", "A", "B"], strict=True)), column: value}
+    (tmp_path / "Methods.csv").write_text(";".join(HEADER) + "\n" + ";".join(row.values()) + "\n")
+    with pytest.raises(tables.TableError, match=says):
+        read_files(tmp_path)

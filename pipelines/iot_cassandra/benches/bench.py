@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure three ways of writing the same readings into the same two tables of Cassandra.
 
-    python pipelines/iot_cassandra/benches/bench.py            # 9 minutes, on a quiet machine
+    python3 benches/bench.py            # 9 minutes, on a quiet machine
 
     way      readings/s: min  median     max   of the writer's median
     writer             ....    ....    ....   1.00
@@ -51,16 +51,16 @@ from cassandra.concurrent import execute_concurrent_with_args  # noqa: E402
 from kafka import KafkaConsumer  # noqa: E402
 from kafka.structs import TopicPartition  # noqa: E402
 
-from pipelines.iot_cassandra.scripts import kafka_to_cassandra as writer  # noqa: E402
-from pipelines.iot_cassandra.scripts.apply_schema import apply  # noqa: E402
-from pipelines.iot_cassandra.scripts.options import addresses, at_least  # noqa: E402
-from pipelines.iot_cassandra.verify import read_topic  # noqa: E402
+from pipelines.common import number  # noqa: E402
+from pipelines.iot_cassandra.kafka_topic import read_topic  # noqa: E402
+from pipelines.iot_cassandra.prepare import apply_schema  # noqa: E402
+from pipelines.iot_cassandra.scripts.clients import insert_into  # noqa: E402
+from pipelines.iot_cassandra.scripts.rules import row_of  # noqa: E402
+from pipelines.iot_cassandra.settings import FOLDER, TABLES, addresses  # noqa: E402
 from stack.lifecycle import Stack  # noqa: E402
 from stack.servers import free_port  # noqa: E402
 
-HERE = PROJECT / "pipelines/iot_cassandra"
 TOPIC, KEYSPACE = "bench", "bench"
-TABLES = ("sensor_data", "sensor_data_by_day")
 
 
 class BenchError(Exception):
@@ -99,12 +99,12 @@ class Bench:
 
     def prepare(self) -> None:
         """Put the readings into the topic, the tables into Cassandra."""
-        simulator = str(HERE / "scripts/iot_simulator.py")
+        simulator = str(FOLDER / "scripts/iot_simulator.py")
         self.run(
-            sys.executable, simulator, "--seed", "1", "--at-once", "--rate", "1000",
-            "--sensors", "100", "--count", str(self.readings),
-        )  # fmt: skip
-        apply(self.hosts, KEYSPACE, wait_s=60)
+            *(sys.executable, simulator, "--seed", "1", "--backfill", "30d", "--rate", "1000"),
+            *("--sensors", "100", "--count", str(self.readings)),
+        )
+        apply_schema(self.hosts, KEYSPACE)
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -117,7 +117,12 @@ class Bench:
     def by_writer(self) -> float:
         """Let kafka_to_cassandra.py write everything."""
         group = f"bench-{uuid4().hex[:8]}"
-        command = [sys.executable, str(HERE / "scripts/kafka_to_cassandra.py"), "--group-id", group]
+        command = [
+            sys.executable,
+            str(FOLDER / "scripts/kafka_to_cassandra.py"),
+            "--group-id",
+            group,
+        ]
         with subprocess.Popen(
             command, cwd=PROJECT, env=self.environ, stderr=subprocess.PIPE, text=True
         ) as process:
@@ -141,11 +146,11 @@ class Bench:
 
     def by_helper(self, concurrency: int = 100) -> float:
         """Let the driver's own helper write rows that are in memory."""
-        rows = [writer.row_of(message) for message in read_topic(self.kafka, TOPIC)[0]]
+        rows = [row_of(message) for message in read_topic(self.kafka, TOPIC)[0]]
         seconds = 0.0
         with self.session() as session:
-            for text in writer.INSERTS:
-                insert = session.prepare(text.format(keyspace=KEYSPACE))
+            for table in TABLES:
+                insert = session.prepare(insert_into(KEYSPACE, table))
                 names = [column.name for column in insert.column_metadata]
                 values = [tuple(row[name] for name in names) for row in rows]
                 began = time.monotonic()
@@ -155,10 +160,8 @@ class Bench:
 
     def by_spark(self) -> float:
         """Let Spark's connector write rows that are in its cache."""
-        conf = str(HERE / "spark.conf")
-        command = ["spark-submit", "--master", "local[2]", "--properties-file", conf]
-        script = str(HERE / "benches/spark_write.py")
-        said = self.run(*command, script, self.kafka, TOPIC, self.hosts, KEYSPACE)
+        script = str(FOLDER / "benches/spark_write.py")
+        said = self.run(sys.executable, script, self.kafka, TOPIC, self.hosts, KEYSPACE)
         if not (found := re.search(r"seconds=([\d.]+)", said)):
             raise BenchError("Spark has not said how long it took")
         return float(found[1])
@@ -216,19 +219,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--readings", type=at_least(1, int), default=100_000, metavar="N", help="(100000)"
+        "--readings", type=number(1, 1e9, int), default=100_000, metavar="N", help="(100000)"
     )
     parser.add_argument(
-        "--runs", type=at_least(1, int), default=3, metavar="N", help="of each way (3)"
+        "--runs", type=number(1, 1e9, int), default=3, metavar="N", help="of each way (3)"
     )
-    results = HERE / "benches/results.jsonl"
+    results = FOLDER / "benches/results.jsonl"
     parser.add_argument("--results", type=Path, default=results, metavar="FILE",
         help="where the result is added (results.jsonl beside this file)")  # fmt: skip
     options = parser.parse_args(argv)
     ports = {f"{n}_HOST_PORT": str(free_port()) for n in ("ZOOKEEPER", "KAFKA", "CASSANDRA")}
     with tempfile.TemporaryDirectory() as state:
-        files = [PROJECT / "docker-compose.yml", HERE / "compose.yml"]
-        stack = Stack(files, {**os.environ, **ports, "STACK_STATE": state})
+        stack = Stack(
+            [FOLDER / "docker-compose.yml"], {**os.environ, **ports, "STACK_STATE": state}
+        )
         try:
             stack.up(["kafka", "cassandra"])
             bench = Bench(stack, options.readings)
@@ -240,13 +244,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "spark": bench.by_spark,
             }
             rates: dict[str, list[float]] = {name: [] for name in ways}
-            for number in range(-1, options.runs):  # the first warms Cassandra up
+            for run in range(-1, options.runs):  # the first warms Cassandra up
                 for name, way in ways.items():
                     rate = bench.measure(way)
-                    label = f"run {number + 1}" if number >= 0 else "warm-up"
+                    label = f"run {run + 1}" if run >= 0 else "warm-up"
                     sys.stdout.write(f"{label:<8} {name:<11} {rate:>8.0f} readings/s\n")
                     sys.stdout.flush()
-                    if number >= 0:
+                    if run >= 0:
                         rates[name].append(rate)
         except BenchError as exc:
             sys.stderr.write(f"bench: {exc}\n")

@@ -8,26 +8,30 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # spark-submit knows only this folder
+PROJECT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(PROJECT))
 
-from pipelines.iot_cassandra.scripts import spark_cassandra as job
+from pipelines.iot_cassandra.scripts.spark_cassandra import write_rows  # noqa: E402
+from pipelines.iot_cassandra.scripts.transforms import judged  # noqa: E402
+from pipelines.iot_cassandra.settings import TABLES  # noqa: E402
+from pipelines.iot_cassandra.spark_session import spark_session  # noqa: E402
 
 
 def main() -> int:
     """Write once, print the seconds; return 0."""
     kafka, topic, hosts, keyspace = sys.argv[1:]
-    spark = job.session(hosts)
+    options = {"spark.cassandra.connection.host": hosts, "spark.master": "local[2]"}
+    spark = spark_session(options)
     source = {
         "kafka.bootstrap.servers": kafka,
         "kafka.isolation.level": "read_committed",
         "subscribe": topic,
     }
-    rows = job.judged(spark.read.format("kafka").options(**source).load()).cache()
+    rows = judged(spark.read.format("kafka").options(**source).load()).cache()
     rows.count()
     began = time.monotonic()
-    for table, columns in job.TABLES.items():
-        chosen = rows.select(*columns, "write_time")
-        job.write_rows(chosen, keyspace, table, writetime="write_time")
+    for table, columns in TABLES.items():
+        write_rows(rows.select(*columns, "write_time"), keyspace, table, writetime="write_time")
     sys.stdout.write(f"seconds={time.monotonic() - began:.3f}\n")
     spark.stop()
     return 0

@@ -19,17 +19,18 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import NewTopic
 from kafka.structs import TopicPartition
 
-from pipelines.iot_cassandra.scripts.apply_schema import apply
-from pipelines.iot_cassandra.scripts.options import addresses
-from pipelines.iot_cassandra.verify import Verdict, read_topic, verify
+from pipelines.iot_cassandra.kafka_topic import read_topic
+from pipelines.iot_cassandra.prepare import apply_schema
+from pipelines.iot_cassandra.settings import addresses, rejects_topic
+from pipelines.iot_cassandra.verify import Verdict, verify
 from pipelines.tests.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
 from stack.lifecycle import Stack
 from stack.servers import free_port
 
 PROJECT = Path(__file__).resolve().parents[3]
 HERE = PROJECT / "pipelines/iot_cassandra"
-COMPOSE = (PROJECT / "docker-compose.yml", HERE / "compose.yml")
-PORTS = ("ZOOKEEPER", "KAFKA", "ELASTICSEARCH", "CASSANDRA", "KIBANA", "SPARK", "SPARK_WORKER")
+COMPOSE = HERE / "docker-compose.yml"
+PORTS = ("ZOOKEEPER", "KAFKA", "CASSANDRA", "SPARK", "SPARK_WORKER")
 
 # A developer's shell or .env must not change a result.
 for name in list(os.environ):
@@ -42,10 +43,10 @@ os.environ["JAVA_TOOL_OPTIONS"] = "-XX:TieredStopAtLevel=1"
 
 # The writer itself, only quicker to give up on a dead member of its group, and to say it waits.
 QUICKER = """
-from pipelines.iot_cassandra.scripts import kafka_to_cassandra as writer
-writer.SESSION_TIMEOUT_MS = 6000
+from pipelines.iot_cassandra.scripts import clients, kafka_to_cassandra, writer
+clients.SESSION_TIMEOUT_MS = writer.SESSION_TIMEOUT_MS = 6000
 writer.PROGRESS_S = 1
-raise SystemExit(writer.main())
+raise SystemExit(kafka_to_cassandra.main())
 """
 
 
@@ -66,7 +67,7 @@ def stack(
     """Real ZooKeeper, Kafka and Cassandra, on free ports, for the whole session."""
     ports = {f"{name}_HOST_PORT": str(free_port()) for name in PORTS}
     state = tmp_path_factory.mktemp("stack")
-    servers = Stack(COMPOSE, {**os.environ, **ports, "STACK_STATE": str(state)})
+    servers = Stack([COMPOSE], {**os.environ, **ports, "STACK_STATE": str(state)})
     try:
         servers.up(["kafka", "cassandra"])
         yield servers
@@ -145,18 +146,8 @@ class Scene:
         return self.run("scripts/iot_simulator.py", "--seed", "1", *arguments)
 
     def write(self, *arguments: str) -> str:
-        """Run the writer until nothing comes any more."""
-        return self.run("scripts/kafka_to_cassandra.py", "--exit-when-idle", "1", *arguments)
-
-    def submit(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run spark-submit on this folder's job, in a process with two threads."""
-        command = ["spark-submit", "--master", "local[2]", "--conf", "spark.ui.enabled=false"]
-        ended = subprocess.run(
-            [*command, *arguments], cwd=PROJECT, env=self.environ,
-            capture_output=True, text=True, timeout=280, check=False,
-        )  # fmt: skip
-        assert ended.returncode == code, ended.stdout + ended.stderr
-        return ended
+        """Run the writer until all is read."""
+        return self.run("scripts/kafka_to_cassandra.py", "--once", *arguments)
 
     @contextmanager
     def paused(self, name: str) -> Iterator[None]:
@@ -189,8 +180,8 @@ class Scene:
         with self.admin() as admin:
             admin.create_topics([topic])
 
-    def dead_letters(self) -> list[Any]:
-        return list(read_topic(self.kafka, f"{self.name}.dead-letter")[0])
+    def rejects(self) -> list[Any]:
+        return list(read_topic(self.kafka, rejects_topic(self.name))[0])
 
     def end(self) -> int:
         """Return the number of messages in the topic."""
@@ -213,7 +204,7 @@ class Scene:
     def verify(self) -> Verdict:
         """Return what the independent verifier says."""
         with connected(self.stack) as session:  # anew: the server may have been away
-            return verify(self.kafka, self.name, session, self.name)
+            return verify(self.kafka, self.name, session, self.name, {})
 
 
 @contextmanager
@@ -228,7 +219,7 @@ def scene(stack: Stack, request: pytest.FixtureRequest, tmp_path: Path) -> Itera
     stem = re.sub(r"[^a-z0-9]+", "_", request.node.name.lower())[:30]
     with connected(stack) as session:
         scene = Scene(stack, f"{stem}_{uuid4().hex[:8]}", session, tmp_path)
-        apply(scene.cassandra, scene.name, wait_s=60)
+        apply_schema(scene.cassandra, scene.name)
         try:
             yield scene
         finally:

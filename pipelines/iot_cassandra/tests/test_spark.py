@@ -1,13 +1,13 @@
-"""Spark's jobs by spark-submit on real servers, and the failure that the report ended with."""
+"""Spark's jobs on real servers, and the failure that the report ended with."""
 
-import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,35 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from kafka import KafkaProducer
 
 from pipelines.iot_cassandra.tests.conftest import HERE, PROJECT, Scene, wait_until
-from pipelines.iot_cassandra.tests.test_writer import (
+from pipelines.iot_cassandra.tests.examples import (
     IMPOSSIBLE_TIMES,
     INVALID,
     VALID,
     as_large_as_kafka_takes,
     reading,
 )
+from pipelines.tests.other_producers import send_in_transactions
 from stack.servers import free_port
 
-CONF = ("--properties-file", str(HERE / "spark.conf"))
-JOB = str(HERE / "scripts/spark_cassandra.py")
 README = (HERE / "README.md").read_text()
+JOB = "scripts/spark_cassandra.py"
+
+
+def submit(scene: Scene, *arguments: str, code: int = 0) -> str:
+    """Run spark-submit in the pipeline's folder; return what it printed."""
+    ended = subprocess.run(
+        ["spark-submit", *arguments],
+        cwd=HERE,
+        env=scene.environ,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    return ended.stdout
 
 
 def hours_of(rows: list[tuple[Any, ...]]) -> dict[tuple[int, datetime], list[Any]]:
@@ -46,54 +60,36 @@ def hours_of(rows: list[tuple[Any, ...]]) -> dict[tuple[int, datetime], list[Any
     return hours
 
 
-# Both jobs in one process, which starts once; README's commands are tested one by one.
-BOTH = """
-import sys
-sys.path.insert(0, ".")  # the project's folder
-from pipelines.iot_cassandra.scripts import spark_cassandra as job
-stream = ["stream", "--once", "--checkpoint", sys.argv[1]]
-raise SystemExit(job.main(stream) or job.main(["batch"]))
-"""
-
-
-def send_and_take_back(scene: Scene, *values: bytes) -> None:
-    """Send messages in a transaction that is aborted."""
-    producer = KafkaProducer(bootstrap_servers=scene.kafka, transactional_id=scene.name)
-    with closing(producer):
-        producer.init_transactions()
-        producer.begin_transaction()
-        for value in values:
-            producer.send(scene.name, value, partition=0)
-        producer.flush()
-        producer.abort_transaction()
-
-
 def test_stream_then_batch(scene: Scene, tmp_path: Path) -> None:
     scene.create_topic()
-    scene.create_topic(f"{scene.name}.dead-letter")  # as Kafka makes one by itself: up to 1 MB
+    scene.create_topic(f"{scene.name}.rejects")  # as Kafka makes one by itself: up to 1 MB
     scene.send(*VALID, *INVALID, as_large_as_kafka_takes())
     for time in IMPOSSIBLE_TIMES:
         scene.send(reading(), at=time)
-    send_and_take_back(scene, reading(sensor_id=404), b"nonsense")
-    scene.simulate("--count", "2000", "--at-once", "--rate", "0.5", "--bad", "0.02")
-    both = tmp_path / "both.py"
-    both.write_text(BOTH)
-    said = scene.submit(*CONF, str(both), str(tmp_path / "checkpoint")).stdout
+    send_in_transactions(scene.kafka, scene.name, [reading(sensor_id=404), b"nonsense"], [])
+    scene.simulate("--count", "2000", "--backfill", "1d", "--rate", "0.5", "--bad", "0.02")
+    stream = (JOB, "stream", "--once", "--checkpoint")
+    said = scene.run(*stream, str(tmp_path / "mon é"))
     verdict = scene.verify()
     assert verdict.holds, verdict
-    assert f"written={verdict.readings} dead_lettered={verdict.dead_lettered}" in said
+    assert said == f"batch=0 written={verdict.readings} rejected={verdict.rejected}\n"
     assert verdict.messages == scene.end() - 3  # two were taken back, and the mark of that
-    letters = {dict(letter.headers)["reason"].decode() for letter in scene.dead_letters()}
-    assert {"invalid: NaN is not a number", "invalid: sensor_id is beyond 32 bits"} <= letters
-    assert "None" not in letters
+    reasons = {dict(reject.headers)["reason"].decode() for reject in scene.rejects()}
+    assert {"invalid: NaN is not a number", "invalid: sensor_id is beyond 32 bits"} <= reasons
+    assert "None" not in reasons
 
-    # The other writer of the same topic finds nothing to change: same rows, same write times.
+    # Neither a second run from the beginning nor the other writer finds anything to change. The
+    # second run has the document's own table only.
     times = "SELECT sensor_id, timestamp, WRITETIME(humidity) FROM KS.sensor_data"
     before = sorted(scene.rows(times))
+    scene.session.execute(f"DROP TABLE {scene.name}.sensor_data_by_day", timeout=60)
+    assert scene.run(*stream, str(tmp_path / "another")) == said
+    assert scene.verify().twice == 0
     scene.write()
     assert sorted(scene.rows(times)) == before
-    assert scene.verify().rows == verdict.rows
+    assert scene.verify().rows == {"sensor_data": verdict.readings}
 
+    said = scene.run(JOB, "batch")
     expected = hours_of(
         scene.rows("SELECT sensor_id, timestamp, temperature, humidity FROM KS.sensor_data")
     )
@@ -109,111 +105,145 @@ def test_stream_then_batch(scene: Scene, tmp_path: Path) -> None:
 
 
 def test_the_stream_goes_on_where_it_was(scene: Scene, tmp_path: Path) -> None:
-    """After kill -9, after Cassandra was away, after Ctrl-C and SIGTERM."""
-    scene.simulate("--count", "1000", "--at-once", "--bad", "0.02")
+    """After kill -9, after Cassandra was away, after Ctrl-C and SIGTERM; and it is alone."""
+    scene.simulate("--count", "1000", "--backfill", "1d", "--bad", "0.02")
+    stream = (JOB, "stream", "--checkpoint", str(tmp_path / "checkpoint"))
 
-    def started() -> tuple[subprocess.Popen[bytes], Path]:
+    def started() -> subprocess.Popen[bytes]:
         """Start the stream; return it when all that was sent has arrived.
 
         What it says of its batches does not tell: the one that was being ended comes again.
         """
-        command = ["--master", "local[2]", "--conf", "spark.ui.enabled=false", *CONF, JOB]
-        log = tmp_path / f"{len(scene.started)}.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                ["spark-submit", *command, "stream", "--checkpoint", str(tmp_path / "checkpoint")],
-                cwd=PROJECT, env=scene.environ, stdout=file, stderr=file, start_new_session=True,
-            )  # fmt: skip
-        scene.started.append(process)
+        process = scene.start(*stream)
         wait_until(lambda: process.poll() is not None or scene.verify().holds, "all has arrived")
-        assert process.poll() is None, log.read_text()
-        return process, log
+        assert process.poll() is None, scene.log(process)
+        return process
 
-    stream, log = started()
-    os.killpg(stream.pid, signal.SIGKILL)
-    assert stream.wait() == -signal.SIGKILL
+    first = started()
+    said = scene.run(*stream, code=1)
+    assert said == f"spark_cassandra: another stream works on {tmp_path / 'checkpoint'}\n"
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
 
     scene.send(reading(sensor_id=1))
-    stream, log = started()
+    second = started()
     scene.stack.stop("cassandra", signal.SIGKILL)
     scene.send(reading(sensor_id=2), b"nonsense")
-    assert stream.wait(timeout=60) == 1
-    (said,) = re.findall("^spark_cassandra: .*", log.read_text(), re.MULTILINE)
+    assert second.wait(timeout=60) == 1
+    (said,) = re.findall("^spark_cassandra: .*", scene.log(second), re.MULTILINE)
     assert said.endswith(f" (Kafka at {scene.kafka}, Cassandra at {scene.cassandra})")
     scene.stack.up(["cassandra"])
 
-    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        stream, log = started()  # and takes what came while it did not run
-        os.killpg(stream.pid, signum)
-        assert stream.wait(timeout=60) in (0, code)  # Python's, or that of Java if it is faster
-        # Of a batch that it ends Spark reports Python's trace; the job has none of its own.
-        assert not re.search("^Traceback", log.read_text(), re.MULTILINE)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        process = started()  # and takes what came while it did not run
+        process.send_signal(signum)
+        assert process.wait(timeout=60) == 0
+        assert "Traceback" not in scene.log(process)
         if signum == signal.SIGINT:
             scene.send(reading(sensor_id=3))
     verdict = scene.verify()
     assert verdict.holds, verdict
-    assert verdict.messages == 1004
+    assert (verdict.messages, verdict.twice) == (1004, 0)
 
 
 @contextmanager
-def standalone(scene: Scene, folder: Path) -> Iterator[tuple[str, str]]:
-    """Spark's own master and one worker, as compose.yml has them; yield the master and its page."""
-    port, page = free_port(), free_port()
-    master, deploy = f"spark://127.0.0.1:{port}", "org.apache.spark.deploy"
-    at = ["--host", "127.0.0.1"]
-    commands = (
-        [f"{deploy}.master.Master", *at, "--port", str(port), "--webui-port", str(page)],
-        [f"{deploy}.worker.Worker", *at, "--webui-port", str(free_port()), "--cores", "1",
-         "--memory", "512m", "--work-dir", str(folder / "work"), master],
-    )  # fmt: skip
-    environ = {**scene.environ, "SPARK_LOCAL_IP": "127.0.0.1"}
-    with (folder / "spark.log").open("wb") as log:
-        servers = [
-            subprocess.Popen(["spark-class", *command], env=environ, stdout=log, stderr=log)
-            for command in commands
-        ]
+def another_network() -> Iterator[tuple[list[str], str]]:
+    """Yield a command that runs another in its own network, and this machine's address there."""
+    if os.geteuid() or not shutil.which("ip"):
+        pytest.skip("another network needs root, and the program ip")
+    name, ours, theirs = f"iot{os.getpid() % 10_000}", "10.213.77.1", "10.213.77.2"
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+    ip("netns", "add", name)
     try:
-        yield master, f"http://127.0.0.1:{page}"
+        ip("link", "add", f"{name}a", "type", "veth", "peer", "name", "worker", "netns", name)
+        ip("addr", "add", f"{ours}/30", "dev", f"{name}a")
+        ip("link", "set", f"{name}a", "up")
+        ip("-n", name, "addr", "add", f"{theirs}/30", "dev", "worker")
+        ip("-n", name, "link", "set", "worker", "up")
+        ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", name, "route", "add", "default", "via", ours)
+        yield ["ip", "netns", "exec", name], ours
     finally:
-        for server in servers:
-            server.terminate()
-            server.wait(timeout=30)
+        ip("netns", "del", name)  # and with it the pair of interfaces
 
 
-def test_the_batch_runs_on_a_standalone_master_and_worker(scene: Scene, tmp_path: Path) -> None:
-    scene.simulate("--count", "500", "--at-once", "--rate", "0.5")
-    scene.write()
-    with standalone(scene, tmp_path) as (master, page):
+@contextmanager
+def standalone(scene: Scene) -> Iterator[tuple[str, str]]:
+    """Spark's own master here and a worker in another network; yield the master and its page."""
+    port, page = free_port(), free_port()
+    deploy = "org.apache.spark.deploy"
+    log = scene.folder / "spark.log"
+    with another_network() as (elsewhere, here), log.open("wb") as output:
+        at = ["--host", here, "--port", str(port), "--webui-port", str(page)]
+        worker = ["--cores", "1", "--memory", "512m", "--work-dir", str(scene.folder / "work")]
+        servers = [
+            subprocess.Popen(
+                [*prefix, "spark-class", f"{deploy}.{name}", *arguments],
+                env=scene.environ,
+                stdout=output,
+                stderr=output,
+            )
+            for prefix, name, arguments in (
+                ([], "master.Master", at),
+                (elsewhere, "worker.Worker", [*worker, f"spark://{here}:{port}"]),
+            )
+        ]
+        try:
+            yield f"spark://{here}:{port}", f"http://{here}:{page}"
+        finally:
+            for server in servers:
+                server.terminate()
+                server.wait(timeout=30)
 
-        def state() -> dict[str, Any]:
-            with suppress(URLError), urlopen(f"{page}/json/", timeout=30) as answer:
-                return dict(json.load(answer))
-            return {}
 
-        wait_until(lambda: state().get("aliveworkers") == 1, "the worker is known to its master")
-        on_it = ["--master", master, "--executor-memory", "512m"]
-        on_it += ["--conf", "spark.driver.host=127.0.0.1"]
-        said = scene.submit(*on_it, *CONF, JOB, "batch").stdout
-        assert f"readings=500 loaded from {scene.name}.sensor_data" in said
-        wait_until(lambda: state()["completedapps"], "the job has ended for its master")
-        (job,) = state()["completedapps"]
-        assert (job["name"], job["state"], job["cores"] > 0) == ("iot_cassandra", "FINISHED", True)
-        with urlopen(page, timeout=30) as answer:  # what a browser shows
-            assert b"iot_cassandra" in answer.read()
-    assert len(scene.rows("SELECT hour FROM KS.sensor_data_hourly")) > 1
+# What needs no server but Spark's: its worker reaches neither Cassandra nor Kafka here.
+COUNT = """
+import sys
+PROJECT = sys.argv[1]
+sys.path.insert(0, str(PROJECT))
+from pipelines.iot_cassandra.spark_session import spark_session
+spark = spark_session()
+print("counted", spark.range(100).repartition(3).count())
+spark.stop()
+"""
+
+
+def test_a_job_runs_on_a_master_whose_worker_is_on_another_machine(scene: Scene) -> None:
+    with standalone(scene) as (master, page):
+
+        def state(text: bytes) -> bool:
+            with suppress(URLError), urlopen(page, timeout=30) as answer:
+                return text in answer.read()
+            return False
+
+        wait_until(lambda: state(b"ALIVE") and state(b"worker-"), "the worker is known")
+        job = scene.folder / "count.py"
+        job.write_text(COUNT)
+        memory = ["--executor-memory", "512m"]
+        said = submit(scene, "--master", master, *memory, str(job), str(PROJECT))
+        assert "counted 100" in said
+        wait_until(lambda: state(b"FINISHED") and state(b"iot_cassandra"), "its page shows the job")
 
 
 def test_thin_jars_copied_by_hand_fail_as_the_readme_says(scene: Scene, tmp_path: Path) -> None:
+    """The report's own code, in the Java that spark-submit has started with these jars."""
+    (load,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     copy = ["mvn", "-B", "-q", "-f", str(HERE / "tests/thin_jars.pom.xml")]
     copy += ["org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"]
     copy += ["-DexcludeTransitive=true", f"-DoutputDirectory={tmp_path}"]
     subprocess.run(copy, check=True, capture_output=True)
     jars = sorted(str(jar) for jar in tmp_path.glob("*.jar"))
     assert len(jars) == 4
-    failed = scene.submit("--jars", ",".join(jars), JOB, "batch", code=1)
+    program = tmp_path / "report.py"
+    session = "from pyspark.sql import SparkSession\nspark = SparkSession.builder.getOrCreate()\n"
+    program.write_text(session + load)
+    failed = submit(scene, "--master", "local[2]", "--jars", ",".join(jars), str(program), code=1)
     message = (
         "java.lang.NoClassDefFoundError: "
         "com/datastax/oss/driver/shaded/guava/common/base/Preconditions"
     )
-    assert message in failed.stdout  # spark-submit joins the two streams of a Python program
+    assert message in failed  # spark-submit joins the two streams of a Python program
     assert message in README

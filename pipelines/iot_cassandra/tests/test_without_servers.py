@@ -1,10 +1,12 @@
 """What needs no server: a rebalance at a bad moment, Ctrl-C, settings, Java that ends first."""
 
+import ast
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,20 +14,25 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from kafka.errors import KafkaTimeoutError
 from kafka.structs import TopicPartition
 
-from pipelines.iot_cassandra import demo, verify
-from pipelines.iot_cassandra.scripts import apply_schema, iot_simulator, spark_cassandra
-from pipelines.iot_cassandra.scripts import kafka_to_cassandra as writer
-from pipelines.iot_cassandra.tests.conftest import COMPOSE
+from pipelines import common
+from pipelines.iot_cassandra import chart, demo, prepare, spark_session, verify
+from pipelines.iot_cassandra.scripts import (
+    iot_simulator,
+    kafka_to_cassandra,
+    spark_cassandra,
+    writer,
+)
+from pipelines.iot_cassandra.tests.conftest import COMPOSE, HERE
 from stack.compose import load_services
 
 PARTITION = TopicPartition("iotdata", 0)
 
 
-def pipeline(consumer: Any) -> writer.Pipeline:
-    config = writer.load_config([], {})
-    return writer.Pipeline(config, MagicMock(), consumer, threading.Event())
+def writer_of(consumer: Any) -> writer.Writer:
+    return writer.Writer(consumer, MagicMock(), "iotdata", 500, threading.Event())
 
 
 def test_a_partition_that_has_gone_and_come_back_is_no_gap(
@@ -33,7 +40,7 @@ def test_a_partition_that_has_gone_and_come_back_is_no_gap(
 ) -> None:
     """Another owner has read on meanwhile: what follows is what is committed, not what we know."""
     consumer = MagicMock()
-    ours = pipeline(consumer)
+    ours = writer_of(consumer)
     ours.settled[PARTITION] = 5
 
     def poll(*_: object, **__: object) -> dict[TopicPartition, list[Any]]:
@@ -47,11 +54,25 @@ def test_a_partition_that_has_gone_and_come_back_is_no_gap(
 
 def test_what_was_revoked_while_it_waited_is_not_committed() -> None:
     consumer = MagicMock()
-    ours = pipeline(consumer)
+    ours = writer_of(consumer)
     ours.settled[PARTITION] = 5
     ours.on_partitions_revoked([PARTITION])
     ours.commit()
     consumer.commit.assert_not_called()
+
+
+def test_without_an_answer_from_kafka_the_end_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    consumer = MagicMock()
+    ours = writer_of(consumer)
+    assert not ours.is_at_end()  # the group has not given us our share yet
+    ours.on_partitions_assigned([])
+    assert ours.is_at_end()
+    consumer.end_offsets.side_effect = KafkaTimeoutError("paused")
+    assert not ours.is_at_end()
+    assert "not known whether all is read" in caplog.text
 
 
 def test_a_wait_for_partitions_is_said(
@@ -59,7 +80,7 @@ def test_a_wait_for_partitions_is_said(
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(writer, "PROGRESS_S", 0)
-    ours = pipeline(MagicMock())
+    ours = writer_of(MagicMock())
     ours.report()
     ours.on_partitions_assigned([PARTITION])
     ours.report()
@@ -88,11 +109,11 @@ def test_ctrl_c_of_the_verifier_is_one_line(
     assert capsys.readouterr().err == "verify: interrupted, nothing is said\n"
 
 
-def test_ctrl_c_of_the_schema_is_one_line(
+def test_ctrl_c_of_prepare_is_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(apply_schema, "Cluster", interrupted)
-    assert apply_schema.main([]) == 1
+    monkeypatch.setattr(prepare, "prepare_jars", interrupted)
+    assert prepare.main(["--jars"]) == 1
     assert caplog.messages == ["interrupted: run it again for what is missing"]
 
 
@@ -100,12 +121,12 @@ def test_ctrl_c_of_the_demo_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "start_servers", interrupted)
-    monkeypatch.setattr(demo, "succeeds", lambda *_: False)
     assert demo.main() == 1
-    assert capsys.readouterr().err == "demo: interrupted\n"
+    said = capsys.readouterr().err
+    assert said == f"demo: interrupted; the servers go on: {common.how_to_stop(HERE)}\n"
 
 
-def test_a_simulator_that_does_not_end_is_ended_and_one_line(
+def test_the_demo_leaves_no_writer_behind_and_says_which_step_failed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[subprocess.Popen[bytes]] = []
@@ -115,20 +136,15 @@ def test_a_simulator_that_does_not_end_is_ended_and_one_line(
             super().__init__(*args, **options)
             started.append(self)
 
-    def script(name: str, *_: str) -> list[str]:
-        seconds = 60 if name.endswith("iot_simulator.py") else 0
-        return [sys.executable, "-c", f"import time; time.sleep({seconds})"]
+    def script(name: str, *_: str) -> tuple[str, ...]:
+        return ("false",) if name.endswith("iot_simulator.py") else ("sleep", "60")
 
     monkeypatch.setattr(subprocess, "Popen", Noted)
     monkeypatch.setattr(demo, "script", script)
-    monkeypatch.setattr(demo, "SIMULATORS_S", 0.1)
-    monkeypatch.setattr(demo, "succeeds", lambda *_: False)
-    monkeypatch.setattr(demo, "demonstrate", lambda *_: demo.run_pipeline())
+    monkeypatch.setattr(demo, "demonstrate", lambda _: demo.send_and_write(Path("nowhere")))
     assert demo.main() == 1
-    assert [process.wait(timeout=30) for process in started] == [-signal.SIGTERM] * 2 + [0]
-    said = capsys.readouterr().err
-    assert said.startswith("demo: python")
-    assert said.endswith(" ... has not ended after 0 s\n")
+    assert [process.poll() for process in started] == [-signal.SIGKILL, 1]
+    assert capsys.readouterr().err == "demo: `false` ended with code 1\n"
 
 
 @pytest.fixture
@@ -136,8 +152,10 @@ def java_has_ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A Spark session whose Java answers nothing any more; the signals are restored."""
     spark = MagicMock()
     spark.stop.side_effect = ConnectionRefusedError(111, "Connection refused")
-    monkeypatch.setattr(spark_cassandra, "session", lambda _: spark)
-    monkeypatch.setattr(spark_cassandra, "allow_large_dead_letters", lambda *_: None)
+    monkeypatch.setattr(spark_cassandra, "spark_session", lambda _: spark)
+    monkeypatch.setattr(spark_cassandra, "wait_for", lambda *_: None)
+    monkeypatch.setattr(spark_cassandra, "tables_of_readings", lambda *_: [])
+    monkeypatch.setattr(spark_cassandra, "allow_large_rejects", lambda *_: None)
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     yield spark
     for signum, handler in before.items():
@@ -153,7 +171,11 @@ def test_a_batch_that_is_written_is_done_also_when_java_ends_first(
 
 @pytest.mark.parametrize(("is_stopped", "code"), [(True, 0), (False, 1)])
 def test_a_stream_whose_java_ends_first_was_stopped_or_says_so(
-    java_has_ended: Any, is_stopped: bool, code: int, capsys: pytest.CaptureFixture[str]
+    java_has_ended: Any,
+    is_stopped: bool,
+    code: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def await_termination(_: float) -> bool:
         if is_stopped:
@@ -162,7 +184,7 @@ def test_a_stream_whose_java_ends_first_was_stopped_or_says_so(
 
     source = java_has_ended.readStream.format().options().load().writeStream.foreachBatch()
     source.option().trigger().start().awaitTermination = await_termination
-    assert spark_cassandra.main(["stream", "--checkpoint", "anywhere"]) == code
+    assert spark_cassandra.main(["stream", "--checkpoint", str(tmp_path)]) == code
     said = capsys.readouterr().err.splitlines()
     assert len(said) == code
     assert all(line.startswith("spark_cassandra: [Errno 111] ") for line in said)
@@ -171,29 +193,61 @@ def test_a_stream_whose_java_ends_first_was_stopped_or_says_so(
 @pytest.mark.parametrize(
     ("module", "argv"),
     [
-        (writer, [[]]),
+        (kafka_to_cassandra, [[]]),
         (iot_simulator, [[]]),
-        (apply_schema, [[]]),
+        (prepare, [[]]),
         (spark_cassandra, [["batch"]]),
         (verify, [[]]),
+        (chart, [[]]),
         (demo, []),
     ],
 )
 def test_settings_that_are_not_utf_8_are_one_line_and_exit_2(
-    module: ModuleType, argv: list[Any], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    module: ModuleType,
+    argv: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.delenv("PYTHON_DOTENV_DISABLED")
-    monkeypatch.setattr(module, "PROJECT", tmp_path)
+    monkeypatch.setattr(module, "FOLDER", tmp_path)
     (tmp_path / ".env").write_bytes("IOT_TOPIC=été".encode("latin-1"))
     with pytest.raises(SystemExit) as ended:
         module.main(*argv)
     assert ended.value.code == 2
-    assert capsys.readouterr().err == f"{tmp_path / '.env'} is not in UTF-8: save it so\n"
+    said = capsys.readouterr().err
+    assert said == f"{tmp_path / '.env'}, line 1: not in UTF-8: save it so\n"
 
 
 def test_spark_s_container_is_given_the_topic_and_the_keyspace() -> None:
     chosen = {"IOT_TOPIC": "mine", "CASSANDRA_KEYSPACE": "ours"}
     for environ, expected in ((chosen, chosen), ({}, {"IOT_TOPIC": "iotdata"})):
-        given = load_services(list(COMPOSE), environ)["spark-master"].environment
+        given = load_services([COMPOSE], environ)["spark"].environment
         assert given.items() >= expected.items()
+
+
+def test_the_driver_has_a_loopback_address_only_where_nobody_else_must_reach_it() -> None:
+    jars = [Path("/mon é/jars/a.jar")]
+    own = spark_session.settings_of({}, jars)
+    assert own["spark.master"] == "local[*]"
+    assert own["spark.jars"] == "file:///mon%20%C3%A9/jars/a.jar"
+    assert own["spark.driver.host"] == own["spark.driver.bindAddress"] == "127.0.0.1"
+    given = {"spark.master": "spark://spark:7077", "spark.jars": "file:/b.jar,file:/other/a.jar"}
+    on_a_cluster = spark_session.settings_of(given, jars)
+    assert {"spark.driver.host", "spark.driver.bindAddress"} & on_a_cluster.keys() == set()
+    assert on_a_cluster["spark.jars"] == "file:///mon%20%C3%A9/jars/a.jar,file:/b.jar"
+
+
+def test_what_runs_in_spark_s_image_imports_nothing_that_is_not_there() -> None:
+    scripts = ("kafka_to_cassandra", "spark_cassandra", "transforms")
+    ours = ["settings", "spark_session", *(f"scripts.{name}" for name in scripts)]
+    there = {*sys.stdlib_module_names, "py4j", "pyspark"}
+    known = {"pipelines.common", *(f"pipelines.iot_cassandra.{name}" for name in ours)}
+    for name in ours:
+        file = HERE / f"{name.replace('.', '/')}.py"
+        for node in ast.parse(file.read_text()).body:  # what is imported in functions comes later
+            if isinstance(node, ast.Import):
+                modules = {alias.name for alias in node.names}
+            else:
+                modules = {node.module or ""} if isinstance(node, ast.ImportFrom) else set()
+            assert all(m in known or m.partition(".")[0] in there for m in modules), (name, modules)

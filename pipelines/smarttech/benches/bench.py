@@ -6,7 +6,7 @@
 
 A Kafka of its own, a topic per size, filled once from a seed (1 % bad, 1 % duplicates). Each run
 takes the whole topic through bronze, silver and gold into a fresh lake, one stage after the other
-(spark_kafka_consumer.py --available-now); a stage's time is from the start of its stream to its
+(spark_kafka_consumer.py --once); a stage's time is from the start of its stream to its
 end, without the start of Spark. A run whose tables do not add up is an error, not a result. The
 smallest size takes turns with the same work at each setting left to its default, --runs times; the
 other sizes have one run. Then compact.py on a lake that was fed live, in small batches, from the
@@ -41,14 +41,15 @@ FOLDER = Path(__file__).resolve().parents[1]
 PROJECT = FOLDER.parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.smarttech.benches import report  # noqa: E402  # works from any folder
+from pipelines.common import say  # noqa: E402
+from pipelines.smarttech.benches import report  # noqa: E402
 from stack.compose import StackError  # noqa: E402
 from stack.lifecycle import Stack  # noqa: E402
 from stack.servers import free_port  # noqa: E402
 
 SIZES = (10_000, 100_000, 1_000_000)
 STAGES = report.STAGES
-RATE_HZ = "10"  # of the simulated clock: a million readings are 28 hours of 48 series
+RATE_HZ = 10  # of the simulated clock: a million readings are 28 hours of 48 series
 # What Spark and Delta do without the setting.
 DEFAULTS = ("spark.sql.shuffle.partitions=200", "spark.databricks.delta.snapshotPartitions=50")
 SMALL_BATCH = 250
@@ -75,7 +76,7 @@ class Bench:
             "KAFKA_BOOTSTRAP_SERVERS": self.kafka,
             "SMARTTECH_TOPIC": topic,
             "SMARTTECH_LAKE": str(lake),
-            "SMARTTECH_CHECKPOINTS": "",
+            "SMARTTECH_CHECKPOINT": "",
         }
         command = [sys.executable, str(FOLDER / name), *arguments]
         with self.printed.open("wb") as printed:
@@ -104,7 +105,7 @@ class Bench:
 
     def fill(self, size: int) -> None:
         """Fill the topic of a size."""
-        options = ("--count", str(size), "--at-once", "--seed", "1", "--rate", RATE_HZ)
+        options = ("--backfill", f"{size / RATE_HZ}s", "--seed", "1", "--rate", str(RATE_HZ))
         wrong = ("--bad", "0.01", "--duplicate", "0.01")
         self.script("kafka_producer.py", f"bench-{size}", self.folder, *options, *wrong)
 
@@ -116,9 +117,7 @@ class Bench:
         """
         self.runs += 1
         lake = self.folder / f"lake-{self.runs}"
-        said = self.script(
-            "spark_kafka_consumer.py", f"bench-{size}", lake, "--available-now", *arguments
-        )
+        said = self.script("spark_kafka_consumer.py", f"bench-{size}", lake, "--once", *arguments)
         result: dict[str, Any] = {}
         for stage in STAGES:
             found = re.search(rf"{stage} total rows=(\d+) seconds=([\d.]+)", said)
@@ -138,7 +137,7 @@ class Bench:
             BenchError: it ends early, or does not come to the end.
         """
         lake = self.folder / "lake-live"
-        small = ("--interval", "0", "--batch", str(SMALL_BATCH))
+        small = ("--every", "0", "--batch", str(SMALL_BATCH))
         consumer = self.start("spark_kafka_consumer.py", f"bench-{size}", lake, *small)
         deadline = time.monotonic() + LIVE_TIMEOUT_S
         try:
@@ -170,7 +169,7 @@ class Bench:
 
 def counts(lake: Path) -> dict[str, int]:
     """Return the rows of each table, and `summarised`: the readings that gold has counted."""
-    found = dict.fromkeys(("bronze", "silver", "quarantine", "duplicates", "summarised"), 0)
+    found = dict.fromkeys(("bronze", "silver", "rejects", "duplicates", "summarised"), 0)
     for name in found:
         folder = str(lake / f"sensor_data_{'gold' if name == 'summarised' else name}")
         if not DeltaTable.is_deltatable(folder):
@@ -185,14 +184,8 @@ def counts(lake: Path) -> dict[str, int]:
 
 def is_settled(count: Mapping[str, int], size: int) -> bool:
     """Return whether all messages have come to their end, and silver's are in gold."""
-    parts = count["silver"] + count["quarantine"] + count["duplicates"]
+    parts = count["silver"] + count["rejects"] + count["duplicates"]
     return count["bronze"] == size == parts and count["silver"] == count["summarised"]
-
-
-def say(line: str) -> None:
-    """Print a line at once, also into a pipe."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 def show(what: str, result: dict[str, Any]) -> None:
@@ -263,9 +256,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         ports = {f"{name}_HOST_PORT": str(free_port()) for name in ("ZOOKEEPER", "KAFKA")}
         environ = {**os.environ, **ports, "STACK_STATE": f"{folder}/stack"}
-        stack = Stack([PROJECT / "docker-compose.yml", FOLDER / "compose.yml"], environ)
+        stack = Stack([FOLDER / "docker-compose.yml"], environ)
         try:
-            stack.up(["kafka"])
+            stack.up([])
             bench = Bench(stack.servers["kafka"].address, Path(folder))
             found = measure(bench, sorted(options.sizes), options.runs)
         except (BenchError, StackError) as exc:

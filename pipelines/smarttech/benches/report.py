@@ -105,7 +105,7 @@ def compaction(result: Result) -> str:
     head = ["table", "fichiers", "lecture, s", "", "ko sur le disque"]
     return (
         f"{rows(head, lines)}\n\n{number(found['rows'])} messages arrivés en direct, "
-        f"par lots de {number(found['batch'])} au plus."
+        f"par batches de {number(found['batch'])} au plus."
     )
 
 

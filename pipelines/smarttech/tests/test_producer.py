@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import subprocess
 import sys
 import threading
@@ -14,18 +13,20 @@ from typing import Any, cast
 from unittest.mock import Mock
 
 import pytest
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import TopicAuthorizationFailedError
 
-from pipelines.smarttech import kafka_producer, transforms, verify
+from pipelines.smarttech import kafka_producer, plain_rules, prepare, sender, transforms, verdict
+from pipelines.smarttech.ledger import Ledger
+from pipelines.smarttech.simulation import Message, Simulation
 from pipelines.tests.unanswered import LIMIT, Unanswered, check_bound
 
 NOW = datetime(2025, 12, 15, 10, tzinfo=UTC)
 ALL = ("--bad", "0.2", "--duplicate", "0.1", "--late", "0.1", "--spike", "0.1")
 
 
-def messages(*argv: str, count: int = 5000) -> list[kafka_producer.Message]:
-    config = kafka_producer.load_config(["--seed", "1", *argv], {}, NOW)
-    return list(islice(kafka_producer.Simulation(config).messages(), count))
+def messages(*argv: str, count: int = 5000) -> list[Message]:
+    config = kafka_producer.load_options(["--seed", "1", *argv], {}, NOW)
+    return list(islice(Simulation(config).messages(), count))
 
 
 def test_the_same_seed_and_start_give_the_same_bytes() -> None:
@@ -35,7 +36,7 @@ def test_the_same_seed_and_start_give_the_same_bytes() -> None:
 
 def test_a_message_is_that_of_the_assignment() -> None:
     reading = json.loads(messages()[0].value)
-    assert list(reading) == list(transforms.FIELDS) == list(verify.FIELDS)
+    assert list(reading) == list(transforms.FIELDS) == list(plain_rules.FIELDS)
     assert (reading["timestamp"], reading["device_id"]) == ("2025-12-15T10:00:00Z", "sensor_001")
     assert (reading["type"], reading["unit"]) == ("temperature", "C")
 
@@ -45,9 +46,9 @@ def test_without_faults_all_are_new_readings_in_order() -> None:
         {"partition": 0, "offset": i, "value": m.value, "kafka_timestamp": NOW + timedelta(days=1)}
         for i, m in enumerate(messages())
     ]
-    judged = list(verify.judge(rows, timedelta(minutes=10)))
+    judged = list(plain_rules.judge(rows, timedelta(minutes=10)))
     assert Counter(fate for _, fate, _ in judged) == {"silver": 5000}
-    assert {reading.type for _, _, reading in judged if reading} == set(verify.RANGES)
+    assert {reading.type for _, _, reading in judged if reading} == set(plain_rules.RANGES)
 
 
 def test_each_message_is_what_its_label_says() -> None:
@@ -59,12 +60,12 @@ def test_each_message_is_what_its_label_says() -> None:
     fates = Counter(
         (message.label, fate)
         for message, (_, fate, _) in zip(
-            sent, verify.judge(rows, timedelta(minutes=10)), strict=True
+            sent, plain_rules.judge(rows, timedelta(minutes=10)), strict=True
         )
     )
     for (label, fate), number in fates.items():
         allowed = {"late": ("silver", "too_late"), "duplicate": ("duplicate",)}
-        usual = ("silver",) if label in verify.VALID_LABELS else (label,)
+        usual = ("silver",) if label in verdict.VALID_LABELS else (label,)
         assert fate in allowed.get(label, usual), (label, fate, number)
     assert {label for label, _ in fates} == {
         "reading", "spike", "duplicate", "late",
@@ -74,31 +75,31 @@ def test_each_message_is_what_its_label_says() -> None:
     assert fates["late", "silver"] > 0
 
 
-def test_at_once_ends_now() -> None:
-    config = kafka_producer.load_config(["--at-once", "--count", "7200", "--rate", "2"], {}, NOW)
-    assert config.start == NOW - timedelta(hours=1)
+def test_a_backfill_ends_now() -> None:
+    config = kafka_producer.load_options(["--backfill", "1h", "--rate", "2"], {}, NOW)
+    assert (config.start, config.count) == (NOW - timedelta(hours=1), 7200)
 
 
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--at-once"], ["--bad", "1.5"], ["--bad", "0.6", "--late", "0.6"], ["--rate", "0"],
-        ["--rate", "20000"], ["--count", "0"], ["--topic", "no spaces"],
+        ["--backfill", "soon"], ["--bad", "1.5"], ["--bad", "0.6", "--late", "0.6"],
+        ["--rate", "0"], ["--rate", "20000"], ["--count", "0"], ["--topic", "no spaces"],
         ["--console", "--folder", "x"],
-        ["--count", "1000000000000", "--at-once"],
-        ["--start", "9999-12-31T23:59:59+00:00", "--at-once", "--count", "5"],
+        ["--count", "1000000000000"],
+        ["--start", "9999-12-31T23:59:59+00:00", "--backfill", "5s"],
         ["--start", "0001-01-01T00:00:00+05:00"],
     ],
 )  # fmt: skip
 def test_a_wrong_option_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
-        kafka_producer.load_config(argv, {}, NOW)
+        kafka_producer.load_options(argv, {}, NOW)
     assert exit_info.value.code == 2
     assert argv[0] in capsys.readouterr().err
 
 
 def test_a_reader_that_has_had_enough_is_no_fault() -> None:
-    script = [sys.executable, kafka_producer.__file__, "--console", "--at-once", "--count", "20000"]
+    script = [sys.executable, kafka_producer.__file__, "--console", "--backfill", "6h"]
     with subprocess.Popen(
         script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -114,7 +115,7 @@ def test_a_reader_that_has_had_enough_is_no_fault() -> None:
 
 
 def test_a_disk_that_is_full_is_said_of_what_is_printed() -> None:
-    script = [sys.executable, kafka_producer.__file__, "--console", "--at-once", "--count", "3"]
+    script = [sys.executable, kafka_producer.__file__, "--console", "--backfill", "3s"]
     with Path("/dev/full").open("wb") as full:
         ended = subprocess.run(script, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert ended.returncode == 1
@@ -132,13 +133,13 @@ def test_a_disk_that_is_full_is_said_of_what_is_written(
 
 
 def test_a_ledger_that_cannot_be_written_says_why() -> None:
-    ledger = kafka_producer.Ledger(Path("/dev/full"))
+    ledger = Ledger(Path("/dev/full"))
     for message in messages(count=2000):  # more than a file keeps in memory
         ledger.note(message, None)
     assert ledger.error
     assert ledger.error.errno == errno.ENOSPC
     ledger.close()
-    short = kafka_producer.Ledger(Path("/dev/full"))
+    short = Ledger(Path("/dev/full"))
     short.note(messages(count=1)[0], None)
     short.close()
     assert short.error
@@ -155,20 +156,15 @@ def test_what_cannot_be_opened_exits_with_2(tmp_path: Path, flag: str) -> None:
     assert ended.stderr.splitlines()[-1].endswith("Not a directory")
 
 
-def test_a_topic_that_is_not_there_and_is_not_made_is_said(
+def test_a_topic_that_the_broker_does_not_make_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = Mock()
-    made.return_value.partitions_for.side_effect = KafkaTimeoutError("Failed to update metadata")
-    monkeypatch.setattr(kafka_producer, "KafkaProducer", made)
-    config = kafka_producer.load_config(["--wait", "0"], {}, NOW)
-    ledger = kafka_producer.Ledger(None)
-    with caplog.at_level(logging.ERROR):
-        assert kafka_producer.send_to_kafka([], config, ledger, threading.Event()) == 1
+    refused = Mock(side_effect=TopicAuthorizationFailedError)
+    monkeypatch.setattr(prepare, "make_topic", refused)
+    assert prepare.main(["--wait", "0"]) == 1
     [line] = caplog.messages
-    assert line.startswith("there is no topic sensor_data at localhost:9092")
-    assert made.call_args.kwargs["max_block_ms"] == 5000  # after which it looks whether to stop
-    assert made.return_value.close.call_count == made.call_count == 1
+    assert line.startswith("localhost:9092 does not make topic=sensor_data ([Error 29]")
+    assert line.endswith("create sensor_data by hand")
 
 
 def test_what_has_no_outcome_at_the_end_is_counted_as_not_acknowledged(
@@ -180,28 +176,28 @@ def test_what_has_no_outcome_at_the_end_is_counted_as_not_acknowledged(
         def close(self, **_: object) -> None:
             is_back.wait()
 
-    monkeypatch.setattr(kafka_producer, "GIVE_UP_S", 0.5)
-    producer, ledger = cast("Any", Away()), kafka_producer.Ledger(tmp_path / "ledger.csv")
-    sender = kafka_producer.Sender(producer, "topic", ledger, threading.Event())
-    sender.send_all(messages(count=100))
+    monkeypatch.setattr(sender, "GIVE_UP_S", 0.5)
+    producer, ledger = cast("Any", Away()), Ledger(tmp_path / "ledger.csv")
+    sending = sender.Sender(producer, "topic", ledger, threading.Event())
+    sending.send_all(messages(count=100))
     producer.acknowledge(100)  # too late: it is noted already
     is_back.set()
     ledger.close()
-    assert (sender.sent, sender.acknowledged, sender.failed) == (100, 0, 100)
+    assert (sending.sent, sending.acknowledged, sending.failed) == (100, 0, 100)
     assert (tmp_path / "ledger.csv").read_text().count("\n,,") == 100
 
 
 def test_what_is_on_its_way_is_bounded_whatever_kafka_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka_producer, "MAX_PENDING", LIMIT)
+    monkeypatch.setattr(sender, "MAX_PENDING", LIMIT)
     producer, stop = Unanswered(), threading.Event()
-    ledger = kafka_producer.Ledger(None)
-    sender = kafka_producer.Sender(cast("Any", producer), "topic", ledger, stop)
-    config = kafka_producer.load_config(["--at-once", "--count", "1000"], {}, NOW)
-    made = kafka_producer.Simulation(config).messages()
+    ledger = Ledger(None)
+    sending = sender.Sender(cast("Any", producer), "topic", ledger, stop)
+    config = kafka_producer.load_options(["--backfill", "1000s"], {}, NOW)
+    made = Simulation(config).messages()
 
     def send() -> None:
-        sender.send_all(kafka_producer.paced(made, config, stop))
+        sending.send_all(kafka_producer.paced(made, config, stop))
 
     check_bound(producer, stop, send)
-    assert (sender.acknowledged, sender.pending) == (50, {})
-    assert sender.sent == sender.acknowledged + sender.failed < 200  # it was told to stop
+    assert (sending.acknowledged, sending.pending) == (50, {})
+    assert sending.sent == sending.acknowledged + sending.failed < 200  # it was told to stop

@@ -11,7 +11,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from pipelines.smarttech import transforms, verify
+from pipelines.smarttech import plain_rules, transforms, verdict
 
 NOON = datetime(2025, 12, 15, 12, tzinfo=UTC)
 
@@ -118,8 +118,8 @@ def kinds(spark: SparkSession, values: Sequence[bytes | None]) -> list[str | Non
 def kind(value: bytes | None) -> str | None:
     """Return the kind of reason by the independent rule."""
     try:
-        verify.read(value, NOON)
-    except verify.NotAReadingError as exc:
+        plain_rules.read(value, NOON)
+    except plain_rules.NotAReadingError as exc:
         return str(exc)
     return None
 
@@ -158,7 +158,7 @@ def test_messages_changed_at_random_are_judged_as_plain_python_judges_them(
 def test_times_are_normalised_to_utc(spark: SparkSession) -> None:
     rows = transforms.parse(bronze(spark, [RIGHT[4]])).select(F.unix_micros("timestamp")).collect()
     at = datetime(2025, 12, 15, 10, 0, 0, 500_000, tzinfo=UTC)
-    assert rows[0][0] == (at - verify.EPOCH) // timedelta(microseconds=1)
+    assert rows[0][0] == (at - plain_rules.EPOCH) // timedelta(microseconds=1)
 
 
 def test_only_known_names_become_folders(spark: SparkSession) -> None:
@@ -169,13 +169,16 @@ def test_only_known_names_become_folders(spark: SparkSession) -> None:
     assert {row.type for row in rows} == {"temperature", None}
 
 
-def test_the_quarantine_keeps_the_bytes(spark: SparkSession) -> None:
+def test_a_reject_keeps_its_bytes(spark: SparkSession) -> None:
     values = [b"\xff\x00", *WRONG["bad_building"]]
-    rows = transforms.quarantined(transforms.parse(bronze(spark, values)))
+    rows = transforms.rejects(transforms.parse(bronze(spark, values)))
     assert sorted(bytes(row.value) for row in rows.collect()) == sorted(
         value or b"" for value in values
     )
-    assert rows.columns == transforms.names(transforms.QUARANTINE)
+    assert {(row.building, row.type) for row in rows.collect()} == {
+        (None, None),
+        (None, "temperature"),
+    }
 
 
 # Late, repeated
@@ -198,7 +201,7 @@ def fates(spark: SparkSession, *batches: Sequence[bytes]) -> list[str]:
         last_seen = silver.groupBy("device_id", "type").agg(F.max("timestamp").alias("last"))
         checked = transforms.mark_late(transforms.parse(rows), last_seen, "10 minutes")
         judged = transforms.judge(checked.where("reason is null"), silver)
-        late = checked.where("reason is not null").withColumn("outcome", F.lit("quarantine"))
+        late = checked.where("reason is not null").withColumn("outcome", F.lit("reject"))
         outcome = judged.unionByName(late).select("offset", "outcome", "reason").collect()
         found += [
             row.reason.partition(":")[0] if row.reason else row.outcome for row in sorted(outcome)
@@ -237,19 +240,19 @@ def test_what_becomes_of_a_reading_does_not_depend_on_the_batches(
         {"partition": 0, "offset": i, "value": v, "kafka_timestamp": NOON}
         for i, v in enumerate(values)
     ]
-    assert [fate for _, fate, _ in verify.judge(rows, LATENESS)] == expected
+    assert [fate for _, fate, _ in plain_rules.judge(rows, LATENESS)] == expected
 
 
 # Gold, anomalies
 
 
-def silver(spark: SparkSession, readings: Sequence[verify.Reading]) -> DataFrame:
+def silver(spark: SparkSession, readings: Sequence[plain_rules.Reading]) -> DataFrame:
     """Return readings as silver."""
     rows = [(*reading, "t", 0, offset, NOON, NOON) for offset, reading in enumerate(readings)]
     return spark.createDataFrame(rows, transforms.SILVER)
 
 
-def some_readings(number: int, seed: int) -> list[verify.Reading]:
+def some_readings(number: int, seed: int) -> list[plain_rules.Reading]:
     """Return readings of six series, a minute apart, one in fifty far off, in any order."""
     draw = random.Random(seed)
     readings = []
@@ -257,7 +260,9 @@ def some_readings(number: int, seed: int) -> list[verify.Reading]:
         when = NOON + timedelta(seconds=10 * i + draw.randrange(5))
         value = round(draw.gauss(22, 0.3) + (8 if draw.random() < 0.02 else 0), 1)
         device = f"sensor_{i % 3}"
-        readings.append(verify.Reading(when, device, "AB"[i % 2], i % 3, "temperature", value, "C"))
+        readings.append(
+            plain_rules.Reading(when, device, "AB"[i % 2], i % 3, "temperature", value, "C")
+        )
     draw.shuffle(readings)
     return readings
 
@@ -265,7 +270,7 @@ def some_readings(number: int, seed: int) -> list[verify.Reading]:
 def gold_of(rows: DataFrame) -> dict[Any, tuple[float, ...]]:
     micros = rows.withColumn("window_start", F.unix_micros("window_start")).collect()
     return {
-        (r.building, r.floor, r.type, verify.EPOCH + timedelta(microseconds=r.window_start)):
+        (r.building, r.floor, r.type, plain_rules.EPOCH + timedelta(microseconds=r.window_start)):
         (r["mean"], r["min"], r["max"], r["count"])
         for r in micros
     }  # fmt: skip
@@ -274,7 +279,7 @@ def gold_of(rows: DataFrame) -> dict[Any, tuple[float, ...]]:
 def scores_of(rows: DataFrame) -> dict[Any, tuple[float, ...]]:
     micros = rows.where("is_anomaly").withColumn("timestamp", F.unix_micros("timestamp")).collect()
     return {
-        (r.device_id, r.type, verify.EPOCH + timedelta(microseconds=r.timestamp)):
+        (r.device_id, r.type, plain_rules.EPOCH + timedelta(microseconds=r.timestamp)):
         (r.median, r.mad, r.score, r.history)
         for r in micros
     }  # fmt: skip
@@ -283,7 +288,7 @@ def scores_of(rows: DataFrame) -> dict[Any, tuple[float, ...]]:
 def test_a_reading_is_in_the_window_of_its_time(spark: SparkSession) -> None:
     times = (0, 299.999, 300, 150)  # seconds after noon; the last one comes out of order
     readings = [
-        verify.Reading(
+        plain_rules.Reading(
             NOON + timedelta(seconds=s), "sensor_1", "A", 1, "temperature", 20.0 + i, "C"
         )
         for i, s in enumerate(times)
@@ -299,14 +304,14 @@ def test_a_reading_is_in_the_window_of_its_time(spark: SparkSession) -> None:
 def test_gold_is_what_plain_python_makes_of_silver(spark: SparkSession) -> None:
     readings = some_readings(500, 2)
     found = gold_of(transforms.aggregate(silver(spark, readings), "5 minutes"))
-    assert verify.unlike(verify.summarise(readings, timedelta(minutes=5)), found) == []
+    assert verdict.unlike(plain_rules.summarise(readings, timedelta(minutes=5)), found) == []
 
 
 def test_the_score_of_a_case_done_by_hand(spark: SparkSession) -> None:
     # 20 values 1..20: median 10.5; deviations 0.5, 0.5, 1.5, 1.5 ... 9.5, 9.5: median 5, the MAD.
     history = [float(value) for value in range(1, 21)]
     readings = [
-        verify.Reading(NOON + timedelta(minutes=i), "sensor_1", "A", 1, "energy", value, "kWh")
+        plain_rules.Reading(NOON + timedelta(minutes=i), "sensor_1", "A", 1, "energy", value, "kWh")
         for i, value in enumerate([*history, 36.5])
     ]
     [row] = transforms.score(silver(spark, readings)).where("is_anomaly").collect()
@@ -315,16 +320,18 @@ def test_the_score_of_a_case_done_by_hand(spark: SparkSession) -> None:
 
 
 def test_anomalies_are_what_plain_python_makes_of_silver(spark: SparkSession) -> None:
-    readings = some_readings(1500, 3)
+    readings = some_readings(600, 3)
     found = scores_of(transforms.score(silver(spark, readings)))
-    expected = verify.outliers(readings)
-    assert verify.unlike(expected, found) == []
+    expected = plain_rules.outliers(readings)
+    assert verdict.unlike(expected, found) == []
     assert len(expected) > 10
 
 
 def test_a_constant_series_makes_no_outlier_of_a_last_digit(spark: SparkSession) -> None:
     readings = [
-        verify.Reading(NOON + timedelta(minutes=i), "sensor_1", "A", 1, "temperature", value, "C")
+        plain_rules.Reading(
+            NOON + timedelta(minutes=i), "sensor_1", "A", 1, "temperature", value, "C"
+        )
         for i, value in enumerate([20.0] * 30 + [20.1])
     ]
     assert transforms.score(silver(spark, readings)).where("is_anomaly").count() == 0
@@ -332,17 +339,17 @@ def test_a_constant_series_makes_no_outlier_of_a_last_digit(spark: SparkSession)
 
 def test_what_new_readings_touch_is_all_that_they_change(spark: SparkSession) -> None:
     """Batch by batch, in any order, gold and scores end as if all had been there from the start."""
-    readings = some_readings(900, 4)
+    readings = some_readings(450, 4)
     gold: dict[Any, tuple[float, ...]] = {}
     scores: dict[Any, tuple[float, ...]] = {}
-    for end in (300, 600, 900):
+    for end in (150, 300, 450):
         so_far = silver(spark, readings[:end])
-        new = silver(spark, readings[end - 300 : end])
+        new = silver(spark, readings[end - 150 : end])
         gold |= gold_of(transforms.touched_gold(new, so_far, "5 minutes"))
         touched = transforms.touched_scores(new, so_far)
         for row in touched.withColumn("at", F.unix_micros("timestamp")).collect():
-            when = verify.EPOCH + timedelta(microseconds=row["at"])
+            when = plain_rules.EPOCH + timedelta(microseconds=row["at"])
             scores.pop((row.device_id, row.type, when), None)
         scores |= scores_of(touched)
-    assert verify.unlike(verify.summarise(readings, timedelta(minutes=5)), gold) == []
-    assert verify.unlike(verify.outliers(readings), scores) == []
+    assert verdict.unlike(plain_rules.summarise(readings, timedelta(minutes=5)), gold) == []
+    assert verdict.unlike(plain_rules.outliers(readings), scores) == []

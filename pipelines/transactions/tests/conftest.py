@@ -19,15 +19,16 @@ from pyarrow import fs
 from pyspark.sql import SparkSession
 
 from pipelines.tests.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
-from pipelines.transactions.store import Store
+from pipelines.transactions.store import OUTPUT, REJECTS, Store, StoreError
+from pipelines.transactions.verify import read_folder
 from stack.lifecycle import Stack
 from stack.native.s3 import MINIO_VERSION
 from stack.servers import free_port
 
 HERE = Path(__file__).resolve().parents[1]
 PROJECT = HERE.parents[1]
-FILES = [PROJECT / "docker-compose.yml", HERE / "compose.yml"]
-# Not those of .env.example: what works with these does not have them written anywhere.
+COMPOSE = HERE / "docker-compose.yml"
+# Not the default ones: what works with these does not have them written anywhere.
 CREDENTIALS = {"MINIO_ROOT_USER": "tester", "MINIO_ROOT_PASSWORD": "of the tests"}
 
 # A developer's shell or .env must not change a result.
@@ -36,8 +37,15 @@ for name in list(os.environ):
     if name.startswith(prefixes) and name != "STACK_CACHE":
         del os.environ[name]
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"
-# ZooKeeper forgets a killed broker after 4 s instead of 18: until then no new one may start.
-FORGET_SOON = "services: {kafka: {environment: {KAFKA_ZOOKEEPER_SESSION_TIMEOUT_MS: 4000}}}\n"
+# ZooKeeper forgets a killed broker after 4 s instead of 6: until then no new one may start.
+# Prometheus asks at the ports of the tests.
+OVERLAY = """
+services:
+  kafka: {environment: {KAFKA_ZOOKEEPER_SESSION_TIMEOUT_MS: 4000}}
+  prometheus: {volumes: ["%s:/etc/prometheus/prometheus.yml"]}
+"""
+BAD = ("--bad", "0.03", "--fraud", "0.01")
+ONCE = "--once"
 SERVERS = ("kafka", "minio", "prometheus")
 
 
@@ -56,15 +64,17 @@ def wait_until(
 
 
 def new_stack(state: Path, environ: Mapping[str, str] = os.environ) -> Stack:
-    """Return the servers of the compose files on free ports, with their state in a folder."""
+    """Return the servers of the compose file on free ports, with their state in a folder."""
     names = ("ZOOKEEPER", "KAFKA", "KAFKA_METRICS", "MINIO", "MINIO_CONSOLE", "PROMETHEUS")
     ports = {f"{name}_HOST_PORT": str(free_port()) for name in names}
-    ports |= {"TRANSACTIONS_METRICS_PORT": str(free_port()), "PROMETHEUS_SCRAPE_INTERVAL": "1s"}
-    overlay = state / "overlay.yml"
-    overlay.parent.mkdir(exist_ok=True)
-    overlay.write_text(FORGET_SOON)
+    state.mkdir(exist_ok=True)
+    asked = (HERE / "prometheus.yml").read_text().replace("10s", "1s")
+    for name, port in (("KAFKA_METRICS", "9404"), ("MINIO", "9000")):
+        asked = asked.replace(f":{port}", f":{ports[f'{name}_HOST_PORT']}")
+    (state / "prometheus.yml").write_text(asked.replace(":9109", f":{free_port()}"))
+    (state / "overlay.yml").write_text(OVERLAY % (state / "prometheus.yml"))
     settings = {**environ, **ports, **CREDENTIALS, "STACK_STATE": str(state)}
-    return Stack([*FILES, overlay], settings)
+    return Stack([COMPOSE, state / "overlay.yml"], settings)
 
 
 @pytest.fixture(scope="session")
@@ -158,6 +168,19 @@ class Script:
         self.reader.join(30)  # until Java, too, has let go of the pipe
 
 
+@dataclass(frozen=True)
+class FolderStore(Store):
+    """A store whose buckets are folders, for Spark too."""
+
+    folder: Path = Path()
+
+    def url(self, folder: str) -> str:
+        return f"file://{self.folder}/{self.bucket}/{folder}"
+
+    def filesystem(self) -> Any:
+        return fs.SubTreeFileSystem(str(self.folder), fs.LocalFileSystem())
+
+
 @dataclass
 class Pipeline:
     """A topic and a bucket that no other test knows, and the scripts run on them as a user does."""
@@ -195,12 +218,13 @@ class Pipeline:
     def send(self, *arguments: str) -> Path:
         """Send transactions; return the ledger, which `verify` will ask for too."""
         self.ledgers.append(self.folder / f"ledger-{len(self.ledgers)}.csv")
-        at_once = ("--speed", "1e9", "--ledger", str(self.ledgers[-1]))
+        at_once = ("--backfill", "30000d", "--ledger", str(self.ledgers[-1]))
         self.run("capteur.py", *arguments, *at_once)
         return self.ledgers[-1]
 
     def verify(self, code: int = 0) -> str:
-        return self.run("verify.py", *map(str, self.ledgers), code=code)
+        named = [option for path in self.ledgers for option in ("--ledger", str(path))]
+        return self.run("verify.py", *named, code=code)
 
     def batch_files(self, batch_id: int) -> list[str]:
         """Return the data files of a batch under output/."""
@@ -247,3 +271,35 @@ def spark() -> Iterator[SparkSession]:
     session = SparkSession.builder.master("local[1]").config(map=options).getOrCreate()
     yield session
     session.stop()
+
+
+# What the bucket holds, for a reader without Spark
+
+
+def rows_by_place(pipeline: Pipeline) -> list[tuple[int, int]]:
+    """Return the place in Kafka of each row that a reader without Spark sees, sorted."""
+    found = []
+    for folder in (OUTPUT, REJECTS):
+        rows = read_folder(pipeline.store, folder, ["kafka_partition", "kafka_offset"])
+        found += [(row["kafka_partition"], row["kafka_offset"]) for row in rows]
+    return sorted(found)
+
+
+def number_seen(pipeline: Pipeline) -> int:
+    """Return how many rows a reader sees, -1 where a file went away while it was reading."""
+    try:
+        return len(rows_by_place(pipeline))
+    except StoreError:
+        return -1
+
+
+def assert_none_twice(pipeline: Pipeline) -> int:
+    """Make sure that a reader sees no row twice; return how many it sees."""
+    places = rows_by_place(pipeline)
+    assert len(places) == len(set(places))
+    return len(places)
+
+
+def numbers(line: str) -> dict[str, int]:
+    """Return the counts of a line such as "stopped read=3 written=2 rejected=1"."""
+    return {name: int(value) for name, value in re.findall(r"(read|written|rejected)=(\d+)", line)}

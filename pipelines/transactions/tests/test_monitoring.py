@@ -1,6 +1,7 @@
 """Prometheus collects from all three, and every panel has figures."""
 
 import json
+import re
 import signal
 import subprocess
 import urllib.parse
@@ -37,9 +38,10 @@ def test_prometheus_has_a_figure_for_every_panel(pipeline: Pipeline) -> None:
 
     # It is ready some seconds before it has looked at its own list of targets.
     wait_until(lambda: set(targets()) == {"kafka", "minio", "transactions"}, "its targets")
-    port = pipeline.stack.site.environ["TRANSACTIONS_METRICS_PORT"]
+    asked = pipeline.stack.services["prometheus"].file("/etc/prometheus/prometheus.yml")
+    port = re.findall(r":(\d+)", asked)[-1]
     pipeline.send("--count", "900", "--seed", "1", "--bad", "0.1")
-    small = ("--every", "2", "--max-records", "300")
+    small = ("--every", "2", "--batch", "300")
     consumer = pipeline.start("consumer_spark.py", "--metrics-port", port, *small)
     consumer.wait_for(r"batch id=2 ")
     command_lines = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True)

@@ -1,10 +1,15 @@
-"""README's commands, in order; what it shows must be printed. And the demonstration.
+"""README's commands as they are typed, in order: what it shows must be printed. And the demo.
 
-No Docker engine is at hand: what is done with it is left out, and what is done without it is run.
+They are typed in a copy of the folder whose path has a space and an accent. No Docker engine is at
+hand: of what README does with it, its native twin is run.
 """
 
+import csv
+import json
+import math
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -12,14 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.transactions.tests.conftest import HERE, PROJECT, Pipeline, Script
+from pipelines.transactions.store import CARD, Store
+from pipelines.transactions.tests.conftest import HERE, PROJECT, Pipeline, Script, wait_until
+from pipelines.transactions.verify import read_folder
 from stack.lifecycle import Stack
 
-BLOCKS = re.findall(
-    r"^```(bash|text)\n(.*?)^```", (HERE / "README.md").read_text(), re.MULTILINE | re.DOTALL
-)
-ELSEWHERE = ("make ", ". .venv/bin/activate", "pip install ", "docker ")
-UNTIL_STOPPED = re.compile(r"--score$|--metrics-port \d+$")
+README = (HERE / "README.md").read_text()
+PARTS = re.findall(r"^(?:```(bash|text)\n(.*?)^```|(##+) .*?\n)", README, re.MULTILINE | re.DOTALL)
+ELSEWHERE = ("make ", ". .venv/bin/activate", "pip install ", "cd ", "docker")
+STOPS_THE_SERVERS = "(cd ../.. && python -m stack down)"
+ENDLESS = re.compile(r"(spark-submit consumer_spark|python capteur)\.py$|--metrics-port \d+$")
+READY = "reading topic=|sending to topic="
 
 
 def skeleton(line: str) -> str:
@@ -35,43 +43,133 @@ def environ(stack: Stack, tmp_path: Path) -> dict[str, str]:
     return {**pipeline.environ, **ports, "STACK_STATE": str(stack.state)}
 
 
-def run(command: str, folder: Path, environ: Mapping[str, str]) -> str:
-    """Run one line of README; return all it printed. What runs until Ctrl-C gets one."""
-    script = Script(["bash", "-c", f"cd {folder} && exec {command}"], environ)
-    if UNTIL_STOPPED.search(command):
-        script.wait_for("reading topic=")
-        os.killpg(script.process.pid, signal.SIGINT)
-        script.process.wait(120)
-        script.reader.join(60)
-        if not command.startswith("spark-submit"):  # whose Java hands on no line after Ctrl-C
-            assert "stopped read=" in script.text
-        assert "Traceback" not in script.text
-        return script.text
-    return script.end(timeout_s=280)
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the pipeline, in a copy of the project as far as it is needed."""
+    project = tmp_path / "mon é"
+    own = shutil.ignore_patterns(".env", ".spark", "*.png", "__pycache__")  # of this clone
+    shutil.copytree(HERE, project / "pipelines/transactions", ignore=own)
+    shutil.copy(HERE.parent / "common.py", project / "pipelines")
+    for name in ("stack", "extensions", "docker-compose.yml"):
+        (project / name).symlink_to(PROJECT / name)
+    return project / "pipelines/transactions"
+
+
+class Reader:
+    """Who types README's commands, each in a terminal of its own, and looks for what it shows."""
+
+    def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.environ = dict(environ)
+        self.typed: list[Script] = []  # since the last output that README shows
+        self.running: list[Script] = []
+        self.printed: dict[str, str] = {}  # by each command that has ended
+        self.number = 0
+
+    def type(self, command: str) -> None:
+        """Type a command; wait for its end, or until it is at work if it has none."""
+        self.number += 1
+        if command.startswith("export "):
+            self.environ.update(re.findall(r"(\S+)=(\S+)", command))
+            return
+        run = command if command.startswith("(") else f"exec {command}"
+        script = Script(["bash", "-c", f'cd "{self.folder}" && {run}'], self.environ)
+        self.typed.append(script)
+        if ENDLESS.search(command):
+            script.wait_for(READY)
+            self.running.append(script)
+        else:
+            self.printed[command] = script.end(timeout_s=280)
+
+    def see(self, text: str) -> None:
+        """Wait until all lines are printed by what was typed since the last time."""
+        shown = text.replace("localhost:9092", self.environ["KAFKA_BOOTSTRAP_SERVERS"])
+        expected = list(map(skeleton, shown.splitlines()))
+
+        def missing() -> list[str]:
+            printed = set(map(skeleton, "".join(one.text for one in self.typed).splitlines()))
+            return [line for line in expected if line not in printed]
+
+        wait_until(
+            lambda: not missing(),
+            lambda: "\n".join([*missing(), "is not in", *(script.text for script in self.typed)]),
+        )
+
+    def stop_all(self) -> None:
+        """Press Ctrl-C in each terminal."""
+        for script in self.running:
+            os.killpg(script.process.pid, signal.SIGINT)
+            script.process.wait(120)
+            wait_until(script.is_gone, "the end of all that it has started")
+            script.reader.join(60)
+            assert "Traceback" not in script.text
+            if "spark-submit" not in str(script.process.args):  # Java hands on no line after Ctrl-C
+                assert re.search(r"stopped (sent|read)=", script.text)
+        self.running.clear()
+
+
+def check_report(printed: str) -> None:
+    """Compare precision, recall and F1 with their counts; the score must beat the amount alone."""
+    f1s = []
+    for line in re.findall(r"^(?:score|amount alone) +([\d. ]+)$", printed, re.MULTILINE):
+        _, precision, recall, f1, found, false, missed = map(float, line.split())
+        assert found + missed > 100  # frauds
+        assert precision == pytest.approx(found / (found + false), abs=0.006)
+        assert recall == pytest.approx(found / (found + missed), abs=0.006)
+        assert f1 == pytest.approx(2 * found / (2 * found + false + missed), abs=0.006)
+        f1s.append(f1)
+    score, amount_alone = f1s
+    assert score > amount_alone > 0
+
+
+def check_scores(store: Store, ledger: Path) -> None:
+    """Compare the stored scores with the formula, worked out here from the stored card."""
+    with store.filesystem().open_input_file(f"{store.bucket}/{CARD}") as file:
+        card = json.loads(file.read())
+    history, threshold = card["history"], card["results"]["score"]["threshold"]
+    columns = ["transaction_id", "montant_eur", "timestamp_paris", "score", "suspect"]
+    rows = [r for r in read_folder(store, "output", columns) if r["transaction_id"] >= 1_000_000]
+    assert len(rows) > 8000
+    for row in rows:
+        size = max(0, (math.log(row["montant_eur"]) - history["mean"]) / history["deviation"])
+        rarity = max(0, -math.log(24 * history["hours"][row["timestamp_paris"].hour]))
+        assert row["score"] == pytest.approx(size**2 / 2 + rarity, abs=1e-9)
+        assert row["suspect"] == (row["score"] > threshold) or abs(row["score"] - threshold) < 0.01
+    noted = csv.DictReader(ledger.read_text().splitlines())
+    labels = {int(entry["transaction_id"]): entry["label"] for entry in noted}
+    suspects = [labels[row["transaction_id"]] == "fraud" for row in rows if row["suspect"]]
+    share = sum(label == "fraud" for label in labels.values()) / len(labels)
+    assert sum(suspects) / len(suspects) > 5 * share  # far better than a guess
 
 
 @pytest.mark.timeout(900)
 def test_every_command_works_and_prints_what_readme_shows(
-    environ: dict[str, str], tmp_path: Path
+    environ: dict[str, str], folder: Path
 ) -> None:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    for entry in PROJECT.iterdir():  # what the commands write here is not written there
-        if entry.name not in (".env", "livre.csv"):
-            (folder / entry.name).symlink_to(entry)
-    printed, ran = "", 0
-    for kind, text in BLOCKS:
-        if kind == "bash":
+    reader = Reader(folder, environ)
+    port = re.findall(r":(\d+)", (Path(environ["STACK_STATE"]) / "prometheus.yml").read_text())[-1]
+    for kind, text, heading in PARTS:
+        if heading:
+            if reader.running and "capteur" in str(reader.running[-1].process.args):
+                reader.running[0].wait_for(r"batch id=\d+ read=[1-9]")
+            reader.stop_all()
+            reader.typed.clear()
+        elif kind == "bash":
             commands = [line for line in text.splitlines() if not line.startswith(ELSEWHERE)]
-            commands = [c.replace("9109", environ["TRANSACTIONS_METRICS_PORT"]) for c in commands]
-            printed = "".join(run(command, folder, environ) for command in commands)
-            ran += len(commands)
-        elif printed:
-            shown = text.replace("localhost:9092", environ["KAFKA_BOOTSTRAP_SERVERS"])
-            lines = set(map(skeleton, printed.splitlines()))
-            missing = [line for line in map(skeleton, shown.splitlines()) if line not in lines]
-            assert missing == [], printed
-    assert ran == 11
+            for command in commands:
+                if command != STOPS_THE_SERVERS:
+                    reader.type(command.replace("9109", port))
+        elif reader.typed:
+            reader.see(text)
+    assert reader.number == 18
+    printed = reader.printed
+    tables = [
+        printed[f"python read.py{option}"].partition("date  ")[2] for option in ("", " --spark")
+    ]
+    assert tables[0] == tables[1] != ""
+    check_report(printed["python score.py"])
+    check_scores(Store.from_env(reader.environ), folder / "livre-2.csv")
+    assert (folder / "transactions.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.timeout(900)
@@ -80,3 +178,4 @@ def test_the_demonstration_kills_a_batch_and_nothing_is_missing(environ: dict[st
     assert "batch id=2 was begun before: deleting" in printed
     assert re.search(r"^missing +0$", printed, re.MULTILINE)
     assert "✓ Ce qui a été envoyé est exactement ce qui est écrit" in printed
+    assert ("(pas de console" in printed) != ("la console de MinIO" in printed)

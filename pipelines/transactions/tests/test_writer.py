@@ -6,10 +6,10 @@ import re
 import threading
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
+from subprocess import TimeoutExpired
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -19,40 +19,24 @@ import pyarrow.dataset as ds
 import pytest
 from prometheus_client import CollectorRegistry
 from py4j.protocol import Py4JError
-from pyarrow import fs
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from pipelines.transactions import consumer_spark, read, score, spark_session
-from pipelines.transactions.capteur import as_json
-from pipelines.transactions.consumer_spark import (
-    RATES_SCHEMA,
-    Config,
-    Metrics,
-    Writer,
-    check_checkpoint,
-    check_topic,
-    load_config,
-)
+from pipelines.transactions.checkpoint import check_checkpoint, check_topic
+from pipelines.transactions.consumer_spark import Config, load_config
+from pipelines.transactions.metrics import Metrics
+from pipelines.transactions.rules import RATES_SCHEMA
+from pipelines.transactions.servers import Servers
+from pipelines.transactions.simulation import as_json
 from pipelines.transactions.store import Store, StoreError
+from pipelines.transactions.tests.conftest import FolderStore
+from pipelines.transactions.writer import Writer, load_model
 
 EUROS = as_json(1, "5", "EUR", "2026-10-24T10:00:00Z")
 RECORDS = "value BINARY, kafka_partition INT, kafka_offset BIGINT"
 README = Path(consumer_spark.__file__).with_name("README.md").read_text()
 CONFIG: Config = load_config([], {})
-
-
-@dataclass(frozen=True)
-class FolderStore(Store):
-    """A store whose buckets are folders, for Spark too."""
-
-    folder: Path = Path()
-
-    def url(self, folder: str) -> str:
-        return f"file://{self.folder}/{self.bucket}/{folder}"
-
-    def filesystem(self) -> Any:
-        return fs.SubTreeFileSystem(str(self.folder), fs.LocalFileSystem())
 
 
 @pytest.fixture
@@ -62,7 +46,7 @@ def store(tmp_path: Path) -> FolderStore:
 
 @pytest.fixture
 def writer(spark: SparkSession, store: FolderStore) -> Writer:
-    return Writer(spark, store, CONFIG, Metrics(CollectorRegistry()))
+    return Writer(spark, store, Metrics(CollectorRegistry()), score=False)
 
 
 def write(writer: Writer, batch_id: int, values: list[str]) -> None:
@@ -151,16 +135,16 @@ def test_batches_without_their_checkpoint_are_not_overwritten(
 
 
 def test_a_topic_made_anew_is_not_taken_for_the_old_one(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+    store: FolderStore,
 ) -> None:
     jvm = MagicMock()  # Kafka's own client in Spark's Java
     create = jvm.org.apache.kafka.clients.admin.AdminClient.create
     described = create.return_value.describeTopics.return_value.allTopicNames.return_value
     id_text = described.get.return_value.__getitem__.return_value.topicId.return_value.toString
 
-    def check(number: int, config: Config = CONFIG) -> None:
+    def check(number: int, topic: str = "transactions") -> None:
         id_text.return_value = urlsafe_b64encode(number.to_bytes(16)).decode().rstrip("=")
-        check_topic(jvm, store, config)
+        check_topic(jvm, Servers("localhost:9092", topic, store))
 
     checkpoint = store.folder / "bucket/checkpoint"
     checkpoint.mkdir(parents=True)
@@ -173,7 +157,7 @@ def test_a_topic_made_anew_is_not_taken_for_the_old_one(
     with pytest.raises(StoreError, match=r"topic transactions was deleted .* \(S3_BUCKET\)$"):
         check(8)
     with pytest.raises(StoreError, match=r"is that of topic transactions, not of other: choose"):
-        check(7, replace(CONFIG, topic="other"))
+        check(7, "other")
     assert create.return_value.close.call_count == create.call_count == 6
 
 
@@ -207,7 +191,7 @@ def test_a_score_that_is_not_whole_is_one_line(spark: SparkSession, store: Folde
     for folder in ("metadata", "stages"):
         (store.folder / "bucket/model" / folder).mkdir(parents=True)
     with pytest.raises(StoreError, match=r"is not whole \(.+\): run python .*score.py again"):
-        consumer_spark.load_model(store)
+        load_model(store)
 
 
 def test_from_amounts_that_are_all_the_same_nothing_is_learnt(spark: SparkSession) -> None:
@@ -264,13 +248,6 @@ def test_a_spark_that_does_not_start_is_one_line(
     assert str(raised.value).startswith(said)
 
 
-def test_the_score_finds_frauds_better_than_the_amount_alone(spark: SparkSession) -> None:
-    """README's claim, on the transactions that score.py chooses and judges on by default."""
-    history = score.simulated(spark, 10_000, 0.01, seed=42).cache()
-    _, _, results = score.train(spark, history, 20_000, 0.01)
-    assert results["score"].f1 > results["amount alone"].f1 > 0
-
-
 # What `run` does with a stream that fails: the queries are pretended, the rest is the consumer's.
 
 
@@ -283,6 +260,8 @@ def run(
 
     def run_all(ends: list[Exception | int], wrong: tuple[str, ...] = ()) -> tuple[int, str]:
         metrics, stop = Metrics(CollectorRegistry()), threading.Event()
+        spark, java = MagicMock(), MagicMock()
+        java.proc.wait.side_effect = TimeoutExpired("java", 1)
         left, lacks = iter(ends), iter(wrong)
 
         def watch(*_: Any) -> None:
@@ -294,10 +273,11 @@ def run(
         monkeypatch.setattr(consumer_spark, "Writer", lambda *_: None)
         monkeypatch.setattr(consumer_spark, "start_query", lambda *_: None)
         monkeypatch.setattr(consumer_spark, "watch", watch)
-        monkeypatch.setattr(consumer_spark, "check_servers", lambda *_: next(lacks, ""))
+        monkeypatch.setattr(Servers, "check", lambda _: next(lacks, ""))
         monkeypatch.setattr(stop, "wait", lambda _: False)
         caplog.set_level(logging.INFO)
-        code = consumer_spark.run(None, None, store, CONFIG, metrics, stop)
+        servers = Servers("localhost:9092", "transactions", store)
+        code = consumer_spark.run(spark, java, servers, CONFIG, metrics, stop)
         return code, caplog.text
 
     return run_all
@@ -305,9 +285,17 @@ def run(
 
 def test_the_sum_is_shown_however_the_stream_ends(run: Callable[..., tuple[int, str]]) -> None:
     lost = PySparkException("org.x: Some data may have been lost because ...")
+    two = (  # as HDFSMetadataLog and as MicroBatchExecution say it
+        PySparkException("[_LEGACY_ERROR_TEMP_2207] Multiple streaming queries are concurrently"),
+        PySparkException("[CONCURRENT_STREAM_LOG_UPDATE] ... Multiple streaming jobs detected"),
+    )
+    damaged = PySparkException("org.x: If needed, please seek past the record to continue")
     for code, said, ends in (
         (0, "reading topic", [3]),
         (1, "Kafka has deleted records", [lost]),
+        (1, "another consumer works on the same checkpoint/", [two[0]]),
+        (1, "another consumer works on the same checkpoint/", [two[1]]),
+        (1, "Kafka holds a record that cannot be read", [damaged]),
         (1, "gave up after 5 failures in a row", [PySparkException("x")] * 5),
     ):
         ended, logged = run(ends)

@@ -1,0 +1,62 @@
+"""A topic of Kafka, read from its beginning to its end."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from typing import Any
+
+from kafka import KafkaConsumer
+from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.structs import TopicPartition
+
+from pipelines.iot_cassandra.settings import one_line
+
+SILENCE_S = 60.0  # of Kafka, within a topic: then nothing comes any more
+
+
+def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], Mapping[int, int]]:
+    """Return the messages that the topic holds now, and each partition's first offset.
+
+    Raises:
+        KafkaError: Kafka does not answer; while they are read also: nothing comes for SILENCE_S,
+            some were deleted before they were read, or some cannot be decoded.
+    """
+    consumer = KafkaConsumer(
+        bootstrap_servers=servers.split(","),
+        isolation_level="read_committed",
+        api_version_auto_timeout_ms=10_000,
+        receive_message_max_bytes=2**31 - 1,  # its default, 1 MB, is less than a fetch may bring
+        auto_offset_reset="none",  # else it goes on after what is deleted, and says nothing
+        allow_auto_create_topics=False,  # one that is absent stays so
+    )
+    partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
+    first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+
+    def poll() -> Mapping[TopicPartition, Any]:
+        try:
+            polled: Mapping[TopicPartition, Any] = consumer.poll(1000, max_records=5000)
+        except KafkaError:
+            raise
+        except Exception as exc:  # of a codec's library
+            raise KafkaError(f"messages cannot be decoded: {one_line(exc)}") from exc
+        return polled
+
+    def messages() -> Iterator[Any]:
+        left = {p: first[p] for p in partitions if first[p] < end[p]}  # what is read next
+        with closing(consumer):
+            consumer.assign(sorted(left))
+            for partition, offset in left.items():
+                consumer.seek(partition, offset)
+            silent_since = time.monotonic()
+            while left:
+                for partition, polled in poll().items():
+                    yield from (message for message in polled if message.offset < end[partition])
+                # What is no message counts, too: the marks of transactions.
+                reached = {p: consumer.position(p, timeout_ms=1000) for p in left}
+                if reached != left:
+                    silent_since = time.monotonic()
+                elif time.monotonic() - silent_since > SILENCE_S:
+                    raise KafkaTimeoutError("nothing comes any more")
+                left = {p: offset for p, offset in reached.items() if offset < end[p]}
+
+    return messages(), {partition.partition: offset for partition, offset in first.items()}

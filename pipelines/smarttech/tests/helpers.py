@@ -1,0 +1,145 @@
+"""The scripts as a user runs them, and what the tests ask of them."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+from pipelines.smarttech import lake, spark_kafka_consumer
+from pipelines.smarttech.settings import FOLDER
+from pipelines.smarttech.streams import Pipeline
+from pipelines.smarttech.supervisor import Supervisor
+
+PROJECT = FOLDER.parents[1]
+
+
+class Scripts:
+    """Runs the scripts as a user would, on one topic and one lake."""
+
+    def __init__(self, kafka: str, topic: str, lake: Path) -> None:
+        self.kafka = kafka
+        self.topic = topic
+        self.lake = lake
+        self.ledgers: list[str] = []
+        self.environ = {
+            **os.environ,
+            "KAFKA_BOOTSTRAP_SERVERS": kafka,
+            "SMARTTECH_TOPIC": topic,
+            "SMARTTECH_LAKE": str(lake),
+            "SMARTTECH_SIMPLE": str(lake.with_name("simple")),
+        }
+
+    @contextmanager
+    def started(self, script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """Start a script in a process group of its own: Java, which it starts, is in it too."""
+        process = subprocess.Popen(
+            [sys.executable, FOLDER / script, *arguments],
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        with process:
+            try:
+                yield process
+            finally:
+                if process.poll() is None:  # a failed test leaves none behind
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    def run(self, script: str, *arguments: str, code: int = 0) -> tuple[str, str]:
+        """Run a script to its end, check its exit code; return what it wrote to stdout, stderr."""
+        with self.started(script, *arguments) as process:
+            out, err = process.communicate(timeout=600)
+        assert process.returncode == code, out + err
+        assert "Traceback" not in err
+        return out, err
+
+
+class Clone:
+    """What this pipeline needs of the project, copied; commands are typed in its folder."""
+
+    def __init__(self, root: Path, kafka: str, topic: str) -> None:
+        self.folder = root / "pipelines/smarttech"
+        unwanted = shutil.ignore_patterns("lake", "sensor_data*", "results", "__pycache__")
+        shutil.copytree(FOLDER, self.folder, ignore=unwanted)
+        shutil.copytree(PROJECT / "stack", root / "stack", ignore=unwanted)
+        shutil.copy(PROJECT / "pipelines/common.py", root / "pipelines")
+        (self.folder / ".env").write_text(
+            f"KAFKA_BOOTSTRAP_SERVERS={kafka}\nSMARTTECH_TOPIC={topic}\n"
+        )
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.environ = {**os.environ, "PATH": path, "LC_ALL": "C.UTF-8"}
+        del self.environ["PYTHON_DOTENV_DISABLED"]
+
+    def start(self, line: str) -> subprocess.Popen[str]:
+        """Start a command, in a process group of its own."""
+        return subprocess.Popen(
+            ["bash", "-c", f"exec {line}"], cwd=self.folder, env=self.environ, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def type(self, line: str) -> str:
+        """Run a command to its end; return what it printed."""
+        with self.start(line) as process:
+            printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+        assert "Traceback" not in printed
+        return printed
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 240) -> Any:
+    """Return the condition's first true value; fail, saying what was waited for, after a while."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(0.002)
+    return value
+
+
+def still_running(process: subprocess.Popen[str]) -> bool:
+    """Return True, or fail with what the process has said."""
+    if process.poll() is not None:
+        pytest.fail(f"it ended early: {process.communicate()}")
+    return True
+
+
+def newest(log_folder: Path) -> int:
+    """Return the newest version in a table's log, -1 without any."""
+    return max((int(file.stem) for file in log_folder.glob("[0-9]*.json")), default=-1)
+
+
+def drain(spark: SparkSession, scripts: Scripts) -> Counter[str]:
+    """Bring in what the topic holds, as --once does; return the rows of each stage."""
+    options = spark_kafka_consumer.load_options(["--once"], scripts.environ)
+    supervisor = Supervisor(Pipeline(spark, options), threading.Event())
+    for stage in lake.STAGES:
+        supervisor.run([stage])
+    return supervisor.rows
+
+
+def shown(out: str, name: str) -> int:
+    """Return a number that verify.py has printed."""
+    found = re.search(rf"^\s*{re.escape(name)}\s+(-?\d+)", out, re.MULTILINE)
+    assert found, name
+    return int(found[1])
+
+
+def rows_of(log: str, stage: str) -> int:
+    """Return how many rows the consumer says a stage has taken in."""
+    found = re.search(rf"{stage} total rows=(\d+)", log)
+    assert found, log
+    return int(found[1])

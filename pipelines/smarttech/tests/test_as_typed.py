@@ -1,0 +1,98 @@
+"""What the exercise's document has its reader type, in a clone whose path has a space and an é."""
+
+import ast
+import json
+import os
+import re
+import signal
+import sys
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import pytest
+
+from pipelines import common
+from pipelines.common import only_copy
+from pipelines.smarttech.settings import FOLDER
+from stack.lifecycle import Stack
+
+from .helpers import Clone, newest, still_running, wait_until
+from .test_simple import EXAMPLE
+
+PROJECT = FOLDER.parents[1]
+READINGS = 4
+
+
+@pytest.fixture(scope="module")
+def clone(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    root = tmp_path_factory.mktemp("clone") / "mon é/smart city"
+    return Clone(root, stack.servers["kafka"].address, topic="typed")
+
+
+@pytest.mark.timeout(600)
+def test_the_sample_file_becomes_one_reading_of_bronze(clone: Clone) -> None:
+    (clone.folder / "sensor_data").mkdir()
+    sample = json.dumps(EXAMPLE, indent=2)
+    (clone.folder / "sensor_data/test.json").write_text(sample)
+    done = clone.folder / "sensor_data_checkpoint/commits/0"
+    with clone.start("env LC_ALL=C python3 pipeline_streaming_simple.py") as stream:
+        wait_until(lambda: still_running(stream) and done.exists(), "the reading in bronze")
+        os.killpg(stream.pid, signal.SIGINT)  # Ctrl-C
+        printed, _ = stream.communicate(timeout=120)
+    assert stream.returncode == 0, printed
+    assert " rows=1 readings=1 rejected=0 " in printed
+    printed = clone.type("python3 read_delta.py")
+    assert re.search(r"^simple +\d+ +1 ", printed, re.MULTILINE)
+    row = "2025-12-15T10:00:00Z  sensor_001  A             2  temperature   22.5  C "
+    assert row in printed
+
+
+@pytest.mark.timeout(600)
+def test_the_three_scripts_as_they_are_typed(clone: Clone, tmp_path: Path) -> None:
+    """By spark-submit, whose own Java has no connectors; with a checkpoint as the document's."""
+    printed = clone.type(f"python3 kafka_producer.py --count {READINGS}")  # one a second
+    assert f"stopped sent={READINGS} acknowledged={READINGS} failed=0" in printed
+    checkpoint = tmp_path / "kafka_checkpoint"
+    lake = clone.folder / "lake"
+    line = f"spark-submit spark_kafka_consumer.py --checkpoint {checkpoint}"
+    with clone.start(line) as submit:
+        gold = lake / "sensor_data_gold/_delta_log"
+        wait_until(lambda: still_running(submit) and newest(gold) > 0, "a batch in gold")
+        submit.terminate()  # it alone: what it has started ends with it
+        printed, _ = submit.communicate(timeout=120)
+    assert f"silver batch=0 rows={READINGS} silver={READINGS} " in printed
+    assert {"bronze", "silver", "gold"} <= {folder.name for folder in checkpoint.iterdir()}
+    wait_until(lambda: is_free(lake), "the end of the consumer")
+    printed = clone.type("python3 read_delta.py")
+    assert re.search(rf"^silver +1 +{READINGS} ", printed, re.MULTILINE)
+    [_, rows] = re.split(r"^silver, last 5 rows$", printed, flags=re.MULTILINE)
+    assert rows.split("\n\n")[0].count("sensor_00") == READINGS
+
+
+def is_free(folder: Path) -> bool:
+    """Return whether no process holds the lock of a folder."""
+    with only_copy(folder / "lock") as lock:
+        return lock is not None
+
+
+def test_what_the_scripts_import_is_in_requirements() -> None:
+    """And what these distributions need themselves: nothing else has to be installed."""
+    named = re.findall(r"^[\w-]+", (FOLDER / "requirements.txt").read_text(), re.MULTILINE)
+    allowed = {name.lower() for name in named}
+    for name in named:
+        for needed in requires(name) or []:
+            if "extra ==" not in needed:
+                allowed.add(re.split(r"[^\w.-]", needed)[0].lower())
+    files = [*FOLDER.glob("*.py"), Path(common.__file__), *(PROJECT / "stack").glob("**/*.py")]
+    imported = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    distributions = packages_distributions()
+    others = imported - sys.stdlib_module_names - {"pipelines", "stack"}
+    assert {name for name in others if not allowed & {d.lower() for d in distributions[name]}} == (
+        set()
+    )

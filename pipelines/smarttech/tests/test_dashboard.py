@@ -1,0 +1,69 @@
+"""dashboard.py: its page says what the tables hold, and needs nothing else."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+
+from pipelines.smarttech import dashboard
+
+NOON = datetime(2025, 12, 15, 12, tzinfo=UTC)
+STEP = timedelta(minutes=5)
+GOLD_COLUMNS = ["building", "type", "window_start", "mean", "min", "max", "count"]
+
+
+def write_lake(lake: Path) -> None:
+    """Write 12 windows of two buildings, one missing, and three anomalies, two on one day."""
+    gold = [
+        {
+            "building": building, "floor": floor, "type": "co2", "window_start": NOON + i * STEP,
+            "window_end": NOON + (i + 1) * STEP, "mean": 420.0 + 60 * floor + i,
+            "min": 400.0, "max": 900.5, "count": 1 + 2 * floor,
+        }
+        for building in "AB" for floor in (0, 1) for i in range(12) if i != 5
+    ]  # fmt: skip
+    anomalies = [
+        {
+            "building": building, "timestamp": when, "device_id": "sensor_<1>", "type": "co2",
+            "value": 1500.5, "unit": "ppm", "score": 40.25,
+        }
+        for building, when in (("A", NOON), ("A", NOON + STEP), ("B", NOON - timedelta(days=1)))
+    ]  # fmt: skip
+    for name, rows in (("gold", gold), ("anomalies", anomalies)):
+        write_deltalake(str(lake / f"sensor_data_{name}"), pa.Table.from_pylist(rows))
+
+
+def test_the_page_shows_what_the_tables_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lake(tmp_path)
+    assert dashboard.main(["--lake", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/dashboard.html\n"
+    text = (tmp_path / "dashboard.html").read_text(encoding="utf-8")
+    facts = re.findall(r"<li><b>(.+?)</b>(.+?)</li>", text)
+    assert facts == [("88", "mesures"), ("44", "lignes de gold"), ("3", "anomalies")]
+    assert "Bâtiment A, le 15/12/2025" in text  # the one with the most anomalies
+    assert "anomalie (2 ce jour-là" in text
+    assert text.count('class="mark"') == 2
+    assert "sensor_&lt;1&gt;, 12:05:00 : 1\u202f500,5 ppm, score 40,2" in text
+    # The floors of a building together: (420 + 3 * 480) / 4; the line is broken at the gap.
+    means = dashboard.by_building(dashboard.read(tmp_path, "gold", GOLD_COLUMNS))["co2", "A"]
+    assert means[NOON].mean == 465.0
+    lines = re.findall(r'<path d="(M\S[^"]*)" fill="none"', text)
+    assert [line.count("M") for line in lines] == [2, 2, 2]
+    assert text.count("<tr><td>") == 24
+    assert re.search(r"<script|https?://", text) is None
+
+
+def test_a_day_of_which_nothing_is_there_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lake(tmp_path)
+    argv = ["--lake", str(tmp_path), "--building", "A", "--day", "2025-12-16"]
+    assert dashboard.main(argv) == 1
+    assert capsys.readouterr().err.endswith("gold has no row of building A on 2025-12-16\n")
+    assert dashboard.main(["--lake", str(tmp_path / "none")]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
