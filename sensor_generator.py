@@ -549,7 +549,7 @@ class Sender:
 
         kafka-python's close() waits without limit, so it gets a thread that we need not wait for.
         """
-        closing = threading.Thread(target=self.producer.close, daemon=True)
+        closing = threading.Thread(target=self.close, daemon=True)
         closing.start()
         self.last_outcome = time.monotonic()
         while closing.is_alive() and time.monotonic() - self.last_outcome < GIVE_UP_S:
@@ -559,6 +559,11 @@ class Sender:
             self.reasons["Kafka does not answer"] = unknown
         self.log_accounts("stopped", sent, acknowledged, failed + unknown)
         return 1 if failed + unknown else 0
+
+    def close(self) -> None:
+        """Close the producer. The outcomes are counted, so an error of its end tells no more."""
+        with suppress(Exception):
+            self.producer.close()
 
 
 def bar_options(options: Namespace) -> dict[str, Any]:
