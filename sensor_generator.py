@@ -522,6 +522,11 @@ class Sender:
         value = self.registry.get_sample_value
         return [int(value(f"{METRIC}_total", {"outcome": name}) or 0) for name in OUTCOMES]
 
+    def unknown(self) -> int:
+        """Return how many messages have no outcome yet."""
+        sent, acknowledged, failed = self.accounts()
+        return sent - acknowledged - failed
+
     def log_accounts(self, event: str, sent: int, acknowledged: int, failed: int) -> None:
         """Log the accounts, and why messages have failed."""
         seconds = time.monotonic() - self.began
@@ -538,10 +543,9 @@ class Sender:
         if now - self.last_report < PROGRESS_S:
             return
         self.last_report = now
-        sent, acknowledged, failed = self.accounts()
-        self.log_accounts("progress", sent, acknowledged, failed)
+        self.log_accounts("progress", *self.accounts())
         reason, library_error.text = library_error.text or "it does not answer", ""
-        if sent > acknowledged + failed and now - self.last_outcome >= PROGRESS_S:
+        if self.unknown() and now - self.last_outcome >= PROGRESS_S:
             log.warning("waiting for Kafka (%s)", reason)
 
     def finish(self) -> int:
@@ -549,21 +553,22 @@ class Sender:
 
         kafka-python's close() waits without limit, so it gets a thread that we need not wait for.
         """
-        closing = threading.Thread(target=self.close, daemon=True)
-        closing.start()
+        threading.Thread(target=self.close, daemon=True).start()
         self.last_outcome = time.monotonic()
-        while closing.is_alive() and time.monotonic() - self.last_outcome < GIVE_UP_S:
-            closing.join(0.1)
+        while self.unknown() and time.monotonic() - self.last_outcome < GIVE_UP_S:
+            time.sleep(0.02)
         sent, acknowledged, failed = self.accounts()
-        if unknown := sent - acknowledged - failed:
+        if unknown := self.unknown():
             self.reasons["Kafka does not answer"] = unknown
         self.log_accounts("stopped", sent, acknowledged, failed + unknown)
         return 1 if failed + unknown else 0
 
     def close(self) -> None:
-        """Close the producer. The outcomes are counted, so an error of its end tells no more."""
-        with suppress(Exception):
+        """Close the producer. If that fails, the outcomes of its messages come all the same."""
+        try:
             self.producer.close()
+        except Exception as exc:  # noqa: BLE001  # seen once, of a kind that is not known
+            log.warning("kafka-python could not be closed (%s)", one_line(exc))
 
 
 def bar_options(options: Namespace) -> dict[str, Any]:

@@ -128,6 +128,34 @@ def only_copy(file: Path) -> Iterator[TextIO | None]:
             yield lock
 
 
+def close_producer(
+    producer: Any, unknown: Callable[[], int], give_up_s: float, log: logging.Logger
+) -> None:
+    """Close a KafkaProducer; wait for the outcomes of its messages as long as some come.
+
+    kafka-python's close() waits without limit, so it gets a thread that we need not wait for.
+
+    Args:
+        producer: to close.
+        unknown: returns how many messages have no outcome yet.
+        give_up_s: without a new outcome, in seconds.
+        log: of the script.
+    """
+
+    def close() -> None:
+        try:
+            producer.close()
+        except Exception as exc:  # noqa: BLE001  # the outcomes come all the same
+            log.warning("kafka-python could not be closed (%s)", " ".join(repr(exc).split()))
+
+    threading.Thread(target=close, daemon=True).start()
+    left, last_outcome = unknown(), time.monotonic()
+    while left and time.monotonic() < last_outcome + give_up_s:
+        time.sleep(0.02)
+        if (now_left := unknown()) < left:
+            left, last_outcome = now_left, time.monotonic()
+
+
 # 3. A demonstration: its servers and its steps
 
 

@@ -9,6 +9,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.producer.future import RecordMetadata
 
+from pipelines.common import close_producer
 from pipelines.smarttech.ledger import Ledger
 from pipelines.smarttech.simulation import Message
 
@@ -40,7 +41,7 @@ class Sender:
         for message in messages:
             self.send(message)
             self.report()
-        self.wait_for_outcomes()
+        close_producer(self.producer, lambda: len(self.pending), GIVE_UP_S, log)
         for serial in list(self.pending):
             self.settle(serial, None, KafkaTimeoutError("Kafka does not answer"))
 
@@ -74,19 +75,6 @@ class Sender:
         """
         while len(self.pending) > MAX_PENDING // 2 and not self.stop.wait(0.01):
             self.report()
-
-    def wait_for_outcomes(self) -> None:
-        """Close the producer; wait as long as outcomes come.
-
-        kafka-python's close() waits for Kafka without limit, so it gets a thread that need not end.
-        """
-        ending = threading.Thread(target=self.producer.close, daemon=True)
-        ending.start()
-        left, last_outcome = len(self.pending), time.monotonic()
-        while ending.is_alive() and time.monotonic() < last_outcome + GIVE_UP_S:
-            ending.join(0.1)
-            if len(self.pending) < left:
-                left, last_outcome = len(self.pending), time.monotonic()
 
     def settle(
         self, serial: int, stored: RecordMetadata | None, error: BaseException | None = None

@@ -10,6 +10,7 @@ from typing import Any
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
 
+from pipelines.common import close_producer
 from pipelines.transactions.ledger import Ledger
 from pipelines.transactions.simulation import Record
 
@@ -77,7 +78,7 @@ class Sender:
             if len(self.pending) >= MAX_PENDING:
                 self.wait_for_room()
             self.report()
-        self.wait_for_outcomes()
+        close_producer(self.producer, self.unknown, GIVE_UP_S, log)
         while self.pending:
             self.settle()
 
@@ -108,19 +109,10 @@ class Sender:
             self.settle_known()
             self.report()
 
-    def wait_for_outcomes(self) -> None:
-        """Close the producer; wait as long as outcomes come.
-
-        kafka-python's close() waits for Kafka without limit, so it gets a thread that need not end.
-        """
-        ending = threading.Thread(target=self.producer.close, daemon=True)
-        ending.start()
-        left, last_outcome = len(self.pending), time.monotonic()
-        while ending.is_alive() and time.monotonic() < last_outcome + GIVE_UP_S:
-            ending.join(0.1)
-            self.settle_known()
-            if len(self.pending) < left:
-                left, last_outcome = len(self.pending), time.monotonic()
+    def unknown(self) -> int:
+        """Return how many records have no outcome yet; count those that have one now."""
+        self.settle_known()
+        return len(self.pending)
 
     def settle_known(self) -> None:
         """Count and note the outcomes that are known, in order."""

@@ -499,6 +499,23 @@ def test_the_end_waits_as_long_as_kafka_acknowledges(
     assert caplog.messages[-1].endswith("40 of 100 messages (40 x Kafka does not answer)")
 
 
+def test_an_error_of_closing_is_a_log_line_and_the_outcomes_are_waited_for(
+    producer: FakeProducer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def acknowledge() -> None:
+        for outcome in producer.pending:
+            outcome.success("where it is stored")
+
+    def close() -> None:
+        threading.Timer(0.2, acknowledge).start()
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr(producer, "close", close)
+    ours, to_send = sender(producer, "--count", "10")
+    assert ours.run(to_send) == 0
+    assert "kafka-python could not be closed (in the middle)" in caplog.text
+
+
 def test_a_refused_message_counts_as_failed_and_the_next_is_sent(
     producer: FakeProducer, caplog: pytest.LogCaptureFixture
 ) -> None:
