@@ -315,31 +315,38 @@ class BulkWriter:
                 if self.stopping.wait(delay_s):
                     raise GaveUpError(text)
 
-    def index_readings(
-        self, batch: Batch, documents: list[Document], control: Document | None = None
-    ) -> WithReason:
+    def index_readings(self, batch: Batch, documents: list[Document]) -> WithReason:
         """Index readings once; return those to send again.
 
         What is refused while others are taken is at fault itself: a dead letter. When all are
-        refused, the index is at fault: they wait until somebody mends it. A setting of the index
-        may change in the middle of a bulk: so what is refused is sent a second time, beside a
-        control document, which the first bulk took.
+        refused, the index is at fault: they wait until somebody mends it.
         """
-        replies = self.create(self.options.index, [control, *documents] if control else documents)
+        replies = self.create(self.options.index, documents)
         taken = [document for document, _ in replies["indexed"] + replies["existing"]]
-        for found in replies.values():
-            found[:] = [(document, why) for document, why in found if document is not control]
+        if taken and replies["refused"]:
+            self.send_refused_again(replies, taken[0])
         batch.outcome["indexed"] += len(replies["indexed"])
-        again, refused = replies["again"], replies["refused"]
-        if not taken or (control and control not in taken):
-            again += refused
-        elif control:
-            reasons = [(document.message, f"refused: {why}") for document, why in refused]
-            batch.dead_letters += reasons
-        elif refused:
-            again += self.index_readings(batch, [document for document, _ in refused], taken[0])
+        again = replies["again"]
+        if taken:
+            refused = [(doc.message, f"refused: {why}") for doc, why in replies["refused"]]
+            batch.dead_letters += refused
+        else:
+            again += replies["refused"]
         existing = [document for document, _ in replies["existing"]]
         return again + self.tell_duplicates_from_conflicts(batch, existing)
+
+    def send_refused_again(self, replies: dict[str, WithReason], control: Document) -> None:
+        """Send what was refused beside a control, a document that was taken; put it anew by reply.
+
+        A setting of the index may have changed in the middle of the first bulk. If the control is
+        not taken a second time, the index is at fault: what is refused waits.
+        """
+        documents = [control, *(document for document, _ in replies.pop("refused"))]
+        second = self.create(self.options.index, documents)
+        is_taken = any(doc is control for doc, _ in second["indexed"] + second["existing"])
+        for verdict, found in second.items():
+            verdict = "again" if verdict == "refused" and not is_taken else verdict
+            replies[verdict] += [reply for reply in found if reply[0] is not control]
 
     def index_dead_letters(self, documents: list[Document]) -> WithReason:
         """Index what Kibana shows of dead letters. What is refused is only logged: it is safe."""
@@ -536,9 +543,9 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             raise
         except KafkaError as exc:
             self.warn("Kafka: nothing can be read now (%s)", exc)
-            time.sleep(1)
         except AssertionError:  # how kafka-python 2.3 says that the group forgot us as we joined
             self.join_anew()
+        time.sleep(1)
         return {}
 
     def read(self, most: int) -> dict[TopicPartition, list[Any]]:
