@@ -1083,7 +1083,7 @@ index_name = text(
 
 
 def server_list(text: str) -> str:
-    """Return a list of brokers if each is HOST:PORT, such as localhost:9092 or [::1]:9092."""
+    """Return a list of servers if each is HOST:PORT, such as localhost:9092 or [::1]:9092."""
     for server in text.split(","):
         match = re.fullmatch(r"(?:\[[^\s\[\]]+\]|[^\s:\[\]]+):(\d{1,5})", server)
         if not match or not 0 < int(match[1]) <= 65_535:

@@ -191,14 +191,26 @@ def server_cpu_s(testbed: Testbed, server: str) -> float:
     group = testbed.stack.pid(server)
     if not group:
         raise BenchError(f"{server} does not run")
+    return cpu_s(lambda fields: int(fields[2]) == group, slice(11, 13))
+
+
+def cpu_s(is_wanted: Callable[[list[str]], bool], times: slice) -> float:
+    """Return the processor time that some processes have used, in seconds.
+
+    Args:
+        is_wanted: says of which; it gets the fields of /proc/PID/stat from the state on, which is
+            number 0: 2 is the process group, 3 the session (Linux, proc(5)).
+        times: the fields to add up: 11 and 12 are a process's own time, 13 and 14 that of its
+            children that have ended.
+    """
     ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(") ")[2].split()
         except OSError:  # the process has ended
             continue
-        if int(fields[2]) == group:
-            ticks += int(fields[11]) + int(fields[12])
+        if is_wanted(fields):
+            ticks += sum(map(int, fields[times]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benches.command import option_parser, positive, write_result
-from benches.processes import Run, run_processes, summarize
+from benches.processes import Run, cpu_s, run_processes, summarize
 from benches.testbed import PROJECT, Testbed, Topic, own_servers
 from benches.throughput import CONTESTANTS, WARM_UP_RUNS
 from benches.throughput import run as run_contestant
@@ -65,15 +65,7 @@ def executors_cpu_s(cluster: Stack) -> float:
     A worker and its executors, with their Python workers, are one session, not one process group.
     """
     sessions = {cluster.pid(worker) for worker in WORKERS}
-    ticks = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(") ")[2].split()
-        except OSError:  # the process has ended
-            continue
-        if int(fields[3]) in sessions:
-            ticks += sum(map(int, fields[11:15]))  # its own, and that of its children that ended
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return cpu_s(lambda fields: int(fields[3]) in sessions, slice(11, 15))
 
 
 def run_spark(testbed: Testbed, cluster: Stack, executors: int, topic: Topic) -> Run:

@@ -165,17 +165,6 @@ def say(line: str = "") -> None:
     sys.stdout.flush()
 
 
-def docker_answers() -> bool:
-    """Return whether a Docker engine with Compose 2 answers."""
-    try:
-        return not any(
-            subprocess.run(["docker", *ask], capture_output=True, check=False).returncode
-            for ask in (["info"], ["compose", "version"])
-        )
-    except OSError:
-        return False
-
-
 def start_servers(folder: Path, *natively: str) -> None:
     """Start the servers of a pipeline's docker-compose.yml: by Docker if an engine answers.
 
@@ -186,6 +175,8 @@ def start_servers(folder: Path, *natively: str) -> None:
     Raises:
         StepError: one does not start; it has said why.
     """
+    from stack.prerequisites import docker_answers  # not in Spark's image
+
     compose = ["-f", str(folder / "docker-compose.yml")]
     if docker_answers():
         run_step("docker", "compose", *compose, "up", "-d", "--wait")
@@ -212,5 +203,7 @@ def run_step(*command: str, environ: dict[str, str] | None = None) -> None:
 
 def how_to_stop(folder: Path) -> str:
     """Return the command that stops the servers of a demonstration."""
+    from stack.prerequisites import docker_answers
+
     compose = f"-f {folder.relative_to(PROJECT)}/docker-compose.yml"
     return f"docker compose {compose} down" if docker_answers() else "python -m stack down"

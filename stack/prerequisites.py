@@ -73,6 +73,13 @@ def succeeds(command: list[str]) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def docker_answers() -> bool:
+    """Return whether a Docker engine with Compose 2 answers."""
+    return bool(shutil.which("docker")) and all(
+        succeeds(["docker", *ask]) for ask in (["info"], ["compose", "version"])
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the needs that are named, install what is missing; return the exit code."""
     names = list(sys.argv[1:] if argv is None else argv)

@@ -15,23 +15,14 @@ import sys
 import time
 from pathlib import Path
 
+from stack.prerequisites import docker_answers
+
 PROJECT = Path(__file__).resolve().parents[2]
 FILES = ("-f", "docker-compose.yml", "-f", "extensions/spark/compose.yml")
 SUBMIT = """spark-submit --properties-file extensions/spark/spark.conf
     --master spark://spark-master:7077 --py-files kafka_to_elasticsearch.py
     extensions/spark/spark_to_elasticsearch.py --once"""
 PYTHON = sys.executable
-
-
-def docker_answers() -> bool:
-    """Return whether a Docker engine with Compose 2 answers."""
-    try:
-        return not any(
-            subprocess.run(["docker", *ask], capture_output=True, check=False).returncode
-            for ask in (["info"], ["compose", "version"])
-        )
-    except OSError:
-        return False
 
 
 def steps() -> dict[str, list[str]]:

@@ -29,7 +29,6 @@ sys.path.insert(0, str(PROJECT))
 
 from pipelines.common import (  # noqa: E402  # after the path, with the next ones
     StepError,
-    docker_answers,
     how_to_stop,
     load_env,
     run_step,
@@ -43,6 +42,7 @@ from pipelines.iot_cassandra.settings import (  # noqa: E402
     one_line,
     parser_of,
 )
+from stack.prerequisites import docker_answers  # noqa: E402
 
 # A week of ten sensors, one reading of each every five minutes; and 10 s as they come.
 WEEK = ("--backfill", "7d", "--rate", "0.0333", "--bad", "0.005")

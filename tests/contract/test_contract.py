@@ -290,6 +290,12 @@ def test_both_scripts_have_the_same_code_in_the_functions_they_share(name: str) 
     assert ours == theirs
 
 
+@pytest.mark.parametrize("name", ["server_list", "number", "text"])
+def test_the_pipelines_check_values_as_the_scripts_do(name: str) -> None:
+    """They do not import the scripts, which stand alone."""
+    assert code_of("pipelines/common.py", name) == code_of(SCRIPTS[1], name)
+
+
 def test_both_scripts_read_the_kafka_login_alike() -> None:
     """White space around a name or a password does not belong to it."""
     login = {"ROLE_KAFKA_USER": " me ", "ROLE_KAFKA_PASSWORD": "s3cr3t\n"}

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import common
 from pipelines.smarttech import demo
 from pipelines.smarttech.settings import FOLDER
+from stack import prerequisites
 from stack.lifecycle import Stack
 
 from .helpers import Clone
@@ -78,7 +78,7 @@ def test_the_demonstration_ends_with_a_lake_that_agrees(
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", stack.servers["kafka"].address)
     monkeypatch.setenv("SMARTTECH_TOPIC", "demo")
     monkeypatch.setenv("SMARTTECH_LAKE", str(tmp_path / "lake"))
-    monkeypatch.setattr(common, "docker_answers", lambda: False)
+    monkeypatch.setattr(prerequisites, "docker_answers", lambda: False)
     monkeypatch.setattr(demo, "FIRST", timedelta(seconds=500))
     monkeypatch.setattr(demo, "LIVE_S", 10)
     assert demo.main() == 0
