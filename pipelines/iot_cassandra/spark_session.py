@@ -22,7 +22,7 @@ from pipelines.iot_cassandra.settings import FOLDER
 # The versions belong to Spark 3.5 and Scala 2.12.
 PACKAGES = (
     "com.datastax.spark:spark-cassandra-connector_2.12:3.5.1",
-    "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.7",
+    "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.9",
 )
 # Spark brings these itself; a second copy of Scala among the classes would not do.
 EXCLUDED = (
