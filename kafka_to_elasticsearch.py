@@ -895,7 +895,8 @@ def wait_for(server: str, connect: Callable[[], Any], wait_s: float, stop: threa
         if left_s <= 0:
             log.error("%s is not ready (%s)%s", server, why, hint)
             raise SystemExit(1)
-        log.warning("waiting for %s (%s), %.0f s left", server, why, left_s)
+        until = f", {left_s:.0f} s left" if left_s < math.inf else ""
+        log.warning("waiting for %s (%s)%s", server, why, until)
         if stop.wait(min(2.0, left_s)):
             raise SystemExit(0)
 

@@ -76,14 +76,14 @@ def source_options(options: Options, environ: Mapping[str, str], most: int) -> d
     return source
 
 
-def topic_id(spark: Any, source: Mapping[str, str]) -> str:
+def topic_id(java: Any, source: Mapping[str, str]) -> str:
     """Return the id that Kafka gives to a topic, of the options of the Kafka source.
 
     A topic that is made anew, with offsets from 0 on, has another id, and so another checkpoint.
     Kafka's client for Python does not tell it; that of Spark's Java does.
     """
     options = {n.removeprefix("kafka."): v for n, v in source.items() if n.startswith("kafka.")}
-    admin = spark._jvm.org.apache.kafka.clients.admin.Admin.create(options)
+    admin = java.org.apache.kafka.clients.admin.Admin.create(options)
     try:
         described = admin.describeTopics([source["subscribe"]]).topicNameValues()
         return str(described.get(source["subscribe"]).get().topicId().toString())

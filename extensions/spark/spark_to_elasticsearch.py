@@ -31,9 +31,11 @@ from threading import Event
 from typing import IO
 
 import spark_indexing as indexing  # type: ignore[import-not-found]  # it is beside this file
+from py4j.java_gateway import JVMView
 from py4j.protocol import Py4JError
-from pyspark import SparkConf
+from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
+from pyspark.java_gateway import launch_gateway
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import DataStreamWriter
 
@@ -149,15 +151,17 @@ def parse_options(argv: Sequence[str] | None) -> tuple[Options, Options, indexin
     return ours, options, indexing.Job(tuple(others), tuple(environ), ours.index_by)
 
 
-def open_session() -> SparkSession:
-    """Return Spark's session; its executors run this Python."""
+def open_session() -> tuple[SparkSession, JVMView]:
+    """Return Spark's session, whose executors run this Python, and its Java."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    conf = SparkConf()
-    if conf.get("spark.master", "local").startswith("local"):  # nobody else is to reach it
+    gateway = launch_gateway()
+    conf = SparkConf().setAppName("smart-city-indexer")
+    submitted = gateway.jvm.org.apache.spark.SparkConf()
+    if submitted.get("spark.master", "local").startswith("local"):  # nobody else is to reach it
         conf.set("spark.driver.host", "127.0.0.1").set("spark.driver.bindAddress", "127.0.0.1")
-    spark = SparkSession.builder.appName("smart-city-indexer").config(conf=conf).getOrCreate()
-    spark.sparkContext.addPyFile(indexing.__file__)
-    return spark
+    context = SparkContext(conf=conf, gateway=gateway)
+    context.addPyFile(indexing.__file__)
+    return SparkSession(context), gateway.jvm
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -170,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             setattr(script, name, MAPPINGS / getattr(script, name).name)
         ours, options, job = parse_options(argv)
         _lock = lock(ours.checkpoint)
-        spark = open_session()
+        spark, java = open_session()
         stop = script.stop_on_signals()  # in the place of Spark's
         urls = script.shown_urls(options.elasticsearch_url)
         servers = f"Elasticsearch at {urls} or Kafka at {options.bootstrap_servers}"
@@ -181,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         messages = spark.readStream.format("kafka").options(**source).load()
         totals: Counter[str] = Counter()
         stream = messages.writeStream.foreachBatch(partial(write_batch, job, totals))
-        checkpoint = f"{ours.checkpoint}/{indexing.topic_id(spark, source)}"
+        checkpoint = f"{ours.checkpoint}/{indexing.topic_id(java, source)}"
         stream = stream.option("checkpointLocation", checkpoint)
         trigger = {"availableNow": True} if ours.once else {"processingTime": "1 second"}
         log.info("indexing topic=%s into %s, see %s", options.topic, options.index, checkpoint)

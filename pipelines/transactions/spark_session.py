@@ -25,14 +25,14 @@ from stack.console import CommandError
 
 # The S3 client in three parts instead of its bundle of 268 MB.
 PACKAGES = (
-    "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.9",
+    "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.7",
     "org.apache.hadoop:hadoop-aws:3.3.4",
     "com.amazonaws:aws-java-sdk-s3:1.12.262",
     "com.amazonaws:aws-java-sdk-sts:1.12.262",
     "com.amazonaws:aws-java-sdk-dynamodb:1.12.262",
 )
 EXCLUDED = "com.amazonaws:aws-java-sdk-bundle"
-FOLDER = Path.home() / ".cache/smart-city-spark/transactions-3.5.9"
+FOLDER = Path.home() / ".cache/smart-city-spark/transactions-3.5.7"
 LOGGING = Path(__file__).with_name("log4j2.properties")
 SPARK_LOG = Path(__file__).with_name(".spark") / "spark.log"
 

@@ -59,7 +59,11 @@ PACKAGES = {
         "cassandra", "cassandra_driver*", "cqlshlib", "deprecated", "geomet", "puresasl", "wcwidth",
         "wrapt",
     ),
-    "smart-city-spark": ("py4j", "pyspark"),
+    "smart-city-spark": (
+        "certifi", "cramjam", "crc32c", "dateutil", "dotenv", "elastic_transport", "elasticsearch",
+        "kafka", "lz4", "msgspec", "prometheus_client", "py4j", "pyspark", "snappy",
+        "typing_extensions.py", "urllib3*", "zstandard",
+    ),
     "spark": ("py4j", "pyspark"),
 }  # fmt: skip
 

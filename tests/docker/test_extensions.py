@@ -141,12 +141,25 @@ def test_secure(clone: Clone) -> None:
 
 
 def test_spark(clone: Clone, images: ImageBuilder) -> None:
-    """Its cluster alone: the job needs libraries that its image gets from PyPI when it is built."""
+    """The driver is in one container, the executors are in two others."""
     images.build_for(MAIN, PROJECT / "extensions/spark/compose.yml")
+    (clone.folder / "nothing.py").touch()
+    fetch = "spark-submit --properties-file extensions/spark/spark.conf --conf spark.jars.ivy=.ivy2"
+    clone.type(f"{fetch} nothing.py", has_way_out=True)  # Spark's Kafka source
     with started(clone, "spark"):
         printed = clone.type(readme("spark", "curl http://localhost:8080"))  # with curl's progress
         master = json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
         assert [worker["state"] for worker in master["workers"]] == ["ALIVE", "ALIVE"]
+        container = clone.container("spark-master")
+        clone.type(f"docker cp .ivy2 {container}:/home/spark/.ivy2")
+        clone.type(f"docker exec --user root {container} chown -R spark /home/spark/.ivy2")
+        for start in (
+            "python sensor_generator.py --backfill 1h",
+            "docker compose -f docker-compose.yml -f extensions/spark/compose.yml exec",
+            "python -m tools.verify",
+        ):
+            clone.type(readme("spark", start))
+        assert clone.count() > 0
 
 
 @pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose 1 is not installed")

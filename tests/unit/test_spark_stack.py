@@ -31,10 +31,10 @@ def test_they_are_processes_of_their_own_on_loopback(tmp_path: Path) -> None:
 def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spark, "home", lambda: tmp_path)
     stack = new_stack(tmp_path / "state", COMPOSE)
-    with pytest.raises(StackError, match=r"needs Spark 3\.5\.9: pip install -r extensions/spark/"):
+    with pytest.raises(StackError, match=r"needs Spark 3\.5\.7: pip install -r extensions/spark/"):
         stack.servers["spark-master"].prepare()
     (tmp_path / "jars").mkdir()
-    (tmp_path / "jars/spark-core_2.12-3.5.9.jar").touch()
+    (tmp_path / "jars/spark-core_2.12-3.5.7.jar").touch()
     stack.servers["spark-master"].prepare()
     with pytest.raises(StackError, match="unknown tool spark-shell: there is spark-submit"):
         stack.tool("spark-master", "spark-shell", [])
