@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Draw a sensor's last week, as Cassandra has it, as an SVG or PNG file.
+"""Draw a sensor's last week, as Cassandra has it.
 
-    python3 chart.py                                  # sensor 1, into semaine.svg
-    python3 chart.py --sensor 7 --output sept.png
+    python3 chart.py                                  # sensor 1, into semaine.png
+    python3 chart.py --sensor 7 --output sept.svg
 
-    chart: 2016 readings of sensor 1, 2026-01-08 to 2026-01-15, drawn into semaine.svg
+    chart: 2016 readings of sensor 1, 2026-01-08 to 2026-01-15, drawn into semaine.png
+
+README's exemple.png is its picture of the readings of scripts/iot_simulator.py --seed 1 --sensors 1
+--rate 0.00333333 --start 2026-01-06T00:00:00Z --backfill 9d.
 
 Environment (or .env in this folder or the project's; an option wins over both):
     CASSANDRA_HOSTS      default localhost:9042
@@ -22,12 +25,12 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-import matplotlib as mpl
 from cassandra import DriverException
 from cassandra.cluster import Cluster, NoHostAvailable
 from cassandra.protocol import ErrorMessage
 from matplotlib.dates import DateFormatter, DayLocator
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
@@ -77,18 +80,25 @@ def with_gaps(readings: Sequence[Reading]) -> list[Reading]:
     return drawn
 
 
+class FrenchFormatter(ScalarFormatter):
+    """Write the numbers of an axis with a decimal comma."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Return a number's label."""
+        return super().__call__(x, pos).replace(".", ",")
+
+
 def draw(readings: Sequence[Reading], sensor_id: int, output: Path) -> None:
     """Draw temperature and humidity over time, in French.
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: its name does not end in a kind of picture, such as .svg.
+        ValueError: its name does not end in a kind of picture, such as .png.
     """
-    mpl.rcParams["svg.hashsalt"] = "iot"  # the same readings make the same file
     times, temperatures, humidities = zip(*with_gaps(readings), strict=True)
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
     days = f"du {times[0]:%d/%m/%Y} au {times[-1]:%d/%m/%Y}"
-    count = f"{len(readings)} mesures relues dans Cassandra"
+    count = f"{len(readings):,} mesures relues dans Cassandra".replace(",", "\N{NO-BREAK SPACE}")
     figure.suptitle(f"Capteur {sensor_id}, {days} : {count} (heures UTC)")
     upper, lower = figure.subplots(2, sharex=True)
     for axes, values, title, colour in (
@@ -97,11 +107,12 @@ def draw(readings: Sequence[Reading], sensor_id: int, output: Path) -> None:
     ):
         axes.plot(times, values, color=colour, linewidth=0.9)
         axes.set_title(title, loc="left", fontsize=10)
+        axes.yaxis.set_major_formatter(FrenchFormatter())
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     lower.xaxis.set_major_locator(DayLocator(tz=UTC))
     lower.xaxis.set_major_formatter(DateFormatter("%d/%m", tz=UTC))
-    figure.savefig(output, metadata={"Date": None} if output.suffix == ".svg" else None)
+    figure.savefig(output)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="(default: 1)",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("semaine.svg"), metavar="FILE", help="(semaine.svg)"
+        "--output", type=Path, default=Path("semaine.png"), metavar="FILE", help="(semaine.png)"
     )
     options = parser.parse_args(argv)
     try:

@@ -44,11 +44,11 @@ from pipelines.iot_cassandra.settings import (  # noqa: E402
 )
 from stack.prerequisites import docker_answers  # noqa: E402
 
-# A week of ten sensors, one reading of each every five minutes; and 10 s as they come.
+# A week of ten sensors, one reading of each every five minutes; and 5 s as they come.
 WEEK = ("--backfill", "7d", "--rate", "0.0333", "--bad", "0.005")
-LIVE = ("--count", "300", "--rate", "30")
+LIVE = ("--count", "150", "--rate", "30")
 STOP_S = 60  # a writer that is told to stop has ended by then
-PICTURE = FOLDER / ".spark/semaine.svg"
+PICTURE = FOLDER / ".spark/semaine.png"
 
 
 def script(name: str, *arguments: str) -> tuple[str, ...]:
@@ -104,10 +104,8 @@ def print_hours(hosts: str, keyspace: str) -> None:
         )
         say("\nCapteur 1, par heure (UTC)   Mesures   Température   Humidité")
         for row in rows:
-            say(
-                f"{row.hour:%Y-%m-%d %H:%M}             {row.readings:>7}   "
-                f"{row.temperature_avg:>8.2f} °C   {row.humidity_avg:>6.1f} %"
-            )
+            means = f"{row.temperature_avg:>8.2f} °C   {row.humidity_avg:>6.1f} %".replace(".", ",")
+            say(f"{row.hour:%Y-%m-%d %H:%M}             {row.readings:>7}   {means}")
 
 
 def aggregate() -> None:
@@ -135,7 +133,7 @@ def demonstrate(options: argparse.Namespace) -> int:
     start_servers(FOLDER)
     say("\n── Le topic et les tables\n")
     run_step(*script("prepare.py"))
-    say("\n── Une semaine de dix capteurs d'un coup, 1 message sur 200 abîmé, et 10 s en direct\n")
+    say("\n── Une semaine de dix capteurs d'un coup, 1 message sur 200 abîmé, et 5 s en direct\n")
     with TemporaryDirectory() as folder:
         ledgers = send_and_write(Path(folder))
         say("\n── Spark lit Cassandra, agrège par capteur et par heure, et l'y récrit\n")

@@ -1,17 +1,39 @@
-"""A topic of Kafka, read from its beginning to its end."""
+"""A topic of Kafka: created; read from its beginning to its end."""
 
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
-from kafka import KafkaConsumer
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka import KafkaAdminClient, KafkaConsumer
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.structs import TopicPartition
+from tqdm import tqdm
 
 from pipelines.iot_cassandra.settings import one_line
 
 SILENCE_S = 60.0  # of Kafka, within a topic: then nothing comes any more
+
+
+def create_topic(admin: KafkaAdminClient, topic: str, partitions: int = -1) -> bool:
+    """Create a topic, with the broker's defaults for what is -1; return False if it was there.
+
+    Raises:
+        KafkaError: Kafka does not answer, or refuses it.
+    """
+    try:
+        admin.create_topics([NewTopic(topic, partitions, -1)])
+    except TopicAlreadyExistsError:
+        return False
+    return True
+
+
+def shown(items: Iterable[Any], what: str, expected: int) -> Iterator[Any]:
+    """Yield the items; on a terminal, a bar shows meanwhile how many of them have come."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    yield from tqdm(items, what, expected, leave=False, disable=not is_terminal)
 
 
 def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], Mapping[int, int]]:
@@ -59,4 +81,6 @@ def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], Mapping[int, in
                     raise KafkaTimeoutError("nothing comes any more")
                 left = {p: offset for p, offset in reached.items() if offset < end[p]}
 
-    return messages(), {partition.partition: offset for partition, offset in first.items()}
+    expected = sum(end.values()) - sum(first.values())
+    read = shown(messages(), f"reading {topic}", expected)
+    return read, {partition.partition: offset for partition, offset in first.items()}

@@ -32,8 +32,7 @@ from cassandra import DriverException
 from cassandra.cluster import Cluster
 from cassandra.protocol import ErrorMessage
 from kafka import KafkaAdminClient
-from kafka.admin import NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import KafkaError
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
@@ -41,17 +40,20 @@ sys.path.insert(0, str(PROJECT))
 from pipelines.common import (  # noqa: E402  # after the path, with the next ones
     configure_logging,
     load_env,
-    number,
     stop_on_signals,
 )
-from pipelines.iot_cassandra.scripts.clients import ClientError, patiently  # noqa: E402
+from pipelines.iot_cassandra.kafka_topic import create_topic  # noqa: E402
+from pipelines.iot_cassandra.scripts.clients import CASSANDRA_ERRORS  # noqa: E402
 from pipelines.iot_cassandra.settings import (  # noqa: E402
     FOLDER,
+    ClientError,
+    add_partitions,
     add_shared,
     add_wait,
     addresses,
     one_line,
     parser_of,
+    patiently,
 )
 
 log = logging.getLogger("prepare")
@@ -68,20 +70,6 @@ def statements(text: str, keyspace: str) -> list[str]:
     """
     code = re.sub(r"--.*", "", text).replace(WRITTEN, keyspace)
     return [statement.strip() for statement in code.split(";") if statement.strip()]
-
-
-def create_topic(servers: str, topic: str, partitions: int) -> bool:
-    """Create the topic; return False when it was there.
-
-    Raises:
-        KafkaError: Kafka does not answer, or refuses it.
-    """
-    with closing(KafkaAdminClient(bootstrap_servers=servers.split(","))) as admin:
-        try:
-            admin.create_topics([NewTopic(topic, partitions, -1)])  # -1: the broker's default
-        except TopicAlreadyExistsError:
-            return False
-    return True
 
 
 def apply_schema(hosts: str, keyspace: str) -> int:
@@ -109,19 +97,20 @@ def prepare(options: argparse.Namespace, stop: threading.Event) -> None:
         ClientError: a server does not answer, or refuses.
     """
     servers, topic = options.bootstrap_servers, options.topic
-    is_new = patiently(
-        log,
-        f"Kafka at {servers}",
-        lambda: create_topic(servers, topic, options.partitions),
-        options.wait,
-        stop,
-    )
+
+    def create() -> bool:
+        with closing(KafkaAdminClient(bootstrap_servers=servers.split(","))) as admin:
+            return create_topic(admin, topic, options.partitions)
+
+    kafka = f"Kafka at {servers}"
+    is_new = patiently(log, kafka, create, (KafkaError,), options.wait, stop)
     log.info("topic=%s %s at %s", topic, "created" if is_new else "is there", servers)
     hosts, keyspace = options.hosts, options.keyspace
     count = patiently(
         log,
         f"Cassandra at {hosts}",
         lambda: apply_schema(hosts, keyspace),
+        CASSANDRA_ERRORS,
         options.wait,
         stop,
     )
@@ -148,13 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = ("--bootstrap-servers", "--topic", "--hosts", "--keyspace")
     parser = add_shared(parser_of(__doc__), os.environ, *wanted)
     parser.add_argument("--jars", action="store_true", help="only Spark's connectors, into jars/")
-    parser.add_argument(
-        "--partitions",
-        type=number(1, 10_000, int),
-        default=1,
-        metavar="N",
-        help="of the topic, when it is not there yet (default: 1)",
-    )
+    add_partitions(parser)
     add_wait(parser)
     options = parser.parse_args(argv)
     configure_logging("prepare")
@@ -166,9 +149,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare(options, stop)
     except ClientError as exc:
         log.error("%s", exc)
-        return 1
-    except KafkaError as exc:
-        log.error("Kafka refuses: %s", one_line(exc))
         return 1
     except KeyboardInterrupt:
         log.error("interrupted: run it again for what is missing")

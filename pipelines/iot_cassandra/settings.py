@@ -1,14 +1,19 @@
-"""What the programs of this folder share: their options, and the names in Kafka and Cassandra.
+"""What the programs of this folder share: names, options, and the wait for a server.
 
 Nothing but Python's own library is imported here: Spark's image has no other.
 """
 
 import argparse
+import logging
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from pipelines.common import number, server_list, text, topic_name
 
+T = TypeVar("T")
 FOLDER = Path(__file__).resolve().parent
 # The document's table, which must be there, and the one that is written too when it is there.
 SENSOR_DATA, BY_DAY = "sensor_data", "sensor_data_by_day"
@@ -33,6 +38,14 @@ SHARED: Mapping[str, tuple[str, str, Callable[[str], str]]] = {
 }
 
 
+class ClientError(Exception):
+    """What keeps a program from starting or going on, in one line, and the exit code for it."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
 def rejects_topic(topic: str) -> str:
     """Return the topic that takes the messages of a topic that are no readings."""
     return f"{topic}.rejects"
@@ -52,6 +65,41 @@ def one_line(exc: Exception | None) -> str:
     """Return an exception's message in one line, not too long."""
     message = " ".join(str(exc).split()) or type(exc).__name__
     return f"{message[:297]}..." if len(message) > 300 else message
+
+
+def patiently(
+    log: logging.Logger,
+    where: str,
+    connect: Callable[[], T],
+    errors: tuple[type[Exception], ...],
+    wait_s: float,
+    stop: threading.Event,
+) -> T:
+    """Return what connect returns, tried again until wait_s seconds are over.
+
+    Args:
+        log: says what is waited for.
+        where: the server and its address.
+        connect: asks the server.
+        errors: what connect raises while the server does not answer.
+        wait_s: seconds.
+        stop: ends the wait.
+
+    Raises:
+        ClientError: the server did not answer in time, or we were told to stop.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return connect()
+        except errors as exc:
+            why, left_s = one_line(exc), deadline - time.monotonic()
+            if left_s <= 0:
+                text = f"{where} does not answer ({why}): is it started? (see README)"
+                raise ClientError(text, code=1) from exc
+        log.warning("waiting for %s (%s), %.0f s left", where, why, left_s)
+        if stop.wait(min(2.0, left_s)):
+            raise ClientError("stopped while waiting", code=0)
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
@@ -77,6 +125,17 @@ def add_shared(
             help=f"environment: {variable} (default: {default})",
         )
     return parser
+
+
+def add_partitions(parser: argparse.ArgumentParser) -> None:
+    """Add the option --partitions."""
+    parser.add_argument(
+        "--partitions",
+        type=number(1, 10_000, int),
+        default=1,
+        metavar="N",
+        help="of the topic, when it is not there yet (default: 1)",
+    )
 
 
 def add_wait(parser: argparse.ArgumentParser) -> None:

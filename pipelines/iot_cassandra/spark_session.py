@@ -12,8 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pyspark
+from py4j.java_gateway import JavaGateway
 from pyspark import SparkConf, SparkContext
-from pyspark.find_spark_home import _find_spark_home
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
@@ -22,7 +23,7 @@ from pipelines.iot_cassandra.settings import FOLDER
 # The versions belong to Spark 3.5 and Scala 2.12.
 PACKAGES = (
     "com.datastax.spark:spark-cassandra-connector_2.12:3.5.1",
-    "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.9",
+    "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.7",
 )
 # Spark brings these itself; a second copy of Scala among the classes would not do.
 EXCLUDED = (
@@ -66,7 +67,8 @@ def connectors() -> list[Path]:
 def fetch_jars(folder: Path) -> list[Path]:
     """Put the connectors' jars into a folder, under their own names; return them.
 
-    Spark's own resolver (Ivy) fetches them; its pages of output are shown only if it fails.
+    Spark's own resolver (Ivy) fetches them. Of its pages of output, a terminal shows the jars that
+    have come; what went wrong is in the error.
 
     Raises:
         SparkError: it failed.
@@ -82,21 +84,28 @@ def fetch_jars(folder: Path) -> list[Path]:
             "spark.jars.ivySettings": (FOLDER / "ivysettings.xml").as_uri(),
         }
         options = [f"--conf={name}={value}" for name, value in settings.items()]
-        submit = Path(_find_spark_home(), "bin/spark-submit")
-        done = subprocess.run(
+        home = os.environ.get("SPARK_HOME") or Path(pyspark.__file__).parent
+        submit = Path(home, "bin/spark-submit")
+        lines = []
+        with subprocess.Popen(
             [submit, "--master=local", *options, program],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            check=False,
-        )
+        ) as ivy:
+            for line in ivy.stdout or ():
+                lines.append(line)
+                if "[SUCCESSFUL" in line and sys.stderr.isatty():
+                    sys.stderr.write(f"  {line.rpartition('!')[2]}")  # a jar, and its milliseconds
         found = list(Path(scratch, "jars").glob("*.jar"))
-        if done.returncode or not found:
-            lines = (done.stdout + done.stderr).splitlines()
+        if ivy.returncode or not found:
             telling = [line for line in lines if "rror" in line or "UNRESOLVED" in line] or lines
             why = telling[0].strip()[:200] if telling else "it printed nothing"
             raise SparkError(f"the connectors cannot be fetched from Maven Central: {why}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for jar in folder.glob("*.jar"):
+                jar.unlink()  # of another version: two of them among the classes would not do
             for jar in found:  # Ivy has put its group and _ before a jar's name
                 shutil.copyfile(jar, folder / jar.name.partition("_")[2])
             (folder / COMPLETE).write_text("\n".join(PACKAGES))
@@ -113,7 +122,8 @@ def submitted() -> dict[str, str]:
     """
     if "PYSPARK_GATEWAY_PORT" not in os.environ:
         return {}
-    given = dict(SparkConf(_jvm=launch_gateway().jvm).getAll())
+    pairs = launch_gateway().jvm.org.apache.spark.SparkConf().getAll()  # Scala's
+    given = {pair.productElement(0): pair.productElement(1) for pair in pairs}
     for variable in ("PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET"):
         os.environ.pop(variable, None)
     own = ("spark.app.", "spark.submit.", "spark.repl.")
@@ -140,8 +150,8 @@ def settings_of(given: dict[str, str], jars: list[Path]) -> dict[str, str]:
     return settings
 
 
-def spark_session(options: dict[str, str] | None = None) -> SparkSession:
-    """Return a session, with these settings besides.
+def spark_session(options: dict[str, str] | None = None) -> tuple[SparkSession, JavaGateway]:
+    """Return a session, with these settings besides, and the way to its Java.
 
     Raises:
         SparkError: the connectors cannot be fetched, or Spark does not start.
@@ -153,7 +163,7 @@ def spark_session(options: dict[str, str] | None = None) -> SparkSession:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as output:
             java = launch_gateway(conf, {"stdout": output, "stderr": output})
-        return SparkSession(SparkContext(conf=conf, gateway=java))
+        return SparkSession(SparkContext(conf=conf, gateway=java)), java
     except Exception as exc:  # of many kinds, from two languages
         why = " ".join(str(exc).split())[:200]
         raise SparkError(f"Spark does not start ({why}): is Java 17 there? See {log}") from exc

@@ -44,7 +44,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
 from pipelines.common import load_env  # noqa: E402  # after the path, with the next ones
-from pipelines.iot_cassandra.kafka_topic import read_topic  # noqa: E402
+from pipelines.iot_cassandra.kafka_topic import read_topic, shown  # noqa: E402
 from pipelines.iot_cassandra.settings import (  # noqa: E402
     BY_DAY,
     FOLDER,
@@ -60,6 +60,11 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:[0-5]\d)", re.ASCII)
 FIRST, LARGEST_OFFSET = datetime(1900, 1, 1, tzinfo=UTC), timedelta(hours=18)
 KAFKA_TIMES = range(253_402_300_800_000)  # epoch ms up to the year 9999
+# What must be empty in a verdict.
+WRONG = (
+    *("missing", "differing", "unexpected"),  # rows
+    *("hidden", "misjudged", "altered", "strays", "lost"),  # messages
+)
 Key = tuple[int, int]  # sensor_id, epoch ms
 Values = tuple[bytes, bytes]  # temperature, humidity, as the four bytes of a FLOAT
 Where = tuple[int, int]  # partition, offset
@@ -106,9 +111,10 @@ class Verdict:
     @property
     def holds(self) -> bool:
         """Whether something was compared, and nothing is lost, changed or made up."""
-        rows = self.missing or self.differing or (self.unexpected and not self.forgotten)
-        messages = self.hidden or self.misjudged or self.altered or self.strays or self.lost
-        return self.messages > 0 and not rows and not messages
+        found = {kind for kind in WRONG if getattr(self, kind)}
+        if self.forgotten:
+            found.discard("unexpected")
+        return self.messages > 0 and not found
 
 
 def as_float(number: Any, low: float, high: float) -> bytes:
@@ -268,7 +274,8 @@ def verify(
     for table in (SENSOR_DATA, BY_DAY):
         if table == BY_DAY and not (known_tables and BY_DAY in known_tables.tables):
             continue
-        stored = dict(read_rows(session, keyspace, table))
+        rows = read_rows(session, keyspace, table)
+        stored = dict(shown(rows, f"reading {table}", len(expected)))
         verdict.rows[table] = len(stored)
         for key, (_, values) in expected.items():
             if (is_stored := stored.pop(key, None)) is None:
@@ -291,17 +298,7 @@ def print_verdict(verdict: Verdict, topic: str) -> None:
     } | {f"rows in {table}": count for table, count in verdict.rows.items()}
     for label, count in lines.items():
         sys.stdout.write(f"{label:<40} {count:>9}\n")
-    wrong = (
-        "missing",
-        "differing",
-        "unexpected",
-        "hidden",
-        "misjudged",
-        "altered",
-        "strays",
-        "lost",
-    )
-    for name in wrong:
+    for name in WRONG:
         found = getattr(verdict, name)
         examples = f"   for example {', '.join(map(str, found[:3]))}" if found else ""
         sys.stdout.write(f"{name:<40} {len(found):>9}{examples}\n")

@@ -21,7 +21,7 @@ def main() -> int:
     """Write once, print the seconds; return 0."""
     kafka, topic, hosts, keyspace = sys.argv[1:]
     options = {"spark.cassandra.connection.host": hosts, "spark.master": "local[2]"}
-    spark = spark_session(options)
+    spark, _ = spark_session(options)
     source = {
         "kafka.bootstrap.servers": kafka,
         "kafka.isolation.level": "read_committed",

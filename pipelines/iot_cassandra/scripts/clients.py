@@ -1,13 +1,11 @@
 """The writer's connections: Cassandra with the prepared inserts, Kafka's consumer and producer."""
 
 import logging
-import threading
-import time
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from cassandra import ConsistencyLevel, DriverException, InvalidRequest
 from cassandra.cluster import (
@@ -21,22 +19,22 @@ from cassandra.policies import ConstantReconnectionPolicy, FallthroughRetryPolic
 from cassandra.protocol import ErrorMessage, SyntaxException
 from cassandra.query import PreparedStatement
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
-from kafka.admin import ConfigResource, NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.admin import ConfigResource
 
+from pipelines.iot_cassandra.kafka_topic import create_topic
 from pipelines.iot_cassandra.scripts.rules import InvalidReadingError, row_of
 from pipelines.iot_cassandra.settings import (
     BY_DAY,
     REJECT_BYTES,
     SENSOR_DATA,
     TABLES,
+    ClientError,
     addresses,
     one_line,
     rejects_topic,
 )
 
 log = logging.getLogger("kafka_to_cassandra")
-T = TypeVar("T")
 
 REQUEST_TIMEOUT_S = 5.0  # Cassandra itself gives a write up after 2 s
 SESSION_TIMEOUT_MS = 20_000  # a killed member's partitions are free after that
@@ -45,14 +43,8 @@ SET_BY_USER = 1  # for this topic: where a setting comes from, in Kafka's protoc
 KAFKA_TIMEOUT_MS = 5000
 # Starts a row's or a reject's way, and returns what waits for the answer, or raises an error.
 Delivery = Callable[[], Callable[[], Any]]
-
-
-class ClientError(Exception):
-    """What keeps a program from starting or going on, in one line, and the exit code for it."""
-
-    def __init__(self, text: str, code: int) -> None:
-        super().__init__(text)
-        self.code = code
+# What cassandra-driver raises while Cassandra does not answer, or refuses.
+CASSANDRA_ERRORS = (NoHostAvailable, DriverException, ErrorMessage)
 
 
 @dataclass
@@ -97,39 +89,6 @@ class Clients:
             headers=[(name, str(value).encode()) for name, value in headers.items()],
         )
         return partial(future.get, timeout=4 * KAFKA_TIMEOUT_MS / 1000)  # it is given up before
-
-
-def patiently(
-    log: logging.Logger,
-    where: str,
-    connect: Callable[[], T],
-    wait_s: float,
-    stop: threading.Event,
-) -> T:
-    """Return what connect returns, tried again until wait_s seconds are over.
-
-    Args:
-        log: says what is waited for.
-        where: the server and its address.
-        connect: asks the server.
-        wait_s: seconds.
-        stop: ends the wait.
-
-    Raises:
-        ClientError: the server did not answer in time, or we were told to stop.
-    """
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            return connect()
-        except (NoHostAvailable, DriverException, ErrorMessage, KafkaError) as exc:
-            why, left_s = one_line(exc), deadline - time.monotonic()
-            if left_s <= 0:
-                text = f"{where} does not answer ({why}): is it started? (see README)"
-                raise ClientError(text, code=1) from exc
-        log.warning("waiting for %s (%s), %.0f s left", where, why, left_s)
-        if stop.wait(min(2.0, left_s)):
-            raise ClientError("stopped while waiting", code=0)
 
 
 def insert_into(keyspace: str, table: str) -> str:
@@ -191,9 +150,8 @@ def connect_to_kafka(
     """
     common = {"bootstrap_servers": servers.split(","), "reconnect_backoff_max_ms": 5000}
     with closing(KafkaAdminClient(**common)) as admin:
-        for name, count in {topic: partitions, rejects_topic(topic): -1}.items():
-            with suppress(TopicAlreadyExistsError):
-                admin.create_topics([NewTopic(name, count, -1)])  # -1: the broker's default
+        create_topic(admin, topic, partitions)
+        create_topic(admin, rejects_topic(topic))
         allow_large_messages(admin, rejects_topic(topic))
     consumer = KafkaConsumer(
         group_id=group_id,

@@ -55,9 +55,12 @@ from pipelines.iot_cassandra.settings import (  # noqa: E402
     FIRST_MS,
     FOLDER,
     LAST_MS,
+    ClientError,
+    add_partitions,
     add_shared,
     add_wait,
     parser_of,
+    patiently,
 )
 
 log = logging.getLogger("iot_simulator")
@@ -120,8 +123,7 @@ def load_config(
     add("--seed", type=int, help="for the same readings again (default: a new one, shown)")
     add("--start", type=parse_time, metavar="TIME", help="time of the first reading (default: now)")
     add("--ledger", type=Path, metavar="FILE", help="note what was sent; it must not be there yet")
-    add("--partitions", type=number(1, 10_000, int), default=1, metavar="N",
-        help="of the topic, when it is not there yet (default: 1)")  # fmt: skip
+    add_partitions(parser)
     add_wait(parser)
     options = parser.parse_args(argv)
     if options.console and options.ledger:
@@ -171,16 +173,22 @@ def send_messages(config: argparse.Namespace, stop: threading.Event) -> int:
     """Send the messages, noted in the ledger; return the exit code.
 
     Raises:
-        KafkaError: Kafka does not answer.
+        ClientError: Kafka does not answer, or we were told to stop.
         OSError: the ledger cannot be written.
     """
     ledger = Ledger(config.ledger)
-    producer = connect(config.bootstrap_servers, config.topic, config.partitions, config.wait, stop)
-    if producer is None:
-        return 0
-    log.info("sending to topic=%s at %s", config.topic, config.bootstrap_servers)
+    servers, topic = config.bootstrap_servers, config.topic
+    producer = patiently(
+        log,
+        f"Kafka at {servers}",
+        lambda: connect(servers, topic, config.partitions),
+        (KafkaError,),
+        config.wait,
+        stop,
+    )
+    log.info("sending to topic=%s at %s", topic, servers)
     messages = paced(config.simulation, stop)
-    counts = publish(producer, config.topic, messages, ledger, stop)
+    counts = publish(producer, topic, messages, ledger, stop)
     log.info("stopped sent=%d acknowledged=%d", counts["sent"], counts["acknowledged"])
     if failed := counts["sent"] - counts["acknowledged"]:
         log.error("not acknowledged: %d messages", failed)
@@ -201,13 +209,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not config.console:
             return send_messages(config, stop)
         log.info("stopped printed=%d", print_messages(paced(config.simulation, stop)))
-    except KafkaError as exc:
-        log.error(
-            "Kafka at %s does not answer (%s): is it started? (see README)",
-            config.bootstrap_servers,
-            exc,
-        )
-        return 1
+    except ClientError as exc:
+        log.log(logging.ERROR if exc.code else logging.INFO, "%s", exc)
+        return exc.code
     except FileExistsError:
         log.error("%s is there already: name another (verify.py takes several)", config.ledger)
         return 1

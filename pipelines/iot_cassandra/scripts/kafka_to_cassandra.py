@@ -63,9 +63,12 @@ from pipelines.iot_cassandra.settings import (  # noqa: E402
     BY_DAY,
     FOLDER,
     SHARED,
+    ClientError,
+    add_partitions,
     add_shared,
     add_wait,
     parser_of,
+    patiently,
     rejects_topic,
 )
 
@@ -85,13 +88,7 @@ def end_by_force(stop: threading.Event) -> None:
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
     """Return the configuration: option > environment > default. A bad value exits with code 2."""
     parser = add_shared(parser_of(__doc__), environ, *SHARED)
-    parser.add_argument(
-        "--partitions",
-        type=number(1, 10_000, int),
-        default=1,
-        metavar="N",
-        help="of the topic, when it is not there yet (default: 1)",
-    )
+    add_partitions(parser)
     parser.add_argument(
         "--batch",
         type=number(1, 100_000, int),
@@ -114,21 +111,23 @@ def run(config: argparse.Namespace, stop: threading.Event) -> int:
 
     servers, topic = config.bootstrap_servers, config.topic
     try:
-        session, inserts = clients.patiently(
+        session, inserts = patiently(
             log,
             f"Cassandra at {config.hosts}",
             lambda: clients.connect_to_cassandra(config.hosts, config.keyspace),
+            clients.CASSANDRA_ERRORS,
             config.wait,
             stop,
         )
-        consumer, producer = clients.patiently(
+        consumer, producer = patiently(
             log,
             f"Kafka at {servers}",
             lambda: clients.connect_to_kafka(servers, topic, config.partitions, config.group_id),
+            (KafkaError,),
             config.wait,
             stop,
         )
-    except clients.ClientError as exc:
+    except ClientError as exc:
         log.log(logging.ERROR if exc.code else logging.INFO, "%s", exc)
         return exc.code
     log.info(
@@ -148,7 +147,7 @@ def run(config: argparse.Namespace, stop: threading.Event) -> int:
     code = 0
     try:
         writer.run(config.once)
-    except clients.ClientError as exc:
+    except ClientError as exc:
         log.error("%s", exc)
         code = exc.code
     finally:

@@ -6,19 +6,21 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaProducer
-from kafka.admin import NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import KafkaError
+
+from pipelines.common import close_producer
+from pipelines.iot_cassandra.kafka_topic import create_topic
 
 log = logging.getLogger("iot_simulator")
 
 PROGRESS_S = 5.0
-FLUSH_S = 10.0  # for what is not acknowledged at the end
+FLUSH_S = 10.0  # without an acknowledgement, at the end
 MAX_PENDING = 20_000  # messages whose outcome is not known yet
 LEDGER_COLUMNS = ["partition", "offset", "message"]
 
@@ -41,40 +43,25 @@ class Ledger:
             csv.writer(self.file).writerow([partition, offset, message])
 
 
-def connect(
-    servers: str, topic: str, partitions: int, wait_s: float, stop: threading.Event
-) -> KafkaProducer | None:
-    """Return a producer, the topic made if it is missing, or None when told to stop.
+def connect(servers: str, topic: str, partitions: int) -> KafkaProducer:
+    """Return a producer; make the topic if it is missing.
 
     Raises:
-        KafkaError: no broker answered within wait_s seconds.
+        KafkaError: no broker answers.
     """
-    deadline = time.monotonic() + wait_s
     brokers = servers.split(",")
-    while not stop.is_set():
-        try:
-            with (
-                closing(KafkaAdminClient(bootstrap_servers=brokers)) as admin,
-                suppress(TopicAlreadyExistsError),
-            ):  # with as many copies as the broker makes by default
-                admin.create_topics([NewTopic(topic, partitions, -1)])
-            return KafkaProducer(
-                bootstrap_servers=brokers,
-                acks="all",
-                enable_idempotence=True,  # a send that is retried is stored once
-                # 30 days: after a message has expired, kafka-python 2.3 may send no more.
-                delivery_timeout_ms=30 * 86_400_000,
-                linger_ms=20,  # a batch waits this long to fill
-                max_block_ms=5000,
-                reconnect_backoff_max_ms=5000,
-            )
-        except KafkaError as exc:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise
-            log.warning("waiting for Kafka at %s (%s), %.0f s left", servers, exc, left_s)
-            stop.wait(min(2.0, left_s))
-    return None
+    with closing(KafkaAdminClient(bootstrap_servers=brokers)) as admin:
+        create_topic(admin, topic, partitions)
+    return KafkaProducer(
+        bootstrap_servers=brokers,
+        acks="all",
+        enable_idempotence=True,  # a send that is retried is stored once
+        # 30 days: after a message has expired, kafka-python 2.3 may send no more.
+        delivery_timeout_ms=30 * 86_400_000,
+        linger_ms=20,  # a batch waits this long to fill
+        max_block_ms=5000,
+        reconnect_backoff_max_ms=5000,
+    )
 
 
 def publish(
@@ -136,8 +123,7 @@ def publish(
         if time.monotonic() >= next_progress:
             log.info("progress sent=%d acknowledged=%d", counts["sent"], counts["acknowledged"])
             next_progress = time.monotonic() + PROGRESS_S
-    with suppress(KafkaError):
-        producer.close(timeout=FLUSH_S)
+    close_producer(producer, pending, FLUSH_S, log)
     if troubles:
         raise troubles[0]
     return counts

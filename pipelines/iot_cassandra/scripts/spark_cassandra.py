@@ -39,10 +39,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from py4j.java_gateway import JavaGateway
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
@@ -85,9 +86,6 @@ LARGE = {
 }
 
 
-# Reading and writing.
-
-
 def read_table(spark: SparkSession, keyspace: str, table: str) -> DataFrame:
     """Return a table of Cassandra."""
     return spark.read.format(CASSANDRA).options(keyspace=keyspace, table=table).load()
@@ -115,28 +113,50 @@ def tables_of_readings(spark: SparkSession, keyspace: str) -> list[str]:
     return [SENSOR_DATA, BY_DAY]
 
 
+@contextmanager
+def shown_tasks(spark: SparkSession) -> Iterator[None]:
+    """Show on a terminal, meanwhile, how many tasks of Spark's current stages are done."""
+    tracker, done = spark.sparkContext.statusTracker(), threading.Event()
+
+    def show() -> None:
+        with suppress(*JAVA_ERRORS):
+            while sys.stderr.isatty() and not done.wait(0.1):
+                for stage in map(tracker.getStageInfo, tracker.getActiveStageIds()):
+                    if stage:  # else it has just ended
+                        count = f"{stage.numCompletedTasks} of {stage.numTasks} tasks"
+                        sys.stderr.write(f"\rSpark, stage {stage.stageId}: {count} \r")
+
+    thread = threading.Thread(target=show)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 def run_batch(spark: SparkSession, config: argparse.Namespace) -> None:
     """Aggregate sensor_data into sensor_data_hourly."""
     keyspace = config.keyspace
     hours = hourly(read_table(spark, keyspace, SENSOR_DATA)).cache()  # written and counted
-    write_rows(hours, keyspace, "sensor_data_hourly")
+    with shown_tasks(spark):
+        write_rows(hours, keyspace, "sensor_data_hourly")
     [(loaded, written)] = hours.agg(F.sum("readings"), F.count("*")).collect()
     sys.stdout.write(f"readings={loaded or 0} loaded from {keyspace}.{SENSOR_DATA}\n")
     sys.stdout.write(f"hours={written} written to {keyspace}.sensor_data_hourly\n")
 
 
-def allow_large_rejects(spark: SparkSession, config: argparse.Namespace) -> None:
+def allow_large_rejects(java: JavaGateway, config: argparse.Namespace) -> None:
     """Let the topic of rejects, made if it is missing, take whatever could be read.
 
     By the Java client that the Kafka source brings: Spark's image has no Python client.
     """
-    jvm = spark.sparkContext._jvm
-    java, clients = jvm.java, jvm.org.apache.kafka
+    clients = java.jvm.org.apache.kafka
     topic = rejects_topic(config.topic)
     admin = clients.clients.admin.Admin.create({"bootstrap.servers": config.bootstrap_servers})
     try:
         if topic not in admin.listTopics().names().get():
-            by_default = java.util.Optional.empty()
+            by_default = java.jvm.java.util.Optional.empty()
             new = clients.clients.admin.NewTopic(topic, by_default, by_default)
             admin.createTopics([new]).all().get()
         kind = clients.common.config.ConfigResource.Type.TOPIC
@@ -154,7 +174,6 @@ def run_stream(spark: SparkSession, config: argparse.Namespace) -> None:
     """Write the topic's readings into the tables of readings, one micro-batch after the other."""
     tables = tables_of_readings(spark, config.keyspace)
     rejects_to = rejects_topic(config.topic)
-    allow_large_rejects(spark, config)
     kafka = {
         "kafka.bootstrap.servers": config.bootstrap_servers,
         "kafka.isolation.level": "read_committed",  # not what a transaction has taken back
@@ -199,9 +218,6 @@ def run_stream(spark: SparkSession, config: argparse.Namespace) -> None:
     except JAVA_ERRORS:
         if not stop.is_set():  # else the signal has ended Spark's own process before
             raise
-
-
-# The command.
 
 
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
@@ -274,7 +290,9 @@ def run(config: argparse.Namespace) -> int:
         wait_for("Cassandra", config.hosts, config.wait)
         if config.mode == "stream":
             wait_for("Kafka", config.bootstrap_servers, config.wait)
-        spark = spark_session({"spark.cassandra.connection.host": config.hosts})
+        spark, java = spark_session({"spark.cassandra.connection.host": config.hosts})
+        if config.mode == "stream":
+            allow_large_rejects(java, config)
         {"batch": run_batch, "stream": run_stream}[config.mode](spark, config)
     except SparkError as exc:
         sys.stderr.write(f"spark_cassandra: {exc}\n")

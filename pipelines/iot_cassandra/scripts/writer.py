@@ -17,11 +17,10 @@ from kafka.structs import OffsetAndMetadata, TopicPartition
 from pipelines.iot_cassandra.scripts.clients import (
     KAFKA_TIMEOUT_MS,
     SESSION_TIMEOUT_MS,
-    ClientError,
     Clients,
     Delivery,
 )
-from pipelines.iot_cassandra.settings import one_line
+from pipelines.iot_cassandra.settings import ClientError, one_line
 
 log = logging.getLogger("kafka_to_cassandra")
 

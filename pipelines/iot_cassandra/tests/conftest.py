@@ -41,11 +41,14 @@ os.environ["PYTHON_DOTENV_DISABLED"] = "1"
 # Every Java here lives a minute: what its second compiler would gain later, it costs now.
 os.environ["JAVA_TOOL_OPTIONS"] = "-XX:TieredStopAtLevel=1"
 
-# The writer itself, only quicker to give up on a dead member of its group, and to say it waits.
+# The writer itself, only quicker to give up on a server or on a dead member of its group, to try
+# again, and to say that it waits.
 QUICKER = """
 from pipelines.iot_cassandra.scripts import clients, kafka_to_cassandra, writer
 clients.SESSION_TIMEOUT_MS = writer.SESSION_TIMEOUT_MS = 6000
-writer.PROGRESS_S = 1
+clients.KAFKA_TIMEOUT_MS = writer.KAFKA_TIMEOUT_MS = 2000
+clients.REQUEST_TIMEOUT_S = 2.0
+writer.PROGRESS_S = writer.RETRY_CAP_S = 1
 raise SystemExit(kafka_to_cassandra.main())
 """
 
@@ -87,6 +90,15 @@ def stack_environ(stack: Stack) -> dict[str, str]:
         **{f"{name.upper()}_HOST_PORT": port for name, port in ports.items()},
         "STACK_STATE": str(stack.state),
     }
+
+
+@pytest.fixture
+def restored_signals() -> Iterator[None]:
+    """The signals are as before after a program that has run in this process."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """Real faults under load; afterwards N messages are N rows, counted by the verifier."""
 
-import os
 import re
 import signal
 
@@ -23,12 +22,11 @@ def drained(scene: Scene, count: int) -> None:
 
 def test_kill_9_of_the_writer(scene: Scene) -> None:
     scene.simulate("--count", str(READINGS), "--backfill", "1d", "--bad", "0.01")
-    for part in (0.1, 0.4):
-        writer = scene.start_writer("--batch", "200")
-        wait_until(lambda p=part: scene.committed() > p * READINGS, "some committed")  # type: ignore[misc]
-        writer.kill()
-        writer.wait()
-        assert 0 < scene.committed() < READINGS
+    writer = scene.start_writer("--batch", "200")
+    wait_until(lambda: scene.committed() > 0.2 * READINGS, "some committed")
+    writer.kill()
+    writer.wait()
+    assert scene.committed() < READINGS
     writer = scene.start_writer()
     wait_until(lambda: "waiting for partitions" in scene.log(writer), "it says why it waits")
     drained(scene, READINGS)
@@ -52,10 +50,7 @@ def test_pause_of_cassandra_beyond_the_client_s_time_out(scene: Scene) -> None:
     scene.simulate("--count", str(READINGS), "--backfill", "1d", "--bad", "0.01")
     writer = scene.start_writer()
     wait_until(lambda: scene.committed() > 1000, "some committed")
-    cassandra = scene.stack.pid("cassandra")
-    assert cassandra
-    os.kill(cassandra, signal.SIGSTOP)
-    try:
+    with scene.paused("cassandra"):
         wait_until(lambda: "OperationTimedOut" in scene.log(writer), "requests time out")
         paused_at = scene.committed()
         assert paused_at < READINGS
@@ -66,8 +61,6 @@ def test_pause_of_cassandra_beyond_the_client_s_time_out(scene: Scene) -> None:
         assert writer.wait(timeout=60) == 1
         assert "not acknowledged: " in scene.log(writer)
         assert scene.committed() == paused_at
-    finally:
-        os.kill(cassandra, signal.SIGCONT)
     drained(scene, READINGS)
     assert second.poll() is None
 
@@ -84,9 +77,17 @@ def test_a_pause_of_kafka_is_no_end(scene: Scene) -> None:
     drained(scene, READINGS)
 
 
+# The simulator itself, only quicker to say how far it is, and to give up on Kafka.
+QUICKER = """
+from pipelines.iot_cassandra.scripts import iot_simulator, sender
+sender.PROGRESS_S, sender.FLUSH_S = 1, 2
+raise SystemExit(iot_simulator.main())
+"""
+
+
 def test_a_simulator_that_kafka_does_not_answer_says_what_is_not_acknowledged(scene: Scene) -> None:
     scene.create_topic()
-    simulator = scene.start("scripts/iot_simulator.py", "--rate", "100")
+    simulator = scene.start("-c", QUICKER, "--rate", "200")
     wait_until(lambda: scene.end() > 100, "some sent")
     with scene.paused("kafka"):
         wait_until(lambda: ahead(scene.log(simulator)), "some are not acknowledged")

@@ -58,10 +58,10 @@ def test_spoiled_messages_are_no_readings_for_the_writer_and_the_verifier() -> N
 
 def test_a_backfill_ends_now() -> None:
     now = datetime(2026, 6, 1, 12, tzinfo=UTC)
-    config = simulator.load_config(["--backfill", "1h", "--rate", "10"], {}, now)
+    config = simulator.load_config(["--backfill", "6m", "--rate", "10"], {}, now)
     made = [json.loads(value) for _, _, value in messages(config.simulation)]
-    assert len(made) == 36_000
-    assert made[0]["timestamp"] == "2026-06-01T11:00:00.000Z"
+    assert len(made) == 3600
+    assert made[0]["timestamp"] == "2026-06-01T11:54:00.000Z"
     assert made[-1]["timestamp"] == "2026-06-01T11:59:59.900Z"
 
 

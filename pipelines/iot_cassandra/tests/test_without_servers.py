@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,8 +16,9 @@ import pytest
 from kafka.errors import KafkaTimeoutError
 from kafka.structs import TopicPartition
 
-from pipelines import common
+from pipelines.common import how_to_stop
 from pipelines.iot_cassandra import chart, demo, prepare, spark_session, verify
+from pipelines.iot_cassandra.kafka_topic import shown
 from pipelines.iot_cassandra.scripts import (
     iot_simulator,
     kafka_to_cassandra,
@@ -101,29 +101,27 @@ def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_ctrl_c_of_the_verifier_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("module", "called", "argv", "said"),
+    [
+        (verify, "Cluster", [[]], "verify: interrupted, nothing is said"),
+        (chart, "read_week", [[]], "chart: interrupted"),
+        (prepare, "prepare_jars", [["--jars"]], "interrupted: run it again for what is missing"),
+        (demo, "start_servers", [], f"demo: interrupted; the servers go on: {how_to_stop(HERE)}"),
+    ],
+)
+def test_ctrl_c_is_one_line(
+    module: ModuleType,
+    called: str,
+    argv: list[Any],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(verify, "Cluster", interrupted)
-    assert verify.main([]) == 1
-    assert capsys.readouterr().err == "verify: interrupted, nothing is said\n"
-
-
-def test_ctrl_c_of_prepare_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(prepare, "prepare_jars", interrupted)
-    assert prepare.main(["--jars"]) == 1
-    assert caplog.messages == ["interrupted: run it again for what is missing"]
-
-
-def test_ctrl_c_of_the_demo_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(demo, "start_servers", interrupted)
-    assert demo.main() == 1
-    said = capsys.readouterr().err
-    assert said == f"demo: interrupted; the servers go on: {common.how_to_stop(HERE)}\n"
+    monkeypatch.setattr(module, called, interrupted)
+    assert module.main(*argv) == 1
+    assert [*caplog.messages, *capsys.readouterr().err.splitlines()] == [said]
 
 
 def test_the_demo_leaves_no_writer_behind_and_says_which_step_failed(
@@ -147,19 +145,25 @@ def test_the_demo_leaves_no_writer_behind_and_says_which_step_failed(
     assert capsys.readouterr().err == "demo: `false` ended with code 1\n"
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_shows_how_far_a_reading_is(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    assert list(shown(range(3), "reading iotdata", 3)) == [0, 1, 2]
+    assert ("reading iotdata" in capsys.readouterr().err) == is_terminal
+
+
 @pytest.fixture
-def java_has_ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A Spark session whose Java answers nothing any more; the signals are restored."""
+def java_has_ended(monkeypatch: pytest.MonkeyPatch, restored_signals: None) -> Any:
+    """A Spark session whose Java answers nothing any more."""
     spark = MagicMock()
     spark.stop.side_effect = ConnectionRefusedError(111, "Connection refused")
-    monkeypatch.setattr(spark_cassandra, "spark_session", lambda _: spark)
+    monkeypatch.setattr(spark_cassandra, "spark_session", lambda _: (spark, None))
     monkeypatch.setattr(spark_cassandra, "wait_for", lambda *_: None)
     monkeypatch.setattr(spark_cassandra, "tables_of_readings", lambda *_: [])
     monkeypatch.setattr(spark_cassandra, "allow_large_rejects", lambda *_: None)
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    yield spark
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
+    return spark
 
 
 def test_a_batch_that_is_written_is_done_also_when_java_ends_first(
