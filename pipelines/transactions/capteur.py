@@ -64,6 +64,7 @@ from pipelines.transactions.settings import (  # noqa: E402
     described_parser,
     duration,
     moment,
+    progress_bar,
     share,
 )
 from pipelines.transactions.simulation import Record, Simulation, all_records, iso  # noqa: E402
@@ -171,6 +172,8 @@ def send_to_kafka(records: Iterator[Record], config: Config, stop: threading.Eve
         return 2
     log.info("sending to topic=%s at %s", config.topic, config.bootstrap_servers)
     sender = Sender(producer, config.topic, ledger, stop)
+    if expected := config.simulation.expected:
+        records = iter(progress_bar(records, "sending", expected))
     sender.send_all(records)
     ledger.close()
     log.info("stopped %s", sender)

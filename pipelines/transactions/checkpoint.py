@@ -52,7 +52,7 @@ def check_checkpoint(store: Store) -> None:
 
 
 def topic_id(jvm: Any, servers: Servers) -> str:
-    """Return the id that Kafka gave the topic when it was made, "" where Kafka tells none.
+    """Return the id that Kafka gave the topic when it was made.
 
     Asked by Kafka's own client, which Spark's connector brings: kafka-python does not know the id.
 
@@ -67,8 +67,7 @@ def topic_id(jvm: Any, servers: Servers) -> str:
     with closing(jvm.org.apache.kafka.clients.admin.AdminClient.create(settings)) as admin:
         topics = admin.describeTopics([servers.topic]).allTopicNames().get()
         text = topics[servers.topic].topicId().toString()  # in base 64
-    found = str(UUID(bytes=urlsafe_b64decode(f"{text}==")))
-    return found if found.strip("0-") else ""  # zeros: of an old Kafka
+    return str(UUID(bytes=urlsafe_b64decode(f"{text}==")))
 
 
 def check_topic(jvm: Any, servers: Servers) -> None:
@@ -81,9 +80,7 @@ def check_topic(jvm: Any, servers: Servers) -> None:
         StoreError: it is another one.
         Py4JError, OSError: a server does not answer.
     """
-    if not (found := topic_id(jvm, servers)):
-        return
-    store = servers.store
+    found, store = topic_id(jvm, servers), servers.store
     client, path = store.filesystem(), f"{store.bucket}/{TOPIC_ID}"
     if client.get_file_info(path).type == fs.FileType.NotFound:
         with client.open_output_stream(path) as file:

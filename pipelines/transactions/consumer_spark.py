@@ -129,6 +129,7 @@ def start_query(
         .option("startingOffsets", "earliest")  # the first time only; then the checkpoint's
         .option("maxOffsetsPerTrigger", config.batch)
         .option("kafka.isolation.level", "read_committed")  # not what a transaction took back
+        .option("fetchOffset.numRetries", 1)  # `run` tries again, and says so
         .options(**{f"kafka.{name}": value for name, value in CLIENT_TIMEOUTS_MS.items()})
         .load()
         .selectExpr("value", "partition AS kafka_partition", "offset AS kafka_offset")

@@ -61,6 +61,7 @@ def draw_amounts(axes: Axes, totals: Sequence[Total]) -> None:
     axes.set_xlim(0, 1.7 * max(euros.values()) / 1000)
     first, last = min(totals).day, max(totals).day
     axes.set_title(f"Montants par devise, du {first:%d/%m/%Y} au {last:%d/%m/%Y}")
+    axes.xaxis.set_major_formatter(lambda value, _: french(value))
     axes.set_xlabel("total converti, en milliers d'euros")
 
 

@@ -19,7 +19,6 @@ Environment (or .env in this folder, or in the project's): as store.py.
 Exit codes: 0 done, 1 the store does not answer or holds nothing, 2 wrong usage or configuration.
 """
 
-import argparse
 import os
 import sys
 from collections import Counter
@@ -37,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from pipelines.common import load_env  # noqa: E402
+from pipelines.transactions.settings import described_parser  # noqa: E402
 from pipelines.transactions.store import (  # noqa: E402
     CHECKPOINT,
     MODEL,
@@ -145,9 +145,7 @@ def amount(value: Decimal) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what is in the bucket; return the exit code (see the module docstring)."""
     load_env(HERE)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--spark", action="store_true", help="read with Spark")
     options = parser.parse_args(argv)
     store = Store.from_env(os.environ)

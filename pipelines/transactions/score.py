@@ -26,7 +26,6 @@ Environment (or .env in this folder, or in the project's): as store.py.
 Exit codes: 0 trained and stored, 1 no store or too little history, 2 wrong usage or configuration.
 """
 
-import argparse
 import json
 import math
 import os
@@ -48,7 +47,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from pipelines.common import load_env, number  # noqa: E402
 from pipelines.transactions.rules import judge, parse, rates_frame, with_values  # noqa: E402
-from pipelines.transactions.settings import share  # noqa: E402
+from pipelines.transactions.settings import described_parser, share  # noqa: E402
 from pipelines.transactions.simulation import CURRENCIES, Simulation, all_records  # noqa: E402
 from pipelines.transactions.spark_session import (  # noqa: E402
     last_cause,
@@ -269,9 +268,7 @@ def store_score(store: Store, trained: Training) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, report and store the score; return the exit code (see the module docstring)."""
     load_env(HERE)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--count", type=number(100, 1e7, int), default=20_000, metavar="N",
         help="simulated ones to choose on, and as many to judge on (default: 20000)")  # fmt: skip
     parser.add_argument("--fraud", type=share, default=0.01, metavar="RATE",

@@ -1,6 +1,7 @@
 """Send records to Kafka: count and note what becomes of each, through outages."""
 
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -9,6 +10,7 @@ from typing import Any
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
+from tqdm import tqdm
 
 from pipelines.common import close_producer
 from pipelines.transactions.ledger import Ledger
@@ -85,7 +87,8 @@ class Sender:
     def report(self) -> None:
         """Log the counts every few seconds."""
         if time.monotonic() >= self.next_report:
-            log.info("progress %s", self)
+            with tqdm.external_write_mode(sys.stderr):  # above the bar, if there is one
+                log.info("progress %s", self)
             self.next_report = time.monotonic() + PROGRESS_S
 
     def send(self, record: Record) -> None:

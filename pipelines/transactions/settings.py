@@ -1,9 +1,13 @@
-"""The options that the scripts here have in common, and the types of their values."""
+"""The options that the scripts here have in common, the types of their values; the bar."""
 
 import argparse
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tqdm import tqdm
 
 from pipelines.common import number, server_list, topic_name
 
@@ -45,6 +49,11 @@ def described_parser(doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def progress_bar(items: Iterable[Any], what: str, expected: int | None) -> "tqdm[Any]":
+    """Return the items, with a bar on stderr until their end if that is a terminal."""
+    return tqdm(items, what, expected, leave=False, disable=not sys.stderr.isatty())
 
 
 def moment(text: str) -> datetime:

@@ -63,6 +63,16 @@ class Simulation:
     bad: float
     fraud: float
 
+    @property
+    def expected(self) -> int | None:
+        """About how many transactions there are until the end; None without one."""
+        if not self.end:
+            return None
+        in_time = round(
+            (self.end - self.start).total_seconds() / self.interval_s * (1 + self.fraud)
+        )
+        return min(in_time, self.count or in_time)
+
 
 class Record(NamedTuple):
     """What is sent: a transaction, or what a fault has made of it (label says which)."""

@@ -105,7 +105,7 @@ def spark_options(jars: list[Path]) -> dict[str, str]:
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.ui.enabled": "false",
-        "spark.ui.showConsoleProgress": "false",
+        "spark.ui.showConsoleProgress": str(os.isatty(2)).lower(),  # on a terminal's stderr
         "spark.sql.shuffle.partitions": "2",
         "spark.sql.session.timeZone": "UTC",
         # What other readers expect: an instant in UTC. Spark's own default is INT96, of no zone.

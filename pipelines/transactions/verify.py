@@ -17,7 +17,6 @@ Exit codes: 0 they agree, 1 they do not, or the store or a ledger cannot be read
 configuration.
 """
 
-import argparse
 import bisect
 import csv
 import os
@@ -40,6 +39,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from pipelines.common import load_env  # noqa: E402
 from pipelines.transactions.ledger import COLUMNS  # noqa: E402
+from pipelines.transactions.settings import described_parser, progress_bar  # noqa: E402
 from pipelines.transactions.store import (  # noqa: E402
     OUTPUT,
     REJECTS,
@@ -198,7 +198,7 @@ def read_ledgers(paths: Sequence[Path]) -> tuple[dict[Place, Sent], list[Sent]]:
             rows = csv.DictReader(file)
             if rows.fieldnames != COLUMNS:
                 raise ValueError(f"{path} is not a ledger of capteur.py")
-            for row in rows:
+            for row in progress_bar(rows, f"reading {path}", None):
                 try:
                     record = Sent(
                         int(row["transaction_id"]), Decimal(row["montant"]), row["devise"],
@@ -262,7 +262,7 @@ def compare_written(
     verdict: Verdict,
 ) -> None:
     """Add to the verdict what the rows under output/ say; what is found leaves unacknowledged."""
-    for row in rows:
+    for row in progress_bar(rows, "comparing", len(rows)):
         verdict.stored[row["devise"]].add(row["montant"], row["montant_eur"])
         where = (row["kafka_partition"], row["kafka_offset"])
         record = sent.get(where)
@@ -366,9 +366,7 @@ def print_verdict(verdict: Verdict) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the verdict; return the exit code (see the module docstring)."""
     load_env(HERE)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--ledger", type=Path, action="append", required=True, metavar="FILE",
         help="what was sent; may be given several times")  # fmt: skip
     ledgers = parser.parse_args(argv).ledger

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +16,20 @@ from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
+from prometheus_client import CollectorRegistry
 from pyarrow import fs
 from pyspark.sql import SparkSession
 
 from pipelines.tests.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
+from pipelines.transactions import capteur, consumer_spark
+from pipelines.transactions.metrics import Metrics
+from pipelines.transactions.rates import RATES_FILE
+from pipelines.transactions.servers import Servers
+from pipelines.transactions.simulation import all_records
+from pipelines.transactions.spark_session import spark_session
 from pipelines.transactions.store import OUTPUT, REJECTS, Store, StoreError
-from pipelines.transactions.verify import read_folder
+from pipelines.transactions.verify import Verdict, read_folder, verify
 from stack.lifecycle import Stack
-from stack.native.s3 import MINIO_VERSION
 from stack.servers import free_port
 
 HERE = Path(__file__).resolve().parents[1]
@@ -46,7 +53,7 @@ services:
 """
 BAD = ("--bad", "0.03", "--fraud", "0.01")
 ONCE = "--once"
-SERVERS = ("kafka", "minio", "prometheus")
+SERVERS = ("kafka", "minio")
 
 
 def wait_until(
@@ -63,26 +70,21 @@ def wait_until(
     return value
 
 
-def new_stack(state: Path, environ: Mapping[str, str] = os.environ) -> Stack:
-    """Return the servers of the compose file on free ports, with their state in a folder."""
+@pytest.fixture(scope="session")
+def stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """Real Kafka and S3 store, on free ports, for the whole session; Prometheus can be started."""
     names = ("ZOOKEEPER", "KAFKA", "KAFKA_METRICS", "MINIO", "MINIO_CONSOLE", "PROMETHEUS")
     ports = {f"{name}_HOST_PORT": str(free_port()) for name in names}
-    state.mkdir(exist_ok=True)
+    state = tmp_path_factory.mktemp("stack")
     asked = (HERE / "prometheus.yml").read_text().replace("10s", "1s")
     for name, port in (("KAFKA_METRICS", "9404"), ("MINIO", "9000")):
         asked = asked.replace(f":{port}", f":{ports[f'{name}_HOST_PORT']}")
     (state / "prometheus.yml").write_text(asked.replace(":9109", f":{free_port()}"))
     (state / "overlay.yml").write_text(OVERLAY % (state / "prometheus.yml"))
-    settings = {**environ, **ports, **CREDENTIALS, "STACK_STATE": str(state)}
-    return Stack([COMPOSE, state / "overlay.yml"], settings)
-
-
-@pytest.fixture(scope="session")
-def stack(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stack]:
-    """Real Kafka, S3 store and Prometheus, for the whole session."""
-    servers = new_stack(tmp_path_factory.mktemp("stack"))
+    settings = {**os.environ, **ports, **CREDENTIALS, "STACK_STATE": str(state)}
+    servers = Stack([COMPOSE, state / "overlay.yml"], settings)
     try:
         servers.up(SERVERS)
         yield servers
@@ -93,11 +95,6 @@ def stack(
                     lines = servers.log(server).read_text(errors="replace").splitlines()[-20:]
                     sys.stderr.write("\n".join([f"--- {server.name}", *lines, ""]))
         servers.down(wipe=True)
-
-
-def is_real_minio(stack: Stack) -> bool:
-    """Return whether the store is MinIO itself, not S3Proxy in its place."""
-    return (stack.cache / f"minio-{MINIO_VERSION}" / "minio").exists()
 
 
 class Script:
@@ -188,12 +185,10 @@ class Pipeline:
     stack: Stack
     name: str
     folder: Path
-    s3_endpoint: str = ""
     ledgers: list[Path] = field(default_factory=list)
 
     @property
     def environ(self) -> dict[str, str]:
-        endpoint = self.s3_endpoint or f"http://{self.stack.servers['minio'].address}"
         return {
             **os.environ,
             **CREDENTIALS,
@@ -201,7 +196,7 @@ class Pipeline:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "KAFKA_BOOTSTRAP_SERVERS": self.stack.servers["kafka"].address,
             "TRANSACTIONS_TOPIC": self.name,
-            "S3_ENDPOINT": endpoint,
+            "S3_ENDPOINT": f"http://{self.stack.servers['minio'].address}",
             "S3_BUCKET": self.name,
         }
 
@@ -209,22 +204,26 @@ class Pipeline:
     def store(self) -> Store:
         return Store.from_env(self.environ)
 
+    @property
+    def servers(self) -> Servers:
+        return Servers(self.environ["KAFKA_BOOTSTRAP_SERVERS"], self.name, self.store)
+
     def start(self, script: str, *arguments: str, launcher: str = sys.executable) -> Script:
         return Script([launcher, str(HERE / script), *arguments], self.environ)
 
-    def run(self, script: str, *arguments: str, code: int = 0) -> str:
-        return self.start(script, *arguments).end(code)
-
-    def send(self, *arguments: str) -> Path:
-        """Send transactions; return the ledger, which `verify` will ask for too."""
+    def send(self, *arguments: str) -> None:
+        """Send transactions, without a process; `verify` asks for their ledger, too."""
         self.ledgers.append(self.folder / f"ledger-{len(self.ledgers)}.csv")
         at_once = ("--backfill", "30000d", "--ledger", str(self.ledgers[-1]))
-        self.run("capteur.py", *arguments, *at_once)
-        return self.ledgers[-1]
+        config = capteur.load_config([*arguments, *at_once], self.environ)
+        made = all_records(config.simulation)
+        assert capteur.send_to_kafka(made, config, threading.Event()) == 0
 
-    def verify(self, code: int = 0) -> str:
-        named = [option for path in self.ledgers for option in ("--ledger", str(path))]
-        return self.run("verify.py", *named, code=code)
+    def verify(self) -> Verdict:
+        """Make sure that what is stored is what was sent."""
+        verdict = verify(self.store, self.ledgers, RATES_FILE)
+        assert verdict.holds, verdict
+        return verdict
 
     def batch_files(self, batch_id: int) -> list[str]:
         """Return the data files of a batch under output/."""
@@ -234,18 +233,68 @@ class Pipeline:
         return [i.path for i in client.get_file_info(selector) if pattern.search(i.path)]
 
 
-def new_pipeline(stack: Stack, name: str, folder: Path, s3_endpoint: str = "") -> Pipeline:
-    """Return a pipeline with its topic and bucket made."""
-    stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
-    pipeline = Pipeline(stack, f"{stem}-{uuid4().hex[:8]}", folder, s3_endpoint)
-    pipeline.run("prepare.py")
-    return pipeline
-
-
 @pytest.fixture
 def pipeline(stack: Stack, request: pytest.FixtureRequest, tmp_path: Path) -> Pipeline:
     """A fresh topic and bucket on the servers of the session."""
-    return new_pipeline(stack, request.node.name, tmp_path)
+    stem = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40]
+    pipeline = Pipeline(stack, f"{stem}-{uuid4().hex[:8]}", tmp_path)
+    assert pipeline.servers.make_bucket()
+    assert pipeline.servers.make_topic()
+    return pipeline
+
+
+class Job:
+    """The consumer's `main` in the tests' own process, on their Spark: no Java has to start."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self.caplog = caplog
+        self.thread = ThreadPoolExecutor(1)
+        self.stops: list[threading.Event] = []
+
+    @property
+    def log(self) -> list[str]:
+        """What it has logged since its start, without the times."""
+        records = [one for one in self.caplog.records if one.name == "consumer_spark"]
+        return [f"{one.levelname} {one.getMessage()}" for one in records]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.log)
+
+    def start(self, *options: str) -> "Future[int]":
+        self.caplog.clear()
+        return self.thread.submit(consumer_spark.main, options)
+
+    def run(self, *options: str, code: int = 0) -> list[str]:
+        """Wait for its end, check the exit code; return its log."""
+        assert self.start(*options).result(280) == code, self.log
+        return self.log
+
+
+@pytest.fixture
+def job(
+    pipeline: Pipeline,
+    java: tuple[SparkSession, Any],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Job]:
+    """The consumer of the test's topic and bucket."""
+    context = java[1].jvm.org.apache.spark.SparkContext.getOrCreate()
+    hadoop = context.hadoopConfiguration()
+    for name, value in pipeline.store.spark_options().items():
+        hadoop.set(name.removeprefix("spark.hadoop."), value)
+    for name, value in pipeline.environ.items():
+        monkeypatch.setenv(name, value)
+    caplog.set_level("INFO", "consumer_spark")
+    job = Job(caplog)
+    monkeypatch.setattr(consumer_spark, "spark_session", lambda *_: java)
+    monkeypatch.setattr(consumer_spark, "Metrics", lambda: Metrics(CollectorRegistry()))
+    monkeypatch.setattr(consumer_spark, "configure_logging", lambda _: None)
+    monkeypatch.setattr(consumer_spark, "stop_on_signals", job.stops.append)
+    yield job
+    for stop in job.stops:
+        stop.set()
+    job.thread.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -258,48 +307,40 @@ def _no_script_is_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def spark() -> Iterator[SparkSession]:
-    """Spark alone, without connectors and servers, for the pure transforms."""
-    options: dict[str, bool | float | int | str | None] = {
-        "spark.ui.enabled": "false",
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
-        "spark.sql.shuffle.partitions": "1",
-        "spark.sql.session.timeZone": "UTC",
-        "spark.log.level": "ERROR",
-    }
-    session = SparkSession.builder.master("local[1]").config(map=options).getOrCreate()
-    yield session
-    session.stop()
+def java() -> Iterator[tuple[SparkSession, Any]]:
+    """Spark as the scripts start it, and its gateway: one for all tests without a process."""
+    nowhere = Store("http://127.0.0.1:9", "none", *CREDENTIALS.values())
+    spark, gateway = spark_session("tests", nowhere)
+    yield spark, gateway
+    spark.stop()
+
+
+@pytest.fixture
+def spark(java: tuple[SparkSession, Any]) -> SparkSession:
+    """The session alone, for what needs no servers."""
+    return java[0]
 
 
 # What the bucket holds, for a reader without Spark
 
 
-def rows_by_place(pipeline: Pipeline) -> list[tuple[int, int]]:
-    """Return the place in Kafka of each row that a reader without Spark sees, sorted."""
-    found = []
+def rows_seen(pipeline: Pipeline) -> int:
+    """Return how many rows a reader without Spark sees, none of them twice."""
+    places = []
     for folder in (OUTPUT, REJECTS):
         rows = read_folder(pipeline.store, folder, ["kafka_partition", "kafka_offset"])
-        found += [(row["kafka_partition"], row["kafka_offset"]) for row in rows]
-    return sorted(found)
-
-
-def number_seen(pipeline: Pipeline) -> int:
-    """Return how many rows a reader sees, -1 where a file went away while it was reading."""
-    try:
-        return len(rows_by_place(pipeline))
-    except StoreError:
-        return -1
-
-
-def assert_none_twice(pipeline: Pipeline) -> int:
-    """Make sure that a reader sees no row twice; return how many it sees."""
-    places = rows_by_place(pipeline)
+        places += [(row["kafka_partition"], row["kafka_offset"]) for row in rows]
     assert len(places) == len(set(places))
     return len(places)
 
 
-def numbers(line: str) -> dict[str, int]:
-    """Return the counts of a line such as "stopped read=3 written=2 rejected=1"."""
-    return {name: int(value) for name, value in re.findall(r"(read|written|rejected)=(\d+)", line)}
+def wait_for_rows(pipeline: Pipeline, least: int) -> None:
+    """Wait until a reader sees so many rows; it fails where a file goes away while it reads."""
+
+    def seen() -> bool:
+        time.sleep(0.3)  # what it reads, it takes from the consumer's time
+        with suppress(StoreError):
+            return rows_seen(pipeline) >= least
+        return False
+
+    wait_until(seen, f"{least} rows", 180)

@@ -4,10 +4,12 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from pipelines.tests.other_producers import send_in_transactions, send_with_each_codec
+from pipelines.transactions import plot, prepare, read
 from pipelines.transactions.capteur import load_config
 from pipelines.transactions.simulation import all_records
 from pipelines.transactions.store import OUTPUT
@@ -15,10 +17,9 @@ from pipelines.transactions.tests.conftest import (
     BAD,
     ONCE,
     SERVERS,
+    Job,
     Pipeline,
-    assert_none_twice,
-    number_seen,
-    numbers,
+    wait_for_rows,
     wait_until,
 )
 from pipelines.transactions.verify import read_folder
@@ -37,14 +38,16 @@ def disturbed(stack: Stack) -> Iterator[Stack]:
 
 
 @pytest.mark.timeout(600)
-def test_servers_away_at_the_start_and_in_mid_run(disturbed: Stack, pipeline: Pipeline) -> None:
+def test_servers_away_at_the_start_and_in_mid_run(
+    disturbed: Stack, pipeline: Pipeline, job: Job
+) -> None:
     stack = disturbed
     pipeline.send("--count", "400", "--seed", "3", *BAD)
 
     stack.stop("minio", signal.SIGKILL)
-    printed = pipeline.run("consumer_spark.py", "--wait", "1", code=1)
-    assert re.search(r"ERROR consumer_spark: the store at http://\S+ does not answer", printed)
-    assert pipeline.environ["MINIO_ROOT_PASSWORD"] not in printed
+    last = job.run("--wait", "1", code=1)[-1]
+    assert re.match(r"ERROR the store at http://\S+ does not answer", last)
+    assert pipeline.store.password not in last
 
     consumer = pipeline.start("consumer_spark.py", "--every", "0.5")
     consumer.wait_for(r"WARNING consumer_spark: waiting: the store at http://\S+ does not answer")
@@ -56,19 +59,19 @@ def test_servers_away_at_the_start_and_in_mid_run(disturbed: Stack, pipeline: Pi
     consumer.wait_for(r"batch failed, nothing is lost, trying again", timeout_s=180)
     stack.up(["minio"])
     consumer.wait_for(r"batch id=\d+ read", times=2)
-    wait_until(lambda: number_seen(pipeline) == 700, "700 rows", 180)
+    wait_for_rows(pipeline, 700)
 
     # Kafka, under a generator that is sending: what it has not acknowledged, it sends again.
     pipeline.ledgers.append(pipeline.folder / "live.csv")
     often = ("--interval", "0.1")
     live = ("--count", "300", "--first-id", "2000", "--seed", "5", *often, *BAD)
     generator = pipeline.start("capteur.py", *live, "--ledger", str(pipeline.ledgers[-1]))
-    wait_until(lambda: number_seen(pipeline) > 700, "some of the live ones", 180)
+    wait_for_rows(pipeline, 701)
     stack.stop("kafka", signal.SIGKILL)
     assert generator.process.poll() is None, "it had nothing left to send"
     stack.up(["kafka"])
     assert "sent=300 acknowledged=300 failed=0" in generator.end()
-    wait_until(lambda: number_seen(pipeline) == 1000, "1000 rows", 180)
+    wait_for_rows(pipeline, 1000)
 
     other_topic = ("--topic", f"{pipeline.name}-other", *often)
     generator = pipeline.start("capteur.py", *other_topic)
@@ -78,43 +81,39 @@ def test_servers_away_at_the_start_and_in_mid_run(disturbed: Stack, pipeline: Pi
     generator.process.send_signal(signal.SIGINT)
     assert re.search(r"ERROR capteur: not acknowledged: [1-9]", generator.end(1))
     away = r"Kafka does not answer at \S+ "
-    other = Pipeline(
-        stack, f"{pipeline.name}-other", pipeline.folder
-    )  # the job has its own already
+    other = Pipeline(stack, f"{pipeline.name}-other", pipeline.folder)  # of a job of its own
     for script in ("consumer_spark.py", "capteur.py"):
-        assert re.search(f"ERROR .*{away}", other.run(script, "--wait", "1", code=1))
+        assert re.search(f"ERROR .*{away}", other.start(script, "--wait", "1").end(1))
     consumer.wait_for(f"WARNING consumer_spark: waiting: {away}", timeout_s=180)
     stack.up(["kafka"])
     pipeline.send("--count", "100", "--first-id", "3000", "--seed", "7", *BAD)
-    wait_until(lambda: number_seen(pipeline) == 1100, "1100 rows", 180)
+    wait_for_rows(pipeline, 1100)
 
     consumer.process.terminate()
     ended = consumer.end()
-    totals = numbers(ended.splitlines()[-1])
-    assert totals["read"] == totals["written"] + totals["rejected"] == 1100
+    assert "stopped read=1100 " in ended
     pipeline.verify()
 
 
 def test_the_store_is_killed_while_a_batch_s_files_get_their_names(
-    disturbed: Stack, pipeline: Pipeline
+    disturbed: Stack, pipeline: Pipeline, job: Job
 ) -> None:
-    months = ("--start", "2026-03-01T00:00:00Z", "--interval", "5000")  # 26 days in a batch
-    pipeline.send("--count", "900", *months, "--seed", "6", *BAD)
-    consumer = pipeline.start("consumer_spark.py", ONCE, "--batch", "450")
+    weeks = ("--start", "2026-03-01T00:00:00Z", "--interval", "2500")  # 13 days in a batch
+    pipeline.send("--count", "900", *weeks, "--seed", "6", *BAD)
+    end = job.start(ONCE, "--batch", "450")
     wait_until(lambda: pipeline.batch_files(0), "files of batch 0", 180)
     disturbed.stop("minio", signal.SIGKILL)
-    consumer.wait_for("batch failed, nothing is lost, trying again", timeout_s=180)
-    assert "batch id=0 read" not in consumer.text  # so it was in the middle
+    wait_until(lambda: "batch failed, nothing is lost, trying again" in job.text, "its failure")
+    assert "batch id=0 read" not in job.text  # so it was in the middle
     disturbed.up(["minio"])
-    ended = consumer.end()
-    assert "batch id=0 was begun before: deleting" in ended
-    assert "stopped read=900 " in ended
-    assert assert_none_twice(pipeline) == 900
+    assert end.result(180) == 0
+    assert "batch id=0 was begun before: deleting" in job.text
+    assert "stopped read=900 " in job.text
     pipeline.verify()
 
 
 def test_a_record_that_cannot_be_read_is_said_and_ends(
-    disturbed: Stack, pipeline: Pipeline
+    disturbed: Stack, pipeline: Pipeline, job: Job
 ) -> None:
     pipeline.send("--count", "100", "--seed", "14")
     disturbed.stop("kafka")  # in order: it does not look through its files at the next start
@@ -125,27 +124,28 @@ def test_a_record_that_cannot_be_read_is_said_and_ends(
     damaged[-1] ^= 1
     segment.write_bytes(damaged)
     disturbed.up(["kafka"])
-    printed = pipeline.run("consumer_spark.py", ONCE, code=1).splitlines()
-    assert "ERROR consumer_spark: Kafka holds a record that cannot be read: " in printed[-2]
-    assert "trying again" not in "".join(printed)
+    logged = job.run(ONCE, code=1)
+    assert "ERROR Kafka holds a record that cannot be read: " in logged[-2]
+    assert "trying again" not in job.text
 
 
-def test_a_metrics_port_that_is_taken_is_one_line(pipeline: Pipeline) -> None:
+def test_a_metrics_port_that_is_taken_is_one_line(job: Job) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = str(busy.getsockname()[1])
-        printed = pipeline.run("consumer_spark.py", ONCE, "--metrics-port", port, code=1)
-    assert f"--metrics-port {port}: Address already in use: choose another" in printed
+        (line,) = job.run(ONCE, "--metrics-port", port, code=1)
+    assert line == f"ERROR --metrics-port {port}: Address already in use: choose another"
 
 
-def test_every_codec_is_read_and_nothing_of_an_aborted_transaction(pipeline: Pipeline) -> None:
+def test_every_codec_is_read_and_nothing_of_an_aborted_transaction(
+    pipeline: Pipeline, job: Job
+) -> None:
     made = all_records(load_config(["--count", "140", "--seed", "13"], {}).simulation)
     values = [record.value for record in made]
     kafka = pipeline.environ["KAFKA_BOOTSTRAP_SERVERS"]
     send_with_each_codec(kafka, pipeline.name, values[:100])
     aborted, committed = values[100:120], values[120:]
     send_in_transactions(kafka, pipeline.name, aborted=aborted, committed=committed)
-    printed = pipeline.run("consumer_spark.py", ONCE)
-    assert numbers(printed.splitlines()[-1]) == {"read": 120, "written": 120, "rejected": 0}
+    assert job.run(ONCE)[-1] == "INFO stopped read=120 written=120 rejected=0"
     rows = read_folder(pipeline.store, OUTPUT, ["transaction_id"])
     ids = sorted(row["transaction_id"] for row in rows)
     assert ids == [*range(1, 101), *range(121, 141)]
@@ -154,18 +154,27 @@ def test_every_codec_is_read_and_nothing_of_an_aborted_transaction(pipeline: Pip
 # Reading back, other stores
 
 
-def test_an_empty_bucket_and_a_missing_score_are_one_line(pipeline: Pipeline) -> None:
-    assert "nothing is written yet" in pipeline.run("read.py", code=1)
-    assert "no score is trained yet" in pipeline.run("plot.py", code=1)
-    assert "no trained score" in pipeline.run("consumer_spark.py", "--score", ONCE, code=1)
+def error_of(script: Any, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line that a script ends with."""
+    assert script.main([]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return str(line)
+
+
+def test_an_empty_bucket_and_a_missing_score_are_one_line(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "nothing is written yet" in error_of(read, capsys)
+    assert "no score is trained yet" in error_of(plot, capsys)
+    (line,) = job.run("--score", ONCE, code=1)
+    assert "no trained score" in line
 
 
 def test_wrong_credentials_are_one_line(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrong = {**pipeline.environ, "MINIO_ROOT_PASSWORD": "not this one"}
-    monkeypatch.setattr(Pipeline, "environ", property(lambda self: wrong))
-    for script, *options in (("prepare.py",), ("read.py",), ("consumer_spark.py", "--wait", "0")):
-        printed = pipeline.run(script, *options, code=1)
-        assert "refuses MINIO_ROOT_USER or MINIO_ROOT_PASSWORD" in printed.splitlines()[-1]
-        assert "not this one" not in printed
+    monkeypatch.setenv("MINIO_ROOT_PASSWORD", "not this one")
+    (line,) = job.run("--wait", "0", code=1)
+    for said in (line, error_of(prepare, capsys), error_of(read, capsys)):
+        assert "refuses MINIO_ROOT_USER or MINIO_ROOT_PASSWORD" in said
+        assert "not this one" not in said

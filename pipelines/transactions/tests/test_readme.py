@@ -30,9 +30,16 @@ ENDLESS = re.compile(r"(spark-submit consumer_spark|python capteur)\.py$|--metri
 READY = "reading topic=|sending to topic="
 
 
+# What varies from run to run: times, ports, sizes, seeds, what is on its way; Java's version.
+VARYING = re.compile(
+    r"^\S+Z|seconds=\S+|\([\d.]+ s\)|127\.0\.0\.1:\d+|\d+ (files|KB)|seed=\d+"
+    r"|(sent|acknowledged)=\d\b|\b17\.[\d.]+|\d+-\d+-\d+$"
+)
+
+
 def skeleton(line: str) -> str:
-    """Return a line without what varies from run to run: numbers, and the width of columns."""
-    return " ".join(re.sub(r"[-\d.,:]*\d", "#", line).split())
+    """Return a line without what varies, and without the width of its columns."""
+    return " ".join(VARYING.sub("#", line).split())
 
 
 @pytest.fixture
@@ -108,20 +115,6 @@ class Reader:
         self.running.clear()
 
 
-def check_report(printed: str) -> None:
-    """Compare precision, recall and F1 with their counts; the score must beat the amount alone."""
-    f1s = []
-    for line in re.findall(r"^(?:score|amount alone) +([\d. ]+)$", printed, re.MULTILINE):
-        _, precision, recall, f1, found, false, missed = map(float, line.split())
-        assert found + missed > 100  # frauds
-        assert precision == pytest.approx(found / (found + false), abs=0.006)
-        assert recall == pytest.approx(found / (found + missed), abs=0.006)
-        assert f1 == pytest.approx(2 * found / (2 * found + false + missed), abs=0.006)
-        f1s.append(f1)
-    score, amount_alone = f1s
-    assert score > amount_alone > 0
-
-
 def check_scores(store: Store, ledger: Path) -> None:
     """Compare the stored scores with the formula, worked out here from the stored card."""
     with store.filesystem().open_input_file(f"{store.bucket}/{CARD}") as file:
@@ -167,9 +160,9 @@ def test_every_command_works_and_prints_what_readme_shows(
         printed[f"python read.py{option}"].partition("date  ")[2] for option in ("", " --spark")
     ]
     assert tables[0] == tables[1] != ""
-    check_report(printed["python score.py"])
     check_scores(Store.from_env(reader.environ), folder / "livre-2.csv")
-    assert (folder / "transactions.png").read_bytes().startswith(b"\x89PNG")
+    drawn, shown = ((one / "transactions.png").read_bytes() for one in (folder, HERE))
+    assert drawn[:33] == shown[:33]  # signature, size, depth: the shown one is the command's
 
 
 @pytest.mark.timeout(900)

@@ -4,7 +4,6 @@ import logging
 import math
 import re
 import threading
-from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
@@ -13,7 +12,6 @@ from subprocess import TimeoutExpired
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
-from uuid import UUID
 
 import pyarrow.dataset as ds
 import pytest
@@ -23,7 +21,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from pipelines.transactions import consumer_spark, read, score, spark_session
-from pipelines.transactions.checkpoint import check_checkpoint, check_topic
+from pipelines.transactions.checkpoint import check_checkpoint
 from pipelines.transactions.consumer_spark import Config, load_config
 from pipelines.transactions.metrics import Metrics
 from pipelines.transactions.rules import RATES_SCHEMA
@@ -132,33 +130,6 @@ def test_batches_without_their_checkpoint_are_not_overwritten(
         check_checkpoint(store)
     (offsets / "0").touch()
     check_checkpoint(store)
-
-
-def test_a_topic_made_anew_is_not_taken_for_the_old_one(
-    store: FolderStore,
-) -> None:
-    jvm = MagicMock()  # Kafka's own client in Spark's Java
-    create = jvm.org.apache.kafka.clients.admin.AdminClient.create
-    described = create.return_value.describeTopics.return_value.allTopicNames.return_value
-    id_text = described.get.return_value.__getitem__.return_value.topicId.return_value.toString
-
-    def check(number: int, topic: str = "transactions") -> None:
-        id_text.return_value = urlsafe_b64encode(number.to_bytes(16)).decode().rstrip("=")
-        check_topic(jvm, Servers("localhost:9092", topic, store))
-
-    checkpoint = store.folder / "bucket/checkpoint"
-    checkpoint.mkdir(parents=True)
-    check(0)  # Kafka tells none
-    assert not list(checkpoint.iterdir())
-    for number in (7, 7, 0):
-        check(number)
-    assert (checkpoint / "topic_id").read_text() == f"transactions {UUID(int=7)}\n"
-    check_checkpoint(store)
-    with pytest.raises(StoreError, match=r"topic transactions was deleted .* \(S3_BUCKET\)$"):
-        check(8)
-    with pytest.raises(StoreError, match=r"is that of topic transactions, not of other: choose"):
-        check(7, "other")
-    assert create.return_value.close.call_count == create.call_count == 6
 
 
 # What reads what is written
@@ -284,18 +255,14 @@ def run(
 
 
 def test_the_sum_is_shown_however_the_stream_ends(run: Callable[..., tuple[int, str]]) -> None:
-    lost = PySparkException("org.x: Some data may have been lost because ...")
     two = (  # as HDFSMetadataLog and as MicroBatchExecution say it
         PySparkException("[_LEGACY_ERROR_TEMP_2207] Multiple streaming queries are concurrently"),
         PySparkException("[CONCURRENT_STREAM_LOG_UPDATE] ... Multiple streaming jobs detected"),
     )
-    damaged = PySparkException("org.x: If needed, please seek past the record to continue")
     for code, said, ends in (
         (0, "reading topic", [3]),
-        (1, "Kafka has deleted records", [lost]),
         (1, "another consumer works on the same checkpoint/", [two[0]]),
         (1, "another consumer works on the same checkpoint/", [two[1]]),
-        (1, "Kafka holds a record that cannot be read", [damaged]),
         (1, "gave up after 5 failures in a row", [PySparkException("x")] * 5),
     ):
         ended, logged = run(ends)
