@@ -34,6 +34,7 @@ import spark_indexing as indexing  # type: ignore[import-not-found]  # it is bes
 from py4j.java_gateway import JVMView
 from py4j.protocol import Py4JError
 from pyspark import SparkConf, SparkContext
+from pyspark.accumulators import AccumulatorServer
 from pyspark.errors import PySparkException
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import DataFrame, SparkSession
@@ -154,6 +155,7 @@ def parse_options(argv: Sequence[str] | None) -> tuple[Options, Options, indexin
 def open_session() -> tuple[SparkSession, JVMView]:
     """Return Spark's session, whose executors run this Python, and its Java."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    AccumulatorServer.handle_error = lambda *_: None  # it prints a traceback when Java is killed
     gateway = launch_gateway()
     conf = SparkConf().setAppName("smart-city-indexer")
     submitted = gateway.jvm.org.apache.spark.SparkConf()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyspark
 from py4j.java_gateway import JavaGateway
 from pyspark import SparkConf, SparkContext
+from pyspark.accumulators import AccumulatorServer
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
@@ -159,6 +160,8 @@ def spark_session(options: dict[str, str] | None = None) -> tuple[SparkSession, 
     log = state_folder() / ".spark/spark.log"
     settings = settings_of(submitted() | (options or {}), connectors())
     conf = SparkConf(loadDefaults=False).setAll(list(settings.items()))
+    # When Java is killed, this server of pyspark would print a traceback; the script says it.
+    AccumulatorServer.handle_error = lambda *_: None
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as output:

@@ -38,7 +38,7 @@ from pipelines.smarttech.settings import (  # noqa: E402
     command_parser,
     leave,
 )
-from pipelines.smarttech.svg import ALARM, COLOURS, Chart, french, hour  # noqa: E402
+from pipelines.smarttech.svg import ALARM, COLOURS, Chart, french  # noqa: E402
 from stack.console import command  # noqa: E402
 
 Row = dict[str, Any]
@@ -172,7 +172,7 @@ def day_charts(
             for row in anomalies:
                 if row["type"] == kind:
                     said = (
-                        f"{row['device_id']}, {hour(row['timestamp'])} : {french(row['value'])} "
+                        f"{row['device_id']}, {row['timestamp']:%H:%M:%S} : {french(row['value'])} "
                         f"{row['unit']}, score {french(row['score'])}"
                     )
                     chart.point(row["timestamp"], row["value"], said)

@@ -4,7 +4,6 @@
     python pipelines/smarttech/kafka_producer.py                          # 1 per second
     python pipelines/smarttech/kafka_producer.py --backfill 3h --rate 2   # the last 3 hours, now
     python pipelines/smarttech/kafka_producer.py --console --count 3      # without Kafka
-    python pipelines/smarttech/kafka_producer.py --folder DIR --count 500 # as JSON files
 
 A reading, one JSON object; the message's key is the device:
 
@@ -65,8 +64,6 @@ from pipelines.smarttech.simulation import Message, Simulation, timestamp  # noq
 
 log = logging.getLogger("smarttech")
 
-FILE_READINGS = 100  # in one file of --folder
-
 
 def paced(
     messages: Iterable[Message], options: Namespace, stop: threading.Event
@@ -90,22 +87,6 @@ def print_messages(messages: Iterable[Message]) -> int:
     return printed
 
 
-def write_files(messages: Iterable[Message], folder: Path) -> int:
-    """Write the messages into files of JSON lines; return how many.
-
-    A file gets its name when it is complete: a stream that watches the folder takes each once.
-    """
-    written = 0
-    messages = iter(messages)
-    while batch := list(islice(messages, FILE_READINGS)):
-        name = f"{time.time_ns()}-{written:09}.json"
-        partial = folder / f".{name}"  # Spark passes over names that begin with a dot
-        partial.write_bytes(b"".join(message.value + b"\n" for message in batch))
-        partial.rename(folder / name)
-        written += len(batch)
-    return written
-
-
 def print_all(messages: Iterable[Message]) -> int:
     """Print the messages; return the exit code."""
     try:
@@ -116,16 +97,6 @@ def print_all(messages: Iterable[Message]) -> int:
         if not isinstance(exc, BrokenPipeError):  # the reader has had enough, as `head` has
             log.error("stdout: %s", exc.strerror)
             return 1
-    return 0
-
-
-def write_all(messages: Iterable[Message], folder: Path) -> int:
-    """Write the messages as files; return the exit code."""
-    try:
-        log.info("stopped written=%d", write_files(messages, folder))
-    except OSError as exc:
-        log.error("%s: %s: not all is written", folder, exc.strerror)
-        return 1
     return 0
 
 
@@ -189,7 +160,6 @@ def load_options(
     parser = command_parser(__doc__)
     add, share = parser.add_argument, number(0, 1)
     add("--console", action="store_true", help="print the messages instead of sending them")
-    add("--folder", type=Path, metavar="DIR", help="write them as JSON files instead")
     add("--count", type=number(1, 10**12, int), metavar="N", help="stop after N messages")
     add("--rate", type=number(0.001, 10**9), default=1.0, metavar="PER_SECOND",
         help="messages per second of simulated time (default: 1)")  # fmt: skip
@@ -207,8 +177,6 @@ def load_options(
     add("--ledger", type=Path, metavar="FILE", help="note what was sent (see below)")
     add_kafka_options(parser, environ)
     options = parser.parse_args(argv)
-    if options.console and options.folder:
-        parser.error("--console and --folder exclude each other")
     if sum((options.bad, options.duplicate, options.late, options.spike)) > 1:
         parser.error("--bad, --duplicate, --late and --spike add up to more than 1")
     if options.rate > 1000 * options.devices:
@@ -243,9 +211,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.console:
         return print_all(messages)
     try:
-        if options.folder:
-            options.folder.mkdir(parents=True, exist_ok=True)
-            return write_all(messages, options.folder)
         ledger = Ledger(options.ledger)
     except OSError as exc:
         log.error("%s: %s", exc.filename, exc.strerror)

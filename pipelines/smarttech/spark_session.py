@@ -14,6 +14,7 @@ from typing import TextIO
 
 from py4j.protocol import Py4JError, Py4JNetworkError
 from pyspark import SparkConf, SparkContext
+from pyspark.accumulators import AccumulatorServer
 from pyspark.errors import PySparkException
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
@@ -81,6 +82,8 @@ def spark_session(
     except (PySparkException, Py4JError, OSError) as exc:
         raise LakeError(f"Spark does not start: {one_line(exc)} (see {file})") from exc
     spark.sparkContext.setLogLevel("ERROR")
+    # When Java is killed, this server of pyspark would print a traceback; the script says it.
+    AccumulatorServer.handle_error = lambda *_: None
     try:
         yield spark
     finally:

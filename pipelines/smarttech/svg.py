@@ -23,11 +23,6 @@ def french(value: float) -> str:
     return f"{value:,.{decimals}f}".replace(",", "\u202f").replace(".", ",")
 
 
-def hour(when: datetime) -> str:
-    """Return the time of the day, UTC."""
-    return f"{when:%H:%M:%S}"
-
-
 def nice_step(span: float, number: int = 5) -> float:
     """Return 1, 2 or 5 times a power of ten, so that a span has about so many steps.
 

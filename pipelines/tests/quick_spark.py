@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 import pyspark
 import pytest
 
-# Each Java of Spark lives for seconds: its slow, thorough compiler would only be in the way.
-QUICK = "-XX:TieredStopAtLevel=1"
+# Each Java of Spark lives for seconds: its slow, thorough compiler would be in the way. For the
+# one that runs the code of all tests, the 48 MB that the quick compiler may fill are too few.
+QUICK = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=128m"
 # Beside the jars that it is made of: of others, Java takes no notice of it and says nothing.
 ARCHIVE = Path(sys.prefix) / f"spark-{pyspark.__version__}.jsa"
 # What is used of Spark: tables, files, streams.

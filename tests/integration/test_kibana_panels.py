@@ -5,11 +5,8 @@ import csv
 import html
 import json
 import math
-import os
 import re
-import shutil
 import statistics
-import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -22,6 +19,7 @@ from matplotlib import image
 from numpy import unique
 
 from kibana.client import FILES, read_objects
+from pipelines.tests.browser import chromium
 from tests.conftest import Pipeline
 from tools import demo, preview, retention, sizing, verify
 
@@ -210,17 +208,6 @@ def test_time_slices_are_as_wide_as_kibanas(span: timedelta, step_s: int) -> Non
     end = datetime.now(UTC)
     with Elasticsearch("http://127.0.0.1:9") as client:
         assert preview.Search(client, {}, end - span, end).step_s == step_s
-
-
-def chromium(page: Path, *options: str) -> str:
-    """Open a page in a real browser without a window; return what it writes."""
-    if not (program := os.environ.get("CHROMIUM") or shutil.which("chromium")):
-        pytest.skip("needs Chromium: apt-get install chromium, or its path in CHROMIUM")
-    profile = f"--user-data-dir={page.parent / 'profile'}"
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", profile)
-    command = [program, *flags, *options, page.as_uri()]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return ended.stdout
 
 
 def test_the_page_renders_in_a_browser_with_the_numbers_of_the_index(

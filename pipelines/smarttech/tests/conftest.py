@@ -2,13 +2,20 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TextIO
 
 import pytest
 from pyspark.sql import SparkSession
 
-from pipelines.smarttech import lake, spark_session
+from pipelines.smarttech import (
+    compact,
+    lake,
+    pipeline_streaming_simple,
+    spark_kafka_consumer,
+    spark_session,
+)
 from pipelines.smarttech.settings import FOLDER
 from pipelines.tests.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
 from stack.lifecycle import Stack
@@ -36,6 +43,25 @@ def locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[TextIO]]:
 def spark(locks: list[TextIO], tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     with spark_session.spark_session(tmp_path_factory.mktemp("spark"), {}, locks) as session:
         yield session
+
+
+@pytest.fixture
+def lent_spark(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the scripts that are called in this process work on the session of the tests."""
+
+    @contextmanager
+    def lend(_: object, settings: Mapping[str, str], __: object) -> Iterator[SparkSession]:
+        for key, value in settings.items():
+            spark.conf.set(key, value)
+        try:
+            yield spark
+        finally:
+            for key in settings:
+                spark.conf.unset(key)
+
+    for script in (compact, pipeline_streaming_simple, spark_kafka_consumer):
+        monkeypatch.setattr(script, "spark_session", lend)
+    monkeypatch.setattr(compact, "READINGS", 1)
 
 
 @pytest.fixture(scope="session")

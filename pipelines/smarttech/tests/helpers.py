@@ -1,28 +1,50 @@
 """The scripts as a user runs them, and what the tests ask of them."""
 
+import io
+import logging
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
-from pyspark.sql import SparkSession
 
-from pipelines.smarttech import lake, spark_kafka_consumer
+from pipelines.smarttech import kafka_producer
 from pipelines.smarttech.settings import FOLDER
-from pipelines.smarttech.streams import Pipeline
-from pipelines.smarttech.supervisor import Supervisor
+from pipelines.smarttech.simulation import Message, Simulation
 
 PROJECT = FOLDER.parents[1]
+NOW = datetime(2025, 12, 15, 10, tzinfo=UTC)
+
+
+def messages(*argv: str, count: int = 5000) -> list[Message]:
+    """Return the first messages of the producer, the same at each call."""
+    options = kafka_producer.load_options(["--seed", "1", *argv], {}, NOW)
+    return list(islice(Simulation(options).messages(), count))
+
+
+def message(**changes: Any) -> dict[str, Any]:
+    """Return the example of the assignment, with some fields changed."""
+    return {
+        "timestamp": "2025-12-15T10:00:00Z",
+        "device_id": "sensor_001",
+        "building": "A",
+        "floor": 2,
+        "type": "temperature",
+        "value": 22.5,
+        "unit": "C",
+        **changes,
+    }
 
 
 class Scripts:
@@ -59,13 +81,24 @@ class Scripts:
                 if process.poll() is None:  # a failed test leaves none behind
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def run(self, script: str, *arguments: str, code: int = 0) -> tuple[str, str]:
-        """Run a script to its end, check its exit code; return what it wrote to stdout, stderr."""
-        with self.started(script, *arguments) as process:
-            out, err = process.communicate(timeout=600)
-        assert process.returncode == code, out + err
-        assert "Traceback" not in err
-        return out, err
+    def call(
+        self, main: Callable[[Sequence[str]], int], *arguments: str, code: int = 0
+    ) -> tuple[str, str]:
+        """Run a script in this process, check its exit code; return its stdout, stderr and log."""
+        out, err = io.StringIO(), io.StringIO()
+        log, handler = logging.getLogger("smarttech"), logging.StreamHandler(err)
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        with (
+            patch.dict(os.environ, self.environ),
+            patch("pipelines.common.signal"),  # Ctrl-C remains that of pytest
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            ended = main(arguments)
+        log.removeHandler(handler)
+        assert ended == code, out.getvalue() + err.getvalue()
+        return out.getvalue(), err.getvalue()
 
 
 class Clone:
@@ -81,7 +114,7 @@ class Clone:
             f"KAFKA_BOOTSTRAP_SERVERS={kafka}\nSMARTTECH_TOPIC={topic}\n"
         )
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        self.environ = {**os.environ, "PATH": path, "LC_ALL": "C.UTF-8"}
+        self.environ = {**os.environ, "PATH": path, "LC_ALL": "C"}
         del self.environ["PYTHON_DOTENV_DISABLED"]
 
     def start(self, line: str) -> subprocess.Popen[str]:
@@ -100,13 +133,15 @@ class Clone:
         return printed
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 240) -> Any:
+def wait_until(
+    condition: Callable[[], Any], what: str, timeout_s: float = 240, pause_s: float = 0.01
+) -> Any:
     """Return the condition's first true value; fail, saying what was waited for, after a while."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() > deadline:
             pytest.fail(f"not within {timeout_s:.0f} s: {what}")
-        time.sleep(0.002)
+        time.sleep(pause_s)
     return value
 
 
@@ -120,15 +155,6 @@ def still_running(process: subprocess.Popen[str]) -> bool:
 def newest(log_folder: Path) -> int:
     """Return the newest version in a table's log, -1 without any."""
     return max((int(file.stem) for file in log_folder.glob("[0-9]*.json")), default=-1)
-
-
-def drain(spark: SparkSession, scripts: Scripts) -> Counter[str]:
-    """Bring in what the topic holds, as --once does; return the rows of each stage."""
-    options = spark_kafka_consumer.load_options(["--once"], scripts.environ)
-    supervisor = Supervisor(Pipeline(spark, options), threading.Event())
-    for stage in lake.STAGES:
-        supervisor.run([stage])
-    return supervisor.rows
 
 
 def shown(out: str, name: str) -> int:

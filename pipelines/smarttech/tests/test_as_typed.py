@@ -1,10 +1,7 @@
-"""What the exercise's document has its reader type, in a clone whose path has a space and an é."""
+"""What the exercise's document has its reader type, beside what test_readme.py types."""
 
 import ast
-import json
-import os
 import re
-import signal
 import sys
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
@@ -17,44 +14,21 @@ from pipelines.smarttech.settings import FOLDER
 from stack.lifecycle import Stack
 
 from .helpers import Clone, newest, still_running, wait_until
-from .test_simple import EXAMPLE
 
 PROJECT = FOLDER.parents[1]
 READINGS = 4
 
 
-@pytest.fixture(scope="module")
-def clone(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    root = tmp_path_factory.mktemp("clone") / "mon é/smart city"
-    return Clone(root, stack.servers["kafka"].address, topic="typed")
-
-
 @pytest.mark.timeout(600)
-def test_the_sample_file_becomes_one_reading_of_bronze(clone: Clone) -> None:
-    (clone.folder / "sensor_data").mkdir()
-    sample = json.dumps(EXAMPLE, indent=2)
-    (clone.folder / "sensor_data/test.json").write_text(sample)
-    done = clone.folder / "sensor_data_checkpoint/commits/0"
-    with clone.start("env LC_ALL=C python3 pipeline_streaming_simple.py") as stream:
-        wait_until(lambda: still_running(stream) and done.exists(), "the reading in bronze")
-        os.killpg(stream.pid, signal.SIGINT)  # Ctrl-C
-        printed, _ = stream.communicate(timeout=120)
-    assert stream.returncode == 0, printed
-    assert " rows=1 readings=1 rejected=0 " in printed
-    printed = clone.type("python3 read_delta.py")
-    assert re.search(r"^simple +\d+ +1 ", printed, re.MULTILINE)
-    row = "2025-12-15T10:00:00Z  sensor_001  A             2  temperature   22.5  C "
-    assert row in printed
-
-
-@pytest.mark.timeout(600)
-def test_the_three_scripts_as_they_are_typed(clone: Clone, tmp_path: Path) -> None:
+def test_the_three_scripts_as_they_are_typed(stack: Stack, tmp_path: Path) -> None:
     """By spark-submit, whose own Java has no connectors; with a checkpoint as the document's."""
+    root = tmp_path / "mon é/smart city"
+    clone = Clone(root, stack.servers["kafka"].address, topic="typed")
     printed = clone.type(f"python3 kafka_producer.py --count {READINGS}")  # one a second
     assert f"stopped sent={READINGS} acknowledged={READINGS} failed=0" in printed
     checkpoint = tmp_path / "kafka_checkpoint"
     lake = clone.folder / "lake"
-    line = f"spark-submit spark_kafka_consumer.py --checkpoint {checkpoint}"
+    line = f"env LC_ALL=C.UTF-8 spark-submit spark_kafka_consumer.py --checkpoint {checkpoint}"
     with clone.start(line) as submit:
         gold = lake / "sensor_data_gold/_delta_log"
         wait_until(lambda: still_running(submit) and newest(gold) > 0, "a batch in gold")

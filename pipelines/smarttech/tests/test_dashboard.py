@@ -1,14 +1,19 @@
 """dashboard.py: its page says what the tables hold, and needs nothing else."""
 
+import html
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
+from matplotlib import image
+from numpy import unique
 
 from pipelines.smarttech import dashboard
+from pipelines.smarttech.svg import ALARM, COLOURS
+from pipelines.tests.browser import chromium
 
 NOON = datetime(2025, 12, 15, 12, tzinfo=UTC)
 STEP = timedelta(minutes=5)
@@ -54,8 +59,42 @@ def test_the_page_shows_what_the_tables_hold(
     assert means[NOON].mean == 465.0
     lines = re.findall(r'<path d="(M\S[^"]*)" fill="none"', text)
     assert [line.count("M") for line in lines] == [2, 2, 2]
-    assert text.count("<tr><td>") == 24
     assert re.search(r"<script|https?://", text) is None
+
+
+def test_a_browser_shows_the_numbers_of_gold(tmp_path: Path) -> None:
+    """After its HTML is read and drawn: the texts of the page, and the colours of its pixels."""
+    write_lake(tmp_path)
+    page, log, picture = (tmp_path / name for name in ("page.html", "console.log", "page.png"))
+    assert dashboard.main(["--lake", str(tmp_path), "--output", str(page)]) == 0
+    logged = ("--enable-logging", f"--log-file={log}")
+    drawn = (f"--screenshot={picture}", "--window-size=1280,2000")
+    dom = html.unescape(chromium(page, *logged, *drawn, "--dump-dom"))
+    assert log.exists()
+    assert "CONSOLE" not in log.read_text()
+    gold = DeltaTable(str(tmp_path / "sensor_data_gold")).to_pyarrow_table().to_pylist()
+    facts = re.findall(r"<li><b>(.+?)</b>(.+?)</li>", dom)
+    assert [(number(shown), name) for shown, name in facts] == [
+        (sum(row["count"] for row in gold), "mesures"), (len(gold), "lignes de gold"),
+        (3, "anomalies"),
+    ]  # fmt: skip
+    shown = [re.findall(r"<td>([^<]*)", row) for row in re.findall(r"<tr><td>.*?</tr>", dom, re.S)]
+    gold.sort(key=lambda row: [row[key] for key in ("window_start", "building", "floor")])
+    assert [[*cells[:4], *map(number, cells[4:])] for cells in shown] == [
+        [
+            f"{row['window_start']:%d/%m/%Y %H:%M}", row["building"], str(row["floor"]),
+            row["type"], row["mean"], row["min"], row["max"], row["count"],
+        ]
+        for row in gold[:-25:-1]
+    ]  # fmt: skip
+    pixels = (image.imread(picture)[:, :, :3] * 255).round().astype(int)
+    seen = {f"#{colour:06X}" for colour in unique(pixels @ [65536, 256, 1])}
+    assert {*COLOURS[:2], ALARM} <= seen
+
+
+def number(text: str) -> float:
+    """Return a number that is written as French texts do."""
+    return float(text.replace("\u202f", "").replace(",", "."))
 
 
 def test_a_day_of_which_nothing_is_there_is_said(

@@ -6,8 +6,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from datetime import UTC, datetime, timedelta
-from itertools import islice
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import Mock
@@ -17,16 +16,12 @@ from kafka.errors import TopicAuthorizationFailedError
 
 from pipelines.smarttech import kafka_producer, plain_rules, prepare, sender, transforms, verdict
 from pipelines.smarttech.ledger import Ledger
-from pipelines.smarttech.simulation import Message, Simulation
+from pipelines.smarttech.simulation import Simulation
 from pipelines.tests.unanswered import LIMIT, Unanswered, check_bound
 
-NOW = datetime(2025, 12, 15, 10, tzinfo=UTC)
+from .helpers import NOW, Scripts, messages
+
 ALL = ("--bad", "0.2", "--duplicate", "0.1", "--late", "0.1", "--spike", "0.1")
-
-
-def messages(*argv: str, count: int = 5000) -> list[Message]:
-    config = kafka_producer.load_options(["--seed", "1", *argv], {}, NOW)
-    return list(islice(Simulation(config).messages(), count))
 
 
 def test_the_same_seed_and_start_give_the_same_bytes() -> None:
@@ -85,7 +80,6 @@ def test_a_backfill_ends_now() -> None:
     [
         ["--backfill", "soon"], ["--bad", "1.5"], ["--bad", "0.6", "--late", "0.6"],
         ["--rate", "0"], ["--rate", "20000"], ["--count", "0"], ["--topic", "no spaces"],
-        ["--console", "--folder", "x"],
         ["--count", "1000000000000"],
         ["--start", "9999-12-31T23:59:59+00:00", "--backfill", "5s"],
         ["--start", "0001-01-01T00:00:00+05:00"],
@@ -123,15 +117,6 @@ def test_a_disk_that_is_full_is_said_of_what_is_printed() -> None:
     assert line.endswith("stdout: No space left on device")
 
 
-def test_a_disk_that_is_full_is_said_of_what_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
-    monkeypatch.setattr(Path, "write_bytes", full)
-    assert kafka_producer.write_all(messages(count=3), tmp_path) == 1
-    assert caplog.messages == [f"{tmp_path}: No space left on device: not all is written"]
-
-
 def test_a_ledger_that_cannot_be_written_says_why() -> None:
     ledger = Ledger(Path("/dev/full"))
     for message in messages(count=2000):  # more than a file keeps in memory
@@ -146,14 +131,11 @@ def test_a_ledger_that_cannot_be_written_says_why() -> None:
     assert short.error.errno == errno.ENOSPC
 
 
-@pytest.mark.parametrize("flag", ["--folder", "--ledger"])
-def test_what_cannot_be_opened_exits_with_2(tmp_path: Path, flag: str) -> None:
+def test_a_ledger_that_cannot_be_opened_exits_with_2(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    unopenable = str(tmp_path / "file/x")
-    script = [sys.executable, kafka_producer.__file__, "--count", "1", flag, unopenable]
-    ended = subprocess.run(script, capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1].endswith("Not a directory")
+    scripts = Scripts("127.0.0.1:1", "none", tmp_path / "lake")
+    _, err = scripts.call(kafka_producer.main, "--ledger", str(tmp_path / "file/x"), code=2)
+    assert err.endswith("Not a directory\n")
 
 
 def test_a_topic_that_the_broker_does_not_make_is_said(

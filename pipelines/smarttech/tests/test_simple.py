@@ -2,10 +2,8 @@
 
 import json
 import os
-import threading
 import time
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,49 +11,44 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyspark.sql import SparkSession
 
-from pipelines.smarttech import lake, pipeline_streaming_simple
+from pipelines.smarttech import pipeline_streaming_simple
 
-from .helpers import Scripts
+from .helpers import Scripts, message, messages
 
-EXAMPLE = {
-    "timestamp": "2025-12-15T10:00:00Z",
-    "device_id": "sensor_001",
-    "building": "A",
-    "floor": 2,
-    "type": "temperature",
-    "value": 22.5,
-    "unit": "C",
-}
+EXAMPLE = message()
 LINE = json.dumps(EXAMPLE)
 
 
-@pytest.mark.timeout(600)
-def test_each_file_is_taken_once_and_no_line_is_dropped(
-    tmp_path: Path, spark: SparkSession
-) -> None:
+@pytest.mark.usefixtures("lent_spark")
+def test_each_file_is_taken_once_and_no_line_is_dropped(tmp_path: Path) -> None:
     scripts = Scripts("127.0.0.1:1", "none", tmp_path / "lake")
     simple = tmp_path / "simple"
-    options = ("--rate", "2", "--bad", "0.1", "--folder", str(simple / "sensor_data"))
-    scripts.run("kafka_producer.py", "--backfill", "125s", *options)
-    _, err = scripts.run("pipeline_streaming_simple.py", "--once")
+    (simple / "sensor_data").mkdir(parents=True)
+    made = [message.value for message in messages("--bad", "0.1", count=400)]
+
+    def drop(begin: int, end: int) -> Path:
+        file = simple / f"sensor_data/{begin:03}.json"
+        file.write_bytes(b"\n".join(made[begin:end]))
+        return file
+
+    drop(0, 100)
+    drop(100, 250)
+    _, err = scripts.call(pipeline_streaming_simple.main, "--once")
     assert " rows=250 readings=" in err
     tables = [DeltaTable(str(simple / f"sensor_data_{name}")) for name in ("bronze", "rejects")]
     assert f"rejected={tables[1].count()} (bad_json=" in err
     assert sum(table.count() for table in tables) == 250
     assert tables[0].metadata().partition_columns == ["building", "type"]
     # Started again where it stopped, it takes what has come since.
-    scripts.run("kafka_producer.py", "--backfill", "75s", *options)
-    last = max((simple / "sensor_data").glob("*.json"))  # as one moved in: it keeps its time
+    drop(250, 300)
     long_ago = time.time() - 30 * 86_400
-    os.utime(last, (long_ago, long_ago))
-    again = pipeline_streaming_simple.load_options(["--once", "--folder", str(simple)], {})
-    assert pipeline_streaming_simple.start(spark, again).awaitTermination(240)
+    os.utime(drop(300, 400), (long_ago, long_ago))  # as one moved in: it keeps its time
+    scripts.call(pipeline_streaming_simple.main, "--once")
     for table in tables:
         table.update_incremental()
     readings, rejects = (table.to_pyarrow_table().to_pylist() for table in tables)
     # Each line is there: in the columns, or as it came.
-    files = (simple / "sensor_data").glob("*.json")
-    sent = Counter(b"".join(file.read_bytes() for file in files).splitlines())
+    sent = Counter(made)
     found = Counter(row["value"] for row in rejects)
     assert sent.total() == len(readings) + len(rejects) == 400
     assert sent >= found
@@ -87,12 +80,9 @@ def test_a_file_is_one_object_or_one_object_a_line(
             assert row.asDict() | EXAMPLE | {"timestamp": row.timestamp} == row.asDict()
 
 
-def test_rows_without_their_checkpoint_are_refused(
-    tmp_path: Path, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = pipeline_streaming_simple.load_options(["--folder", str(tmp_path)], {})
-    write_deltalake(str(tmp_path / "sensor_data_bronze"), pa.table({"a": [1]}))
-    monkeypatch.setattr(pipeline_streaming_simple, "spark_session", lambda *_: nullcontext(spark))
-    monkeypatch.setattr(pipeline_streaming_simple, "stop_on_signals", lambda _: None)
-    with pytest.raises(lake.LakeError, match="sensor_data_checkpoint is not"):
-        pipeline_streaming_simple.run(options, threading.Event())
+@pytest.mark.usefixtures("lent_spark")
+def test_rows_without_their_checkpoint_are_refused(tmp_path: Path) -> None:
+    scripts = Scripts("127.0.0.1:1", "none", tmp_path / "lake")
+    write_deltalake(str(tmp_path / "simple/sensor_data_bronze"), pa.table({"a": [1]}))
+    _, err = scripts.call(pipeline_streaming_simple.main, code=1)
+    assert "sensor_data_checkpoint is not" in err

@@ -32,14 +32,14 @@ def test_verify_says_what_it_cannot_compare(
     scripts: Callable[[str], Scripts], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = scripts("nothing")
-    _, err = nothing.run("verify.py", code=1)
+    _, err = nothing.call(verify.main, code=1)
     assert err.startswith("verify: cannot compare: there is no topic nothing")
     with closing(KafkaAdminClient(bootstrap_servers=nothing.kafka.split(","))) as admin:
         admin.create_topics([NewTopic("nothing", -1, -1)])
     for name, schema in lake.SCHEMAS.items():
         columns = {column: pa.array([], pa.string()) for column in transforms.names(schema)}
         write_deltalake(str(nothing.lake / f"sensor_data_{name}"), pa.table(columns))
-    _, err = nothing.run("verify.py", code=1)
+    _, err = nothing.call(verify.main, code=1)
     assert err == "verify: nothing to compare: nothing and the tables are empty\n"
     # Retention was faster: what was the first message when it began is there no more.
     monkeypatch.setattr(KafkaConsumer, "beginning_offsets", in_each(5))
