@@ -29,7 +29,8 @@ import openpyxl
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.acid_waters.tables import (  # noqa: E402  # works from any folder
+from pipelines.acid_waters.settings import SAMPLE  # noqa: E402  # works from any folder
+from pipelines.acid_waters.tables import (  # noqa: E402
     MEASURES,
     METHODS,
     SAMPLES,
@@ -38,7 +39,6 @@ from pipelines.acid_waters.tables import (  # noqa: E402  # works from any folde
     parameter_of,
 )
 
-FOLDER = Path(__file__).resolve().parent / "sample"
 Cells = list[Any]
 # Site, program, name, state, ecoregion, lake or stream, typical ANC in ueq/l.
 PLACES = (
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
+    parser.add_argument("folder", nargs="?", type=Path, default=SAMPLE)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--rows", type=int, default=760, help="samples (default: 760)")
     options = parser.parse_args(argv)

@@ -101,16 +101,8 @@ def panel(
     for _, decade, measured, ph in rows:
         parts.append(f'<circle cx="{x(decade):.1f}" cy="{y(ph):.1f}" r="4" fill="{LINE}"/>')
         parts.append(label(x(decade), y(ph) - 10, french(ph, 2), anchor="middle"))
-        parts.append(
-            label(
-                x(decade),
-                y(ph) + 18,
-                f"n = {measured:,}".replace(",", "\u202f"),
-                GREY,
-                11,
-                anchor="middle",
-            )
-        )
+        count = f"n = {measured:,}".replace(",", "\u202f")
+        parts.append(label(x(decade), y(ph) + 18, count, GREY, 11, anchor="middle"))
     return parts
 
 

@@ -8,7 +8,7 @@
 
 Every message of the topic is read again and must be settled exactly once, integrated or
 rejected, and be in the archive in HDFS, byte for byte. What the topic has deleted must have been
-settled before: lots that went unread are lost, also when the consumer was told to accept it. The
+read before, else it is "deleted unread", also when the consumer was told to go on without it. The
 members of every version are derived anew from the versions table, event by event. The rows that the
 members' messages hold must be those of the Parquet files in HDFS, each one, and the metrics that
 DuckDB computes from them (verification/) those of PostgreSQL, row for row, to the last digit. Only

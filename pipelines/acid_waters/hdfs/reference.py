@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 from pyspark.sql.types import (
     DecimalType,
     IntegerType,
@@ -41,53 +41,45 @@ CSV = {  # how the files in HDFS are written and read
     "ignoreLeadingWhiteSpace": "false",  # Spark's writer trims unless told
     "ignoreTrailingWhiteSpace": "false",
 }
-METHODS_SCHEMA = StructType(
-    [
-        StructField("PROGRAM_ID", StringType()),
-        StructField("PARAMETER", StringType()),
-        StructField("START_YEAR", IntegerType()),
-        StructField("END_YEAR", IntegerType()),
-        StructField("METHOD", StringType()),
-        StructField("METHOD_DESCRIPTION", StringType()),
-    ]
-)
-SITE_TYPES = {
+TYPES = {  # of the columns that are no texts
+    **dict.fromkeys(METHODS.numbers, IntegerType()),
     **dict.fromkeys(SITES.numbers, DecimalType(24, DECIMALS)),
     **dict.fromkeys(("COMID", "FEATUREID"), LongType()),
     "UPDATE_DATE": TimestampNTZType(),  # with a zone, Python would get it in its own
 }
-SITES_SCHEMA = StructType(
-    [StructField(name, SITE_TYPES.get(name, StringType())) for name in SITES.columns]
-)
 LOAD_FIRST = "run prepare.py first"
-REFERENCE = {"methods": (METHODS, METHODS_SCHEMA), "sites": (SITES, SITES_SCHEMA)}
+REFERENCE = {"methods": METHODS, "sites": SITES}
 
 
-def read_reference(spark: SparkSession, hdfs_url: str, name: str) -> DataFrame:
+def read_reference(spark: SparkSession, hdfs_url: str, name: str) -> list[Any]:
     """Return "methods" or "sites" as HDFS has it; a value of another type is an error.
 
     Raises:
         SparkError: HDFS does not have it, or not all of it.
     """
     found = read_folder(spark, f"{hdfs_url}/reference/{name}", name)
-    if found.isEmpty():
+    if not found:
         raise SparkError(f"{hdfs_url}/reference/{name} is empty: {LOAD_FIRST}")
     return found
 
 
-def read_folder(spark: SparkSession, folder: str, name: str) -> DataFrame:
+def read_folder(spark: SparkSession, folder: str, name: str) -> list[Any]:
     """Return "methods" or "sites" as a folder has it.
 
     Raises:
         SparkError: it is not there, or whoever wrote it did not come to the end.
     """
-    _, schema = REFERENCE[name]
+    columns = REFERENCE[name].columns
+    schema = StructType(
+        [StructField(column, TYPES.get(column, StringType())) for column in columns]
+    )
     files, path = file_system(folder)
     if not files.exists(path):
         raise SparkError(f"{folder} is not there: {LOAD_FIRST}")
     if not files.exists(path.suffix("/_SUCCESS")):
         raise SparkError(f"{folder} is not whole: {LOAD_FIRST}")
-    return spark.read.options(**CSV, mode="FAILFAST").schema(schema).csv(folder)
+    table = spark.read.options(**CSV, mode="FAILFAST").schema(schema).csv(folder)
+    return list(table.collect())
 
 
 def file_system(folder: str) -> tuple[Any, Any]:
@@ -104,7 +96,7 @@ def load(spark: SparkSession, hdfs_url: str, name: str, rows: Sequence[Row]) -> 
     Returns:
         Counter: each such row, once for the file and once for HDFS.
     """
-    table, _ = REFERENCE[name]
+    table = REFERENCE[name]
     folder = f"{hdfs_url}/reference/{name}"
     new = f"{folder}.new"
     schema = ", ".join(f"{column} string" for column in table.columns)
@@ -113,7 +105,7 @@ def load(spark: SparkSession, hdfs_url: str, name: str, rows: Sequence[Row]) -> 
     given = Counter(tuple(row.values()) for row in rows)
     found = Counter(
         tuple(cell_text(value, column, table) for column, value in row.asDict().items())
-        for row in read_folder(spark, new, name).collect()
+        for row in read_folder(spark, new, name)
     )
     differing = (given - found) + (found - given)
     if not differing:
@@ -131,7 +123,7 @@ def read_files(folder: Path) -> dict[str, list[Row]]:
         TableError: one cannot be read, is empty, or has a site twice.
     """
     rows: dict[str, list[Row]] = {}
-    for name, (table, _) in REFERENCE.items():
+    for name, table in REFERENCE.items():
         file = find_file(folder, table)
         rows[name] = list(read_table(file, table))
         if not rows[name]:

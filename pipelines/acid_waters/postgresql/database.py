@@ -1,6 +1,6 @@
 """The tables of this pipeline in PostgreSQL: the connection, the dimensions, where to read on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,20 +26,35 @@ def connect(url: str) -> Connection:
     with conn.transaction():  # one at a time: two CREATE IF NOT EXISTS can collide
         conn.execute("SELECT pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
         # What schema.sql has had since last, so that older tables get it too.
-        newest = "SELECT to_regclass('water.rejects') IS NULL"
+        newest = "SELECT to_regclass('water.losses') IS NULL"
         if conn.execute(newest).fetchone()[0]:
             conn.execute(SCHEMA.read_text(encoding="utf-8"))
     return conn
 
 
 def next_offsets(conn: Connection, topic: str) -> dict[int, int]:
-    """Return the offset after the last settled lot, by partition; what was never read is absent."""
-    rows = conn.execute(
-        """SELECT partition, max("offset") + 1 FROM lots JOIN versions USING (lot_id)
-        WHERE topic = %s AND attempt = 0 AND versions.state <> 'received' GROUP BY partition""",
-        [topic],
+    """Return the offset after what was read, by partition; what was never read is absent."""
+    query = "SELECT partition, next_offset FROM next_offsets WHERE topic = %s"
+    return dict(conn.execute(query, [topic]).fetchall())
+
+
+def note_positions(conn: Connection, ends: Mapping[str, Mapping[str, int]]) -> None:
+    """Note how far topics are read: {topic: {partition: next offset}}, as Spark has it."""
+    with conn.cursor() as cursor:
+        cursor.executemany(
+            """INSERT INTO positions VALUES (%s, %s, %s)
+            ON CONFLICT (topic, partition) DO UPDATE SET next_offset = excluded.next_offset""",
+            [(topic, *place) for topic, places in ends.items() for place in places.items()],
+        )
+
+
+def note_loss(conn: Connection, topic: str, partition: int, since: int, until: int) -> None:
+    """Note that a topic had deleted the offsets since <= offset < until before they were read."""
+    conn.execute(
+        """INSERT INTO losses VALUES (%s, %s, %s, %s)
+        ON CONFLICT (topic, partition, since) DO UPDATE SET until = excluded.until""",
+        [topic, partition, since, until],
     )
-    return dict(rows.fetchall())
 
 
 def note_topic(conn: Connection, topic: str, topic_id: str) -> bool:

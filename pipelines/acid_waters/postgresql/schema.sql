@@ -72,6 +72,30 @@ CREATE TABLE IF NOT EXISTS membership (
     PRIMARY KEY (lot_id, since)
 );
 
+-- How far a topic is read: after its last lot there may be markers of transactions.
+CREATE TABLE IF NOT EXISTS positions (
+    topic       text NOT NULL,
+    partition   integer NOT NULL,
+    next_offset bigint NOT NULL,
+    PRIMARY KEY (topic, partition)
+);
+
+-- Where to read on: after the last settled lot, or further.
+CREATE OR REPLACE VIEW next_offsets AS
+    SELECT topic, partition, max(next_offset) AS next_offset FROM (
+        SELECT topic, partition, "offset" + 1 AS next_offset FROM lots JOIN versions USING (lot_id)
+        WHERE attempt = 0 AND state <> 'received'
+        UNION ALL SELECT * FROM positions) AS places GROUP BY 1, 2;
+
+-- What a topic had deleted unread, since <= offset < until, and --accept-loss went on without.
+CREATE TABLE IF NOT EXISTS losses (
+    topic     text NOT NULL,
+    partition integer NOT NULL,
+    since     bigint NOT NULL,
+    until     bigint NOT NULL,
+    PRIMARY KEY (topic, partition, since)
+);
+
 -- Dimensions. A site or method whose description has changed gets a new row: facts keep theirs.
 CREATE TABLE IF NOT EXISTS dim_site (
     site_key      integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

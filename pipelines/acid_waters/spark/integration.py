@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +14,11 @@ from pipelines.acid_waters.postgresql.database import Connection, dimension_keys
 from pipelines.acid_waters.spark import lots as transform
 
 YEARS_AHEAD = 10  # so long a consumer may run: methods still in use are known until then
-RAW_COLUMNS = ("topic", "partition", "offset", "timestamp", "key", "value", "headers")
+# What is archived of a message.
+RAW = (
+    "topic string, partition int, offset long, timestamp timestamp, key binary, value binary, "
+    "headers array<struct<key: string, value: binary>>"
+)
 
 
 class Integration:
@@ -24,8 +29,8 @@ class Integration:
         self.conn = conn
         self.hdfs_url = hdfs_url
         today = datetime.now(UTC).date()
-        sites = read_reference(spark, hdfs_url, "sites").collect()
-        methods = read_reference(spark, hdfs_url, "methods").collect()
+        sites = read_reference(spark, hdfs_url, "sites")
+        methods = read_reference(spark, hdfs_url, "methods")
         names = transform.parameter_rows()
         site_keys, parameter_keys, method_keys = dimension_keys(
             conn, sites, [(parameter, unit) for _, parameter, unit in names], methods
@@ -48,26 +53,28 @@ class Integration:
     def archive(self, messages: DataFrame) -> str:
         """Write Kafka messages into HDFS, byte for byte; return the new folder."""
         folder = f"raw/{new_name()}"
-        messages.select(*RAW_COLUMNS).coalesce(1).write.parquet(f"{self.hdfs_url}/{folder}")
+        raw = messages.drop("timestampType").coalesce(1)
+        raw.write.parquet(f"{self.hdfs_url}/{folder}")
         return folder
 
-    def integrate(self, raw_path: str, condition: str = "true", attempt: int = 0) -> list[Any]:
+    def integrate(
+        self, raw_path: str, topic: str, condition: str = "true", attempt: int = 0
+    ) -> list[Any]:
         """Check, store and publish archived lots; return what became of each, in order.
 
         Args:
             raw_path: folder of the archive.
+            topic: whose messages are there.
             condition: which of its messages, in SQL.
             attempt: 0 from Kafka, more when they are processed again.
         """
-        messages = self.spark.read.parquet(f"{self.hdfs_url}/{raw_path}").where(condition)
+        archive = self.spark.read.schema(RAW).parquet(f"{self.hdfs_url}/{raw_path}")
+        messages = archive.where(condition)
         lots = transform.read_lots(messages)
         samples = transform.read_samples(lots)
         today = datetime.now(UTC).date()
         checked = transform.check(lots, samples, self.sites, today)
-        found = checked.orderBy("sent_at_ms", *transform.LOT).collect()
-        if not found:
-            return []
-        topic = messages.select("topic").first()["topic"]  # type: ignore[index, unused-ignore]
+        found = sorted(checked.collect(), key=itemgetter("sent_at_ms", *transform.LOT))
         common = {"topic": topic, "attempt": attempt, "raw_path": raw_path}
         received = [{**row.asDict(), **common, "sent_at": moment(row.sent_at_ms)} for row in found]
         ids = history.receive(self.conn, received)
@@ -112,7 +119,7 @@ class Integration:
         """
         lot = history.archived_lot(self.conn, None if target == "last" else target)
         place = f"partition = {lot.partition} AND offset = {lot.offset}"
-        return self.integrate(lot.raw_path, place, lot.next_attempt)
+        return self.integrate(lot.raw_path, lot.topic, place, lot.next_attempt)
 
 
 def moment(milliseconds: int) -> datetime:

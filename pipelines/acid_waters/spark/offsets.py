@@ -9,7 +9,12 @@ from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
 from pipelines.acid_waters.kafka.topic import kafka_client
-from pipelines.acid_waters.postgresql.database import Connection, next_offsets, note_topic
+from pipelines.acid_waters.postgresql.database import (
+    Connection,
+    next_offsets,
+    note_loss,
+    note_topic,
+)
 from pipelines.acid_waters.spark.spark_session import java
 
 
@@ -26,13 +31,13 @@ def starting_offsets(
         conn: to PostgreSQL.
         bootstrap_servers: of Kafka.
         topic: its name.
-        accept_loss: begin later where Kafka has deleted lots that were never read.
+        accept_loss: begin later where Kafka has deleted lots that were never read, and note that.
 
     Raises:
         LossError: the topic does not hold it, or no longer.
         KafkaError: Kafka does not answer, or does not have the topic yet.
     """
-    settled = next_offsets(conn, topic)
+    read = next_offsets(conn, topic)
     consumer = KafkaConsumer(
         **kafka_client(bootstrap_servers, wait_s=5),
         isolation_level="read_committed",
@@ -52,17 +57,19 @@ def starting_offsets(
     begin = {}
     for partition in partitions:
         number = partition.partition
-        wanted = settled.get(number, 0)
+        wanted = read.get(number, 0)
         if wanted > end[partition]:
             raise LossError(
                 f"{topic} was made anew: partition {number} ends at {end[partition]}, "
                 f"{wanted} were read. Give it another name (WATER_TOPIC)"
             )
-        if wanted < first[partition] and not accept_loss:
-            raise LossError(
-                f"Kafka has deleted unread lots: partition {number}, offsets {wanted} to "
-                f"{first[partition] - 1}. Go on without: --accept-loss, and send them again"
-            )
+        if wanted < first[partition]:
+            if not accept_loss:
+                raise LossError(
+                    f"Kafka has deleted unread lots: partition {number}, offsets {wanted} to "
+                    f"{first[partition] - 1}. Go on without: --accept-loss, and send them again"
+                )
+            note_loss(conn, topic, number, wanted, first[partition])
         begin[str(number)] = max(wanted, first[partition])
     return json.dumps({topic: begin})
 

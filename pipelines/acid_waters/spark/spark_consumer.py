@@ -17,11 +17,11 @@ What is done with the lots of a Spark micro-batch, in this order:
     5. joined and aggregated               site, method, year, water-body type
     6. published                           PostgreSQL, one transaction: versions, members, metrics
 
-A version's rows are those of its lots (lot_id) in the files of 4. It is there when 6
-has committed, and whole. Before that, files are written under a name of their own that no version
-knows: killed at any moment, nothing is half there. Where to go on in the
-topic is read from PostgreSQL, where 6 has written it: nothing is lost, nothing twice. A server that
-is away is waited for, and everything begins again at 1.
+A version's rows are those of its lots (lot_id) in the files of 4. It is there when 6 has committed,
+and whole. Before that, files are written under a name of their own that no version knows: killed at
+any moment, nothing is half there. Where to go on in the topic is read from PostgreSQL, where 6 has
+written it: nothing is lost, nothing twice. A server that is away is waited for, and everything
+begins again at 1. On a terminal, Spark shows how far it is.
 
 --reprocess does 2 to 6 again with an archived lot, for instance when a site was missing: what
 comes out takes the place of what was made of it before.
@@ -61,7 +61,7 @@ from pyspark.sql import DataFrame, SparkSession
 PROJECT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.acid_waters.postgresql.database import connect  # noqa: E402
+from pipelines.acid_waters.postgresql.database import connect, note_positions  # noqa: E402
 from pipelines.acid_waters.postgresql.history import SettledError, VersionError  # noqa: E402
 from pipelines.acid_waters.settings import HERE, add_wait, command_line  # noqa: E402
 from pipelines.acid_waters.spark.integration import Integration  # noqa: E402
@@ -109,6 +109,7 @@ class Stream:
         self.failure: Exception | None = None
         self._one_at_a_time = threading.Lock()
         self._closed = False
+        self._noted: Any = None
 
     def run(self, stop: threading.Event, answered: Callable[[str], None]) -> None:
         """Consume until stopped, or with --once until nothing is left.
@@ -127,8 +128,10 @@ class Stream:
         query = self._start(offsets)
         answered(offsets)
         try:
-            while query.isActive and not stop.wait(0.2):
-                pass
+            is_active = True
+            while is_active and not stop.wait(0.2):
+                is_active = query.isActive  # asked first: its last micro-batch is noted, too
+                self._note_positions(query)
             if error := self.failure or query.exception():
                 if any(words in str(error) for words in UNDECODABLE):
                     raise LossError(
@@ -154,18 +157,31 @@ class Stream:
             .option("includeHeaders", "true")
             .load()
         )
-        writer = messages.writeStream.foreachBatch(self._micro_batch)
+        writer = messages.writeStream.foreachBatch(self.micro_batch)
         if config.once:
             return writer.trigger(availableNow=True).start()
         pause = f"{round(config.every * 1000)} milliseconds"
         return writer.trigger(processingTime=pause).start()
 
-    def _micro_batch(self, messages: DataFrame, _number: int) -> None:
+    def _note_positions(self, query: Any) -> None:
+        """Note how far the topic is read: transactions' markers leave no other trace.
+
+        A micro-batch that has failed is not in the query's progress.
+        """
+        with self._one_at_a_time:  # the connection is in no transaction
+            sources = (query.lastProgress or {}).get("sources") or [{}]
+            if (ends := sources[0].get("endOffset")) and ends != self._noted:
+                note_positions(self.integration.conn, ends)
+                self._noted = ends
+
+    def micro_batch(self, messages: DataFrame, _number: int) -> None:
         with self._one_at_a_time:
             if self._closed:  # nothing is noted of these lots: they are read again
                 return
             try:
-                report(self.integration.integrate(self.integration.archive(messages)))
+                if not messages.isEmpty():  # as is a query's first, when nothing is new
+                    folder = self.integration.archive(messages)
+                    report(self.integration.integrate(folder, self.config.topic))
             except Exception as exc:
                 self.failure = exc  # what Spark makes of it is a page of two languages' traces
                 raise

@@ -35,7 +35,7 @@ SETTINGS = {
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.ui.enabled": "false",
-    "spark.ui.showConsoleProgress": "false",
+    "spark.ui.showConsoleProgress": str(os.isatty(2)).lower(),  # on a terminal's stderr
     "spark.sql.shuffle.partitions": "2",
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.ansi.enabled": "false",  # a text that is no number gives null, which is looked for
@@ -45,6 +45,8 @@ SETTINGS = {
     # The DataNode is reached by the name it announces: its address is a container's own.
     "spark.hadoop.dfs.client.use.datanode.hostname": "true",
     "spark.hadoop.dfs.replication": "1",
+    # Seconds, instead of ten: the consumer itself tries again, and says so.
+    "spark.hadoop.ipc.client.connect.max.retries": "2",
 }
 
 
@@ -129,8 +131,8 @@ def kafka_jars() -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     goal = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
     options = [f"-DoutputDirectory={partial}", f"-Dspark.version={pyspark.__version__}"]
-    command = ["mvn", "-B", "-q", "-f", str(HERE / "pom.xml"), goal, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["mvn", "-B", "-q", "-Dstyle.color=never", "-f", str(HERE / "pom.xml"), goal]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = (done.stdout + done.stderr).strip().splitlines() or ["it printed nothing"]
         raise SparkError(f"Maven cannot fetch Spark's Kafka source: {lines[0]}")

@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
+from kafka.structs import TopicPartition
 from pyspark.sql import SparkSession
 
 from pipelines.acid_waters import verify
@@ -156,6 +157,11 @@ class Scene:
         with closing(KafkaProducer(bootstrap_servers=address)) as producer:
             for value, headers in messages:
                 producer.send(self.topic, value, b"any", headers, 0, timestamp_ms).get(timeout=30)
+
+    def delete_messages(self, *partitions: int) -> None:
+        """Delete all that partitions hold, as retention does."""
+        with self.admin() as admin:
+            admin.delete_records({TopicPartition(self.topic, number): -1 for number in partitions})
 
     def load_reference(self) -> None:
         """Put the sample's methods and sites into HDFS: a copy of what was loaded once."""

@@ -3,7 +3,6 @@
 from datetime import date
 from typing import Any
 
-import pytest
 from pyspark.sql import SparkSession
 
 from pipelines.acid_waters.spark import lots as transform
@@ -97,32 +96,3 @@ def test_the_rule_for_overlapping_methods(spark: SparkSession) -> None:
     assert key["NA", 2012] == 6
     assert key["K", 2012] == 7
     assert ("DOC", 1978) not in key
-
-
-@pytest.mark.parametrize("year", [2012])
-def test_values_get_their_site_and_method(spark: SparkSession, year: int) -> None:
-    row = {**dict.fromkeys(SAMPLES.columns), "SITE_ID": "040576", "PROGRAM_ID": "P",
-           "DATE_SMP": f"{year}-07-01", "WATERBODY_TYPE": "Lake", "NA_UEQ_L": "1528",
-           "PH_LAB": "6.5"}  # fmt: skip
-    samples = spark.createDataFrame([(1, row)], "lot_id long, fields map<string,string>")
-    sites = spark.createDataFrame(
-        [(10, "040576", "P"), (11, "040576", "Q")],
-        "site_key int, SITE_ID string, PROGRAM_ID string",
-    )
-    parameters = spark.createDataFrame(
-        [(number, *names[:2]) for number, names in enumerate(transform.parameter_rows())],
-        "parameter_key int, measure string, PARAMETER string",
-    )
-    chosen = spark.createDataFrame(
-        [("P", "NA", year, 5)], "PROGRAM_ID string, PARAMETER string, year int, method_key int"
-    )
-    typed = transform.typed(samples)
-    values = transform.measures(typed, sites, parameters, chosen)
-    found = {row.parameter_key: row for row in values.collect()}
-    names = [name for name, *_ in transform.parameter_rows()]
-    sodium, ph = found[names.index("NA_UEQ_L")], found[names.index("PH_LAB")]
-    assert len(found) == 2
-    assert (sodium.site_key, sodium.method_key, sodium.value) == (10, 5, 1528)
-    assert ph.method_key == 0
-    (fact,) = transform.sample_facts(typed, sites).collect()
-    assert tuple(fact) == (1, 10, year, "Lake", 1)

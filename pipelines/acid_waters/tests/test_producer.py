@@ -77,21 +77,22 @@ def test_faults_may_fall_on_one_lot(size: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "environ", "says"),
     [
-        (["--lot-size", "0"], "'0' is not a whole number from 1"),
-        (["--interval", "nan"], "'nan' is not a number from 0"),
-        (["--bad", "1.5"], "'1.5' is not a number from 0 to 1"),
-        (["--topic", "a b"], "'a b' is not 1 to 237 letters"),
-        (["--fault", "short"], "'short' is not KIND=LOT, KIND of short, long"),
-        (["--fault", "rust=1"], "'rust=1' is not KIND=LOT"),
+        (["--lot-size", "0"], {}, "'0' is not a whole number from 1"),
+        (["--interval", "nan"], {}, "'nan' is not a number from 0"),
+        (["--bad", "1.5"], {}, "'1.5' is not a number from 0 to 1"),
+        (["--topic", "a b"], {}, "'a b' is not 1 to 237 letters"),
+        ([], {"KAFKA_BOOTSTRAP_SERVERS": "localhost"}, "'localhost' is not HOST:PORT"),
+        (["--fault", "short"], {}, "'short' is not KIND=LOT, KIND of short, long"),
+        (["--fault", "rust=1"], {}, "'rust=1' is not KIND=LOT"),
     ],
 )
-def test_a_bad_argument_is_said(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+def test_a_bad_setting_is_said(
+    arguments: list[str], environ: dict[str, str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        producer.load_config(arguments, {})
+        producer.load_config(arguments, environ)
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
 

@@ -62,7 +62,7 @@ def test_faulty_lots_are_rejected_whole_and_stop_nothing(scene: Scene) -> None:
     assert (verdict.integrated, verdict.rejected, verdict.rows) == (16, 11, 760)
 
 
-def test_what_was_sent_twice_is_there_once(scene: Scene) -> None:
+def test_what_was_sent_twice_is_there_once(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     scene.load_reference()
     scene.send()
     scene.send("--fault", "number=3")
@@ -70,6 +70,12 @@ def test_what_was_sent_twice_is_there_once(scene: Scene) -> None:
     scene.consume()
     verdict = scene.verify(*DATA)
     assert (verdict.messages, verdict.integrated, verdict.rejected) == (16, 8, 8)
+    archived = scene.folders("raw")
+    caplog.set_level("INFO")
+    assert scene.consume() == 0  # there is nothing new
+    assert scene.folders("raw") == archived
+    assert "consuming topic" in caplog.text
+    assert "published" not in caplog.text
 
 
 def test_the_same_rows_in_lots_of_another_size_are_there_once(scene: Scene) -> None:
@@ -173,9 +179,17 @@ def test_what_a_transaction_has_taken_back_is_no_lot(scene: Scene) -> None:
     assert scene.consume() == 0
     verdict = scene.verify()
     assert (verdict.messages, verdict.integrated, verdict.rejected) == (2, 2, 0)
+    scene.delete_messages(0, 1, 2)  # these, what was taken back, and the transaction's marker
+    verdict = scene.verify()
+    assert (verdict.messages, verdict.integrated, verdict.forgotten) == (0, 2, 2)
     scene.send("--first", "3")
     assert scene.consume() == 0  # it goes on after them
     assert scene.verify(*DATA).integrated == 8
+    scene.send("--first", "8")
+    scene.delete_messages(0, 1, 2)  # among them one that was not read
+    ((partition, offset),) = scene.compare().deleted_unread
+    next_offset = "SELECT next_offset FROM next_offsets WHERE partition = %s"
+    assert scene.query(next_offset, partition) == [(offset,)]
 
 
 def test_lots_that_spark_cannot_read_are_named_and_end_it(

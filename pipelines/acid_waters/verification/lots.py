@@ -82,8 +82,6 @@ def compare_lots(
         messages: of the topic, as `read_topic` returns them.
         first: offsets, as `read_topic` returns them: what was before them is deleted.
     """
-    # Each offset was a lot: nobody sends in transactions, whose markers would have some too.
-    deleted = {(partition, offset) for partition in first for offset in range(first[partition])}
     settled: dict[Place, str] = {}
     for row in conn.execute(
         """SELECT DISTINCT ON (l.lot_id) l.partition, l."offset", v.state
@@ -94,17 +92,38 @@ def compare_lots(
     ):
         settled[row[0], row[1]] = row[2]
     verdict.messages = len(messages)
-    verdict.forgotten = len(deleted & settled.keys())
     verdict.unsettled = sorted(messages.keys() - settled.keys())
-    verdict.lost = sorted(deleted - settled.keys())
+    verdict.deleted_unread = deleted_unread(conn, topic, first)
     for place, state in settled.items():
         verdict.integrated += state == "integrated"
         verdict.rejected += state == "rejected"
         if place in messages:
             if state == "integrated" and not is_as_declared(messages[place]):
                 verdict.wrongly_integrated.append(place)
-        elif place not in deleted:
+        elif place[1] < first.get(place[0], 0):
+            verdict.forgotten += 1
+        else:
             verdict.unexpected_lots.append(place)
+
+
+def deleted_unread(conn: Any, topic: str, first: Mapping[int, int]) -> list[Place]:
+    """Return what the topic has deleted before the consumer read it.
+
+    What it deleted after that and was no lot, the consumer has rightly passed over: the markers of
+    transactions, and what they have taken back. Of what is deleted nobody else can tell.
+
+    Args:
+        conn: to PostgreSQL.
+        topic: its name.
+        first: offsets, as `read_topic` returns them.
+    """
+    gaps = conn.execute(
+        "SELECT partition, since, until FROM losses WHERE topic = %s", [topic]
+    ).fetchall()
+    query = "SELECT partition, next_offset FROM next_offsets WHERE topic = %s"
+    read = dict(conn.execute(query, [topic]).fetchall())
+    gaps += [(partition, read.get(partition, 0), until) for partition, until in first.items()]
+    return sorted({(gap[0], offset) for gap in gaps for offset in range(*gap[1:])})
 
 
 def members_by_events(conn: Any) -> dict[int, frozenset[int]]:

@@ -28,7 +28,8 @@ class Verdict:
         rows: of its data set.
         metrics: rows of metrics compared.
         unsettled: messages that are not settled.
-        lost: deleted by the topic, and not settled before.
+        deleted_unread: by the topic, before the consumer read them, also when it was told to go on
+            without. Some may be no lots: markers of transactions.
         unexpected_lots: settled, but the topic does not hold them, nor has it deleted them.
         wrongly_archived: the archive does not hold a message's bytes, or a lot of the version.
         wrongly_integrated: size or checksum is not what the message declares, or not of samples.
@@ -49,7 +50,7 @@ class Verdict:
     rows: int = 0
     metrics: int = 0
     unsettled: list[Place] = field(default_factory=list)
-    lost: list[Place] = field(default_factory=list)
+    deleted_unread: list[Place] = field(default_factory=list)
     unexpected_lots: list[Place] = field(default_factory=list)
     wrongly_archived: list[Place] = field(default_factory=list)
     wrongly_integrated: list[Place] = field(default_factory=list)

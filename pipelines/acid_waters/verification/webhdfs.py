@@ -8,6 +8,8 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
+from tqdm import tqdm
+
 
 class WebHdfs:
     """HDFS by HTTP, never through the proxy that http_proxy names: it is a server of our own."""
@@ -36,9 +38,10 @@ class WebHdfs:
         return [f"{folder}/{name}" for name in names if not name.startswith(("_", "."))]
 
     def download(self, folders: Sequence[str], to: Path) -> list[str]:
-        """Copy the data files of folders; return their local names."""
+        """Copy the data files of folders, with a bar on a terminal; return their local names."""
         copies = []
-        for name in [name for folder in folders for name in self.files(folder)]:
-            copies.append(to / f"{len(list(to.iterdir()))}-{Path(name).name}")
-            copies[-1].write_bytes(self.ask(name, "OPEN"))
+        for folder in tqdm(folders, "HDFS", leave=False, disable=None):
+            for name in self.files(folder):
+                copies.append(to / f"{len(list(to.iterdir()))}-{Path(name).name}")
+                copies[-1].write_bytes(self.ask(name, "OPEN"))
         return [str(copy) for copy in copies]
