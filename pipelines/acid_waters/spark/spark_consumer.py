@@ -175,6 +175,7 @@ class Stream:
                 self._noted = ends
 
     def micro_batch(self, messages: DataFrame, _number: int) -> None:
+        """Integrate a micro-batch, unless the stream was closed meanwhile."""
         with self._one_at_a_time:
             if self._closed:  # nothing is noted of these lots: they are read again
                 return
