@@ -5,8 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,20 +32,6 @@ os.environ["PYTHON_DOTENV_DISABLED"] = "1"
 # Elasticsearch runs only for minutes here. Without Java's optimising compiler it needs half the
 # processor time to start.
 os.environ["ELASTICSEARCH_HEAP"] = "512m -XX:TieredStopAtLevel=1"
-
-
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
-    """Return the condition's first true value, asked for every 0.1 s.
-
-    Raises:
-        pytest.fail.Exception: it was not true within timeout_s; the text says what was waited for.
-    """
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {timeout_s:.0f} s: {what}")
-        time.sleep(0.1)
-    return value
 
 
 def new_stack(state: Path, *overlays: str) -> Stack:

@@ -16,8 +16,9 @@ from elasticsearch import Elasticsearch
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.structs import TopicPartition
 
+from pipelines.tests.waiting import wait_until
 from stack.lifecycle import Stack
-from tests.conftest import PROJECT, Pipeline, interrupt, new_stack, wait_until
+from tests.conftest import PROJECT, Pipeline, interrupt, new_stack
 from tools.faulty_sensors import FAULTS
 from tools.verify import verify
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.conftest import PROJECT, wait_until
+from pipelines.tests.waiting import wait_until
+from tests.conftest import PROJECT
 from tests.docker.conftest import Clone
 from tests.docker.stand_ins import ImageBuilder
 from tests.documents import commands

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.conftest import wait_until
+from pipelines.tests.waiting import wait_until
 from tests.docker.conftest import Clone
 from tests.documents import commands
 

@@ -19,8 +19,9 @@ from typing import Any
 from elasticsearch.helpers import scan
 from kafka import KafkaAdminClient, KafkaProducer
 
+from pipelines.tests.waiting import wait_until
 from stack.lifecycle import Stack
-from tests.conftest import PROJECT, Pipeline, wait_until
+from tests.conftest import PROJECT, Pipeline
 from tests.faults.proxy import BulkProxy, TcpProxy
 from tools.verify import Verdict, verify
 

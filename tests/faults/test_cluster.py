@@ -15,8 +15,9 @@ from elasticsearch import Elasticsearch
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
+from pipelines.tests.waiting import wait_until
 from stack.lifecycle import Stack
-from tests.conftest import PROJECT, Pipeline, new_stack, program, wait_until
+from tests.conftest import PROJECT, Pipeline, new_stack, program
 
 BROKERS = {1: "kafka", 2: "kafka-2", 3: "kafka-3"}  # node id -> service
 NODES = ("elasticsearch", "elasticsearch-2", "elasticsearch-3")

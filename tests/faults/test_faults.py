@@ -20,8 +20,8 @@ import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, NewPartitions, NewTopic
 
 import kafka_to_elasticsearch as indexer
+from pipelines.tests.waiting import wait_until
 from stack.servers import free_port
-from tests.conftest import wait_until
 from tests.faults.proxy import (
     Answer,
     Forward,

@@ -19,7 +19,8 @@ from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaTimeoutError
 
 import kafka_to_elasticsearch as indexer
-from tests.conftest import Pipeline, wait_until
+from pipelines.tests.waiting import wait_until
+from tests.conftest import Pipeline
 
 MAPPINGS = json.loads(indexer.MAPPING_FILE.read_text())["mappings"]
 Send = Callable[[], Any]

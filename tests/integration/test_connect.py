@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from pipelines.tests.waiting import wait_until
 from stack.lifecycle import Stack
 from stack.servers import free_port
-from tests.conftest import PROJECT, Pipeline, wait_until
+from tests.conftest import PROJECT, Pipeline
 from tests.documents import commands, write_docker
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("connect")]

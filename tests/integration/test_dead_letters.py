@@ -17,7 +17,8 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.structs import TopicPartition
 
-from tests.conftest import PROJECT, Pipeline, wait_until
+from pipelines.tests.waiting import wait_until
+from tests.conftest import PROJECT, Pipeline
 from tools import dead_letters
 
 TOOL = "tools.dead_letters"

@@ -7,8 +7,9 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+from pipelines.tests.waiting import wait_until
 from stack.lifecycle import Stack
-from tests.conftest import PROJECT, Pipeline, interrupt, wait_until
+from tests.conftest import PROJECT, Pipeline, interrupt
 
 DASHBOARD = json.loads(
     (PROJECT / "extensions/monitoring/grafana/dashboards/smart-city.json").read_text()

@@ -24,9 +24,10 @@ from extensions.secure import scram
 from extensions.secure.certificates import Authority
 from extensions.secure.file_realm import password_variable, service_token
 from extensions.secure.kafka_users import KAFKA_USERS, acls
+from pipelines.tests.waiting import wait_until
 from stack.lifecycle import Stack
 from stack.servers import free_port, unprivileged_folder
-from tests.conftest import PROJECT, program, wait_until
+from tests.conftest import PROJECT, program
 from tests.documents import blocks, commands, skeleton, write_docker
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("secure")]

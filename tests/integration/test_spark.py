@@ -18,9 +18,10 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.structs import TopicPartition
 
+from pipelines.tests.waiting import wait_until
 from stack.lifecycle import Stack
 from stack.servers import free_port
-from tests.conftest import PROJECT, Pipeline, wait_until
+from tests.conftest import PROJECT, Pipeline
 from tests.documents import blocks, commands, skeleton, write_docker
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("spark"), pytest.mark.timeout(600)]

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,16 +55,6 @@ os.environ["JAVA_TOOL_OPTIONS"] = "-XX:TieredStopAtLevel=1"
 def batch(number: int) -> str:
     """Return the id of a lot of the sample."""
     return f"LTM_Data_sample-{number:06d}"
-
-
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 300) -> Any:
-    """Return the condition's first true value; fail, saying what was waited for, after a while."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {timeout_s:.0f} s: {what}")
-        time.sleep(0.1)
-    return value
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,8 @@ from pipelines.acid_waters.settings import SAMPLE
 from pipelines.acid_waters.spark.integration import Integration
 from pipelines.acid_waters.spark.offsets import LossError
 from pipelines.acid_waters.spark.spark_session import SparkError
-from pipelines.acid_waters.tests.conftest import DATA, Scene, wait_until
+from pipelines.acid_waters.tests.conftest import DATA, Scene
+from pipelines.tests.waiting import wait_until
 from stack.lifecycle import Stack, command_line
 
 pytestmark = pytest.mark.timeout(900)  # on a busy machine

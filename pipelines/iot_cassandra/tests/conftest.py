@@ -5,8 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,16 +50,6 @@ clients.REQUEST_TIMEOUT_S = 2.0
 writer.PROGRESS_S = writer.RETRY_CAP_S = 1
 raise SystemExit(kafka_to_cassandra.main())
 """
-
-
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
-    """Return the condition's first true value; fail, saying what was waited for, after a while."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {timeout_s:.0f} s: {what}")
-        time.sleep(0.1)
-    return value
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,8 @@
 import re
 import signal
 
-from pipelines.iot_cassandra.tests.conftest import Scene, wait_until
+from pipelines.iot_cassandra.tests.conftest import Scene
+from pipelines.tests.waiting import wait_until
 
 READINGS = 8_000
 

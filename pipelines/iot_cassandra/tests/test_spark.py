@@ -22,7 +22,7 @@ from pyspark.sql import SparkSession
 from pipelines.iot_cassandra.scripts import spark_cassandra
 from pipelines.iot_cassandra.scripts.spark_cassandra import tables_of_readings
 from pipelines.iot_cassandra.spark_session import connectors, spark_session
-from pipelines.iot_cassandra.tests.conftest import HERE, PROJECT, Scene, wait_until
+from pipelines.iot_cassandra.tests.conftest import HERE, PROJECT, Scene
 from pipelines.iot_cassandra.tests.examples import (
     IMPOSSIBLE_TIMES,
     INVALID,
@@ -31,6 +31,7 @@ from pipelines.iot_cassandra.tests.examples import (
     reading,
 )
 from pipelines.tests.other_producers import send_in_transactions
+from pipelines.tests.waiting import wait_until
 from stack.servers import free_port
 
 README = (HERE / "README.md").read_text()

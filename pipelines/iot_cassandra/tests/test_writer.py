@@ -7,9 +7,10 @@ from contextlib import closing
 
 from kafka import KafkaProducer
 
-from pipelines.iot_cassandra.tests.conftest import Scene, wait_until
+from pipelines.iot_cassandra.tests.conftest import Scene
 from pipelines.iot_cassandra.tests.examples import reading
 from pipelines.tests.other_producers import CODECS, send_in_transactions, send_with_each_codec
+from pipelines.tests.waiting import wait_until
 
 
 def test_every_codec_is_read_and_nothing_that_a_transaction_took_back(scene: Scene) -> None:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
@@ -131,18 +130,6 @@ class Clone:
         assert process.returncode == 0, printed
         assert "Traceback" not in printed
         return printed
-
-
-def wait_until(
-    condition: Callable[[], Any], what: str, timeout_s: float = 240, pause_s: float = 0.01
-) -> Any:
-    """Return the condition's first true value; fail, saying what was waited for, after a while."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {timeout_s:.0f} s: {what}")
-        time.sleep(pause_s)
-    return value
 
 
 def still_running(process: subprocess.Popen[str]) -> bool:

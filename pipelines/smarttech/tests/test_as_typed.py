@@ -11,9 +11,10 @@ import pytest
 from pipelines import common
 from pipelines.common import only_copy
 from pipelines.smarttech.settings import FOLDER
+from pipelines.tests.waiting import wait_until
 from stack.lifecycle import Stack
 
-from .helpers import Clone, newest, still_running, wait_until
+from .helpers import Clone, newest, still_running
 
 PROJECT = FOLDER.parents[1]
 READINGS = 4

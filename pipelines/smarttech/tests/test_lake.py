@@ -21,8 +21,7 @@ from pipelines.smarttech import (
 )
 from pipelines.smarttech.streams import Pipeline
 from pipelines.smarttech.supervisor import Supervisor
-
-from .helpers import wait_until
+from pipelines.tests.waiting import wait_until
 
 
 def test_a_late_reading_renews_an_anomaly_whose_score_it_leaves(

@@ -32,9 +32,10 @@ from pipelines.smarttech import (
 from pipelines.smarttech.simulation import DEFECTS
 from pipelines.smarttech.verdict import compare
 from pipelines.tests.other_producers import send_in_transactions, send_with_each_codec
+from pipelines.tests.waiting import wait_until
 from stack.lifecycle import Stack
 
-from .helpers import Scripts, messages, newest, rows_of, shown, still_running, wait_until
+from .helpers import Scripts, messages, newest, rows_of, shown, still_running
 
 TABLES = ("bronze", "silver", "gold", "anomalies", "rejects", "duplicates")
 WRONG = ("--bad", "0.05", "--duplicate", "0.05", "--late", "0.05", "--spike", "0.01")

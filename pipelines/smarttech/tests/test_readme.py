@@ -17,10 +17,11 @@ import pytest
 
 from pipelines.smarttech import demo
 from pipelines.smarttech.settings import FOLDER
+from pipelines.tests.waiting import wait_until
 from stack import prerequisites
 from stack.lifecycle import Stack
 
-from .helpers import Clone, Scripts, still_running, wait_until
+from .helpers import Clone, Scripts, still_running
 
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|text|json)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from pyarrow import fs
 from pyspark.sql import SparkSession
 
 from pipelines.tests.quick_spark import quick_spark  # noqa: F401  # a fixture of every test
+from pipelines.tests.waiting import wait_until
 from pipelines.transactions import capteur, consumer_spark
 from pipelines.transactions.metrics import Metrics
 from pipelines.transactions.rates import RATES_FILE
@@ -54,20 +55,6 @@ services:
 BAD = ("--bad", "0.03", "--fraud", "0.01")
 ONCE = "--once"
 SERVERS = ("kafka", "minio")
-
-
-def wait_until(
-    condition: Callable[[], Any], what: str | Callable[[], str], timeout_s: float = 120
-) -> Any:
-    """Return the condition's first true value; fail, saying what was waited for, after a while."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(
-                f"not within {timeout_s:.0f} s: {what if isinstance(what, str) else what()}"
-            )
-        time.sleep(0.02)
-    return value
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from pipelines.tests.waiting import wait_until
 from pipelines.transactions.tests.conftest import (
     CREDENTIALS,
     HERE,
     Pipeline,
-    wait_until,
 )
 from stack.native.s3 import MINIO_VERSION
 

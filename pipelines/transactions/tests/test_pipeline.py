@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines.tests.other_producers import send_in_transactions, send_with_each_codec
+from pipelines.tests.waiting import wait_until
 from pipelines.transactions import plot, prepare, read
 from pipelines.transactions.capteur import load_config
 from pipelines.transactions.simulation import all_records
@@ -20,7 +21,6 @@ from pipelines.transactions.tests.conftest import (
     Job,
     Pipeline,
     wait_for_rows,
-    wait_until,
 )
 from pipelines.transactions.verify import read_folder
 from stack.lifecycle import Stack

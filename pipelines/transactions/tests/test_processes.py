@@ -9,6 +9,7 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.structs import TopicPartition
 
+from pipelines.tests.waiting import wait_until
 from pipelines.transactions import consumer_spark
 from pipelines.transactions.tests.conftest import (
     BAD,
@@ -16,7 +17,6 @@ from pipelines.transactions.tests.conftest import (
     Job,
     Pipeline,
     rows_seen,
-    wait_until,
 )
 
 # kill -9

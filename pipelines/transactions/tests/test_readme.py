@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.tests.waiting import wait_until
 from pipelines.transactions.store import CARD, Store
-from pipelines.transactions.tests.conftest import HERE, PROJECT, Pipeline, Script, wait_until
+from pipelines.transactions.tests.conftest import HERE, PROJECT, Pipeline, Script
 from pipelines.transactions.verify import read_folder
 from stack.lifecycle import Stack
 
