@@ -78,6 +78,7 @@ BATCH_WAIT_S = 0.2  # a batch that is not full waits for more messages so long
 BATCHES_IN_FLIGHT = 4  # Elasticsearch indexes them while the next is read and validated
 RETRY_BASE_S, RETRY_CAP_S = 0.2, 10.0
 REQUEST_TIMEOUT_S = 30.0  # Elasticsearch may work for so long on one bulk request
+START_TIMEOUT_S = 10.0  # for each answer at the start, when somebody watches
 SESSION_TIMEOUT_MS = 10_000  # after that, the partitions of a killed consumer go to another
 MAX_POLL_INTERVAL_MS = 300_000  # a consumer that does not poll for so long is taken for dead
 KAFKA_TIMEOUT_MS = 5000
@@ -202,7 +203,7 @@ class Batch:
     def add(self, partition: TopicPartition, messages: Sequence[Any]) -> None:
         """Validate messages and take them in, as documents or as dead letters."""
         self.messages += len(messages)
-        self.size_bytes += sum(len(message.value or b"") for message in messages)
+        self.size_bytes += sum(map(size_of, messages))
         self.offsets[partition] = messages[-1].offset + 1
         self.oldest_ms = min(self.oldest_ms, messages[0].timestamp)
         for message in messages:
@@ -214,6 +215,12 @@ class Batch:
                 document_id = f"{reading.sensor_id}@{reading.timestamp}"
                 source = msgspec.json.encode(reading)
                 self.documents.append(Document(document_id, source, message))
+
+
+def size_of(message: Any) -> int:
+    """Return how many bytes a message holds: key, value, headers."""
+    size_bytes = len(message.key or b"") + len(message.value or b"")
+    return size_bytes + sum(len(name) + len(value or b"") for name, value in message.headers)
 
 
 def one_line(exc: BaseException) -> str:
@@ -269,6 +276,8 @@ def classify(item: Mapping[str, Any]) -> tuple[str, str]:
     why = f"{status} {error.get('type')}: {error.get('reason')}"
     if status == 409:
         return "existing", why
+    if status == 200:
+        return "refused", "200: an ingest pipeline has dropped it"
     if status in (400, 413) and error.get("type") not in INDEX_AWAY:
         return "refused", why
     return "again", why
@@ -284,6 +293,8 @@ class BulkWriter:
 
     def settle(self, batch: Batch) -> None:
         """Settle a batch and count its outcome. Raises GaveUpError: told to stop before that."""
+        if self.stopping.is_set():
+            raise GaveUpError("Elasticsearch: no time was left to send them")
         index_readings = partial(self.index_readings, batch)
         self.retry_until_done("Elasticsearch", batch.documents, index_readings)
         if letters := batch.dead_letters:
@@ -394,10 +405,11 @@ class BulkWriter:
                 raise ValueError(f"it answered for {len(verdicts)} of {len(documents)}")
             return verdicts
         except ApiError as exc:
-            if exc.status_code in (400, 413) and len(documents) > 1:
+            is_refused = exc.status_code in (400, 413)
+            if is_refused and len(documents) > 1 and not self.stopping.is_set():
                 half = len(documents) // 2
                 return self.bulk(index, documents[:half]) + self.bulk(index, documents[half:])
-            verdict = "refused" if exc.status_code in (400, 413) else "again"
+            verdict = "refused" if is_refused and len(documents) == 1 else "again"
             return [(verdict, one_line(exc))] * len(documents)
         except (TransportError, *MALFORMED_RESPONSE_ERRORS) as exc:
             return [("again", one_line(exc))] * len(documents)
@@ -414,7 +426,7 @@ class BulkWriter:
         for document in documents:
             answer = stored.get(document.id, {})
             if "_source" not in answer:
-                why = answer.get("error", {}).get("reason", "what is there cannot be read")
+                why = f"what is there cannot be read: {answer.get('error')}"[:300]
                 undecided.append((document, why))
             elif answer["_source"] == msgspec.json.decode(document.source):
                 batch.outcome["duplicates"] += 1
@@ -449,9 +461,7 @@ class BulkWriter:
             "source.offset": message.offset,
             "source.timestamp": message.timestamp,
         }
-        is_empty = (
-            message.key is None and message.value is None
-        )  # kafka-python refuses to send that
+        is_empty = message.key is message.value is None  # kafka-python refuses to send that
         return self.producer.send(
             f"{self.options.topic}.dead-letter",
             key=message.key,
@@ -532,7 +542,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             if size_bytes >= BATCH_BYTES:
                 self.consumer.seek(partition, message.offset)
                 return messages[:number]
-            size_bytes += len(message.value or b"")
+            size_bytes += size_of(message)
         return messages
 
     def ask_kafka(self, most: int) -> dict[TopicPartition, list[Any]]:
@@ -641,7 +651,7 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             ends = self.consumer.end_offsets(list(self.assigned)) if self.assigned else {}
             unread = (end - self.consumer.position(p, KAFKA_TIMEOUT_MS) for p, end in ends.items())
             return self.unsettled() + int(sum(unread))
-        except (KafkaError, AssertionError, TypeError) as exc:  # or it moves partitions just now
+        except (KafkaError, AssertionError, TypeError, LookupError) as exc:  # or one has no leader
             self.warn("Kafka: the lag is not known (%s)", exc)
             return None
 
@@ -649,8 +659,9 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         """Log the accounts every few seconds, and set what Prometheus is told."""
         if (seconds := time.monotonic() - self.last_progress) < PROGRESS_S:
             return
-        self.join_anew_if_it_was_forgotten()
         lag = self.lag()
+        if lag is not None:  # else Kafka is away, and the next would wait for it without limit
+            self.join_anew_if_it_was_forgotten()
         rate_hz = (self.totals["consumed"] - self.totals["reported"]) / seconds
         shown = "unknown" if lag is None else lag
         log.info("progress %s rate_hz=%.0f lag=%s", self.accounts(), rate_hz, shown)
@@ -732,10 +743,8 @@ class Pipeline(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
 
 def ensure_indices(client: Elasticsearch, options: Options) -> None:
     """Make the indices, unless they are there. Raises SetupError: they cannot be as they must."""
-    if options.dynamic_mapping:
-        ensure_index(client, options.index, {})
-        return
-    ensure_index(client, options.index, load_template(MAPPING_FILE))
+    template = {} if options.dynamic_mapping else load_template(MAPPING_FILE)
+    check_documents_are_kept(options.index, ensure_index(client, options.index, template))
     if options.dead_letter_index:
         ensure_index(client, options.dead_letter_index, load_template(DEAD_LETTER_MAPPING_FILE))
 
@@ -750,8 +759,10 @@ def load_template(file: Path) -> dict[str, Any]:
     return template
 
 
-def ensure_index(client: Elasticsearch, index: str, template: dict[str, Any]) -> None:
-    """Make an index with a mapping, unless it is there. {}: Elasticsearch guesses the mapping.
+def ensure_index(client: Elasticsearch, index: str, template: dict[str, Any]) -> dict[str, Any]:
+    """Make an index with a mapping, unless it is there; return its settings and mappings.
+
+    {}: Elasticsearch guesses the mapping.
 
     The index template, for this one name, keeps Elasticsearch from guessing when the index is
     deleted in mid-run: then it is missing, and made again here.
@@ -777,24 +788,34 @@ def ensure_index(client: Elasticsearch, index: str, template: dict[str, Any]) ->
         except BadRequestError as exc:
             if exc.error != "resource_already_exists_exception":  # another consumer was faster
                 raise
-    check_index(index, dict(client.indices.get(index=index)), template)
+    return check_index(index, dict(client.indices.get(index=index)), template)
 
 
-def check_index(index: str, found: dict[str, Any], template: dict[str, Any]) -> None:
-    """Check that what is indexed can be found again, and the fields' types. Raises SetupError."""
+def check_index(index: str, found: dict[str, Any], template: dict[str, Any]) -> dict[str, Any]:
+    """Check the fields' types; return the index's settings and mappings. Raises SetupError."""
     if len(found) != 1:
         names = ", ".join(found)
         raise SetupError(f"{index} stands for several indices ({names}): name one (--index)")
     ((name, state),) = found.items()
-    if state["mappings"].get("_source"):
-        raise SetupError(f"index {name} does not keep all of _source: a reading must be read back")
     fields = state["mappings"].get("properties", {})
     for key, definition in template.get("mappings", {}).get("properties", {}).items():
         if (kind := fields.get(key, {}).get("type")) != definition["type"]:
+            delete = f"delete it (curl -X DELETE http://.../{name}) or " if name == index else ""
             raise SetupError(
                 f"index {name} has {key} as {kind}, not as {definition['type']}: it was made with "
-                f"another mapping; delete it (curl -X DELETE http://.../{name}) or choose another "
-                "name (--index, --dead-letter-index)"
+                f"another mapping; {delete}choose another name (--index, --dead-letter-index)"
+            )
+    return dict(state)
+
+
+def check_documents_are_kept(index: str, state: dict[str, Any]) -> None:
+    """Check that readings are stored, and read back, as they were sent. Raises SetupError."""
+    if state["mappings"].get("_source"):
+        raise SetupError(f"index {index} does not keep all of _source: a reading must be read back")
+    for name in ("default_pipeline", "final_pipeline"):
+        if (pipeline := state["settings"]["index"].get(name, "_none")) != "_none":
+            raise SetupError(
+                f"index {index}: {name} {pipeline} may change or drop readings: unset it"
             )
 
 
@@ -808,7 +829,7 @@ def connect_to_elasticsearch(options: Options) -> Elasticsearch:
             request_timeout=REQUEST_TIMEOUT_S,
             **options.elasticsearch_security,
         )
-        ensure_indices(client, options)
+        ensure_indices(client.options(request_timeout=START_TIMEOUT_S), options)
     except ApiError as exc:
         can_heal = exc.status_code in (408, 429) or exc.status_code >= 500
         if can_heal or exc.error in ("index_not_found_exception", "cluster_block_exception"):
@@ -865,7 +886,7 @@ def make_producer(common: dict[str, Any]) -> KafkaProducer:
         acks="all",
         enable_idempotence=False,  # one that is sent twice does no harm
         compression_type="lz4",
-        max_request_size=DEAD_LETTER_BYTES,
+        max_request_size=2**31 - 1,  # of what is not compressed yet
         max_block_ms=KAFKA_TIMEOUT_MS,
         request_timeout_ms=KAFKA_TIMEOUT_MS,
         delivery_timeout_ms=2 * KAFKA_TIMEOUT_MS,
@@ -875,7 +896,7 @@ def make_producer(common: dict[str, Any]) -> KafkaProducer:
 
 def ensure_topics(topic: str, common: dict[str, Any]) -> None:
     """Make the topic and that of its dead letters, unless they are there."""
-    with closing(KafkaAdminClient(**common)) as admin:
+    with closing(KafkaAdminClient(request_timeout_ms=2 * KAFKA_TIMEOUT_MS, **common)) as admin:
         large = {"max.message.bytes": str(DEAD_LETTER_BYTES)}
         for new in (NewTopic(topic), NewTopic(f"{topic}.dead-letter", topic_configs=large)):
             if new.name not in admin.list_topics():
@@ -1044,7 +1065,7 @@ def load_env(file: Path) -> None:
             if binding.error or is_incomplete or "\0" in statement:
                 line = binding.original.line + statement.count("\n", 0, -len(statement.lstrip()))
                 raise SetupError(f"{file}, line {line}: not NAME=VALUE, or a quote is not closed")
-        load_dotenv(stream=StringIO(content))
+        load_dotenv(stream=StringIO(content), interpolate=False)  # $ is a letter of a password
     except UnicodeDecodeError as exc:
         line = exc.object.count(b"\n", 0, exc.start) + 1
         raise SetupError(f"{file}, line {line}: not in UTF-8: save it so") from exc
@@ -1069,7 +1090,7 @@ def text(pattern: str, form: str) -> Callable[[str], str]:
     """Return an argparse type: a text of this form."""
 
     def parse(value: str) -> str:
-        if not re.fullmatch(pattern, value):
+        if not re.fullmatch(pattern, value) or re.search("[\ud800-\udfff]", value):  # not UTF-8
             raise argparse.ArgumentTypeError(f"{value!r} is not {form}")
         return value
 

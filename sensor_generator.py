@@ -33,6 +33,7 @@ import math
 import os
 import random
 import re
+import select
 import signal
 import ssl
 import sys
@@ -332,13 +333,13 @@ def reading_times(
     """Yield when a sensor reads, from the simulated start on: (epoch ms, the sensor's number)."""
     if stop.is_set():  # told to end while thousands of sensors start
         return
+    if options.rate:  # the sensors take turns, evenly and without end
+        for turn in itertools.count(number - 1, options.sensors):
+            yield options.start_ms + int(turn * 1000 / options.rate), number
     draw = random.Random(f"{options.seed}/{sensor_name(number)}/times")
     elapsed_ms = 0.0
-    for turn in itertools.count():
-        if options.rate:  # the sensors take turns, evenly
-            elapsed_ms = (turn * options.sensors + number - 1) * 1000 / options.rate
-        else:
-            elapsed_ms += 1000 * draw.uniform(*options.interval)
+    while True:
+        elapsed_ms += 1000 * draw.uniform(*options.interval)
         yield options.start_ms + int(elapsed_ms), number
 
 
@@ -417,11 +418,21 @@ REFUSALS = re.compile(
 )
 
 
-def print_lines(lines: Iterator[str]) -> int:
+def wait_for_reader(stop: threading.Event) -> bool:
+    """Return whether stdout takes a line; False: told to stop, which a write would not hear."""
+    while os.name == "posix" and not select.select([], [1], [], 0.1)[1]:
+        if stop.is_set():
+            return False
+    return True
+
+
+def print_lines(lines: Iterator[str], stop: threading.Event) -> int:
     """Print lines on stdout as they come; return the exit code. A reader that leaves ends it."""
     printed = 0
     try:
         for line in lines:
+            if not wait_for_reader(stop):
+                break
             os.write(1, f"{line}\n".encode())  # without a buffer: a failure is told at its line
             printed += 1
     except BrokenPipeError:
@@ -645,7 +656,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stop = stop_on_signals()
         if options.console:
             start_clock(options, stop)
-            return print_lines(value.decode() for _, value in messages(options, stop))
+            return print_lines((value.decode() for _, value in messages(options, stop)), stop)
         producer = connect(options, stop)
         if producer is None:
             return 0
@@ -784,7 +795,7 @@ def load_env(file: Path) -> None:
             if binding.error or is_incomplete or "\0" in statement:
                 line = binding.original.line + statement.count("\n", 0, -len(statement.lstrip()))
                 raise SetupError(f"{file}, line {line}: not NAME=VALUE, or a quote is not closed")
-        load_dotenv(stream=StringIO(content))
+        load_dotenv(stream=StringIO(content), interpolate=False)  # $ is a letter of a password
     except UnicodeDecodeError as exc:
         line = exc.object.count(b"\n", 0, exc.start) + 1
         raise SetupError(f"{file}, line {line}: not in UTF-8: save it so") from exc

@@ -65,7 +65,7 @@ def text(pattern: str, form: str) -> Callable[[str], str]:
     """Return an argparse type: a text of this form."""
 
     def parse(value: str) -> str:
-        if not re.fullmatch(pattern, value):
+        if not re.fullmatch(pattern, value) or re.search("[\ud800-\udfff]", value):  # not UTF-8
             raise argparse.ArgumentTypeError(f"{value!r} is not {form}")
         return value
 

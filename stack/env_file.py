@@ -57,5 +57,5 @@ def read_env_file(file: Path) -> dict[str, str]:
             blank_lines = statement[: -len(statement.lstrip())].count("\n")
             line = binding.original.line + blank_lines
             raise EnvFileError(f"{file}, line {line}: not NAME=VALUE, or a quote is not closed")
-    values = dotenv_values(stream=StringIO(content))
+    values = dotenv_values(stream=StringIO(content), interpolate=False)
     return {name: value for name, value in values.items() if value is not None}

@@ -396,7 +396,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.console:
             generator.start_clock(options, stop)
             values = (message.value for message in messages(options, stop))
-            return generator.print_lines(v.decode(errors="backslashreplace") for v in values)
+            lines = (value.decode(errors="backslashreplace") for value in values)
+            return generator.print_lines(lines, stop)
         producer = generator.connect(options, stop)
         if producer is None:
             return 0

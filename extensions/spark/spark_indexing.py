@@ -37,9 +37,9 @@ def prepare(options: Options, index_by: str | None) -> None:
         ApiError, TransportError, KafkaError: a server is away.
     """
     with script.connect_to_elasticsearch(options) as client:
-        if index_by and client.count(index=options.index)["count"]:
-            why = f"--index-by would index the readings of index {options.index} once more"
-            raise SetupError(f"{why}: choose another --index")
+        for name in held_otherwise(client, options.index, index_by):
+            why = f"the readings of index {name} would be indexed once more"
+            raise SetupError(f"{why}: choose another --index, or the same --index-by as before")
         if index_by:
             _, pattern, priority = PERIODS[index_by]
             client.indices.put_index_template(
@@ -51,6 +51,16 @@ def prepare(options: Options, index_by: str | None) -> None:
             )
     for kafka_client in script.connect_to_kafka(options):
         kafka_client.close()
+
+
+def held_otherwise(client: Elasticsearch, index: str, index_by: str | None) -> list[str]:
+    """Return the names, of an index and of its dated ones, that hold readings and are not ours."""
+    by_name = {"names": {"terms": {"field": "_index", "size": 10_000}}}
+    answer = client.search(index=f"{index},{index}-*", size=0, aggregations=by_name)
+    names = [bucket["key"] for bucket in answer["aggregations"]["names"]["buckets"]]
+    shapes = {"": None, "-d.d.d": "day", "-d.d": "month"}
+    found = {name: re.sub(r"\d+", "d", name.removeprefix(index)) for name in names}
+    return [n for n, shape in found.items() if shapes.get(shape, index_by) != index_by]
 
 
 def source_options(options: Options, environ: Mapping[str, str], most: int) -> dict[str, str]:
@@ -117,6 +127,7 @@ class Message(msgspec.Struct):
     timestamp: int  # Unix time, ms
     key: bytes | None = None
     value: bytes | None = None
+    headers: tuple[()] = ()
 
 
 decode_message = msgspec.json.Decoder(Message).decode

@@ -97,7 +97,9 @@ def run(
             return 0
         except PySparkException as exc:
             text, why = str(exc), cause_of(str(exc))
-        failures, done = failures + 1 if totals["batches"] == done else 1, totals["batches"]
+        if totals["batches"] > done or "GaveUpError: " in text:  # what is waited for is no failure
+            failures = 0
+        failures, done = failures + 1, totals["batches"]
         hint = next((FATAL[words] for words in FATAL if words in text), "")
         if hint or failures > MAX_FAILURES:
             log.error("%s (%s)", hint or f"given up after {failures} failures", why)

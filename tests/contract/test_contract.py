@@ -328,8 +328,8 @@ def test_env_is_read_and_the_real_environment_wins(
     load_env: Callable[[bytes], dict[str, str]],
 ) -> None:
     content = b"\xef\xbb\xbfA=first\r\n\r\n# a comment\r\nexport B='x y'\r\nKAFKA_TOPIC=file\r\n"
-    expected = {"A": "first", "B": "x y", "KAFKA_TOPIC": "real", "C": "é #", "D": ""}
-    assert load_env(content + 'C = "é #"\nD='.encode()) == expected
+    expected = {"A": "first", "B": "x y", "KAFKA_TOPIC": "real", "C": "é #", "D": "", "E": "a${A}$"}
+    assert load_env(content + 'C = "é #"\nD=\nE=a${A}$'.encode()) == expected
 
 
 @pytest.mark.parametrize(

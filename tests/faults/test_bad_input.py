@@ -78,7 +78,8 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def added(value: bytes | None) -> indexer.Batch:
     """Return a batch with one message."""
     batch = indexer.Batch()
-    message = SimpleNamespace(topic="t", partition=0, offset=0, timestamp=0, key=None, value=value)
+    where = {"topic": "t", "partition": 0, "offset": 0, "timestamp": 0}
+    message = SimpleNamespace(**where, key=None, value=value, headers=[])
     batch.add(TopicPartition("t", 0), [message])
     return batch
 
@@ -245,13 +246,13 @@ def by_identity(reading: dict[str, Any]) -> tuple[str, str]:
 
 
 @pytest.mark.slow
-def test_a_message_of_70_mb_that_was_sent_compressed_is_dead_lettered(pipeline: Pipeline) -> None:
+def test_a_message_of_110_mb_that_was_sent_compressed_is_dead_lettered(pipeline: Pipeline) -> None:
     """The broker limits the compressed size, the producer of dead letters the original one."""
-    large = b"x" * 70_000_000
+    large = b"x" * 110_000_000
     options = {
         "bootstrap_servers": pipeline.kafka,
         "compression_type": "gzip",
-        "max_request_size": 80_000_000,
+        "max_request_size": 120_000_000,
     }
     with closing(KafkaProducer(**options)) as producer:
         for message in (large, GOOD):

@@ -51,6 +51,7 @@ def batch_of(*values: dict[str, Any] | bytes) -> indexer.Batch:
             key=b"k",
             value=value if isinstance(value, bytes) else json.dumps(value).encode(),
             timestamp=1234567890123,
+            headers=[],
         )
         batch.add(TopicPartition("source", 3), [message])
     return batch
@@ -284,6 +285,12 @@ WRONG_INDICES = {
         alias_instead(a=None, b=None), "no write index is defined for alias"
     ),
     "another mapping": WrongIndex(other_mapping, "document_parsing_exception"),
+    "a pipeline that may change readings": WrongIndex(
+        lambda client, index: client.indices.put_settings(
+            index=index, settings={"index.final_pipeline": "enrich"}
+        ),
+        "final_pipeline enrich may change or drop readings",
+    ),
 }
 
 

@@ -148,6 +148,21 @@ def test_an_index_that_does_not_store_the_whole_source_is_refused(
         ensure(pipeline)
 
 
+def test_an_index_whose_pipeline_may_change_readings_is_refused(pipeline: Pipeline) -> None:
+    settings = {"index.default_pipeline": "enrich"}
+    pipeline.client.indices.create(index=pipeline.index, mappings=MAPPINGS, settings=settings)
+    with pytest.raises(indexer.SetupError, match="default_pipeline enrich may change or drop"):
+        ensure(pipeline)
+
+
+def test_an_alias_is_no_reason_to_delete_the_index_behind_it(pipeline: Pipeline) -> None:
+    ensure(pipeline)
+    alias = f"{pipeline.index}-alias"
+    pipeline.client.indices.put_alias(index=pipeline.index, name=alias)
+    with pytest.raises(indexer.SetupError, match=r"mapping; choose another name"):
+        ensure(pipeline, "--dead-letter-index", alias)
+
+
 def test_foreign_indices_and_templates_are_not_changed(pipeline: Pipeline) -> None:
     """One index has a name that begins like ours; one template has the name of our index."""
     other, indices = f"{pipeline.index}_bikes", pipeline.client.indices

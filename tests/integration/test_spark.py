@@ -18,6 +18,7 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.structs import TopicPartition
 
+from extensions.spark.spark_indexing import held_otherwise
 from pipelines.tests.waiting import wait_until
 from stack.lifecycle import Stack
 from stack.servers import free_port
@@ -167,6 +168,10 @@ def test_the_commands_of_the_readme_work_and_print_what_it_shows(
     assert len(daily) in (3, 4)  # days that the readings touch
     for state in daily.values():
         assert state["mappings"]["dynamic"] == "strict"
+    # Without --index-by, or with another, all would be indexed once more.
+    for by, refused in (("day", 0), ("month", len(daily)), (None, len(daily))):
+        names = held_otherwise(pipeline.client, ours["sensors_daily"], by)
+        assert len(names) == refused, (by, names)
     pipeline.client.indices.delete(index=[f"{pipeline.index}_daily", *daily])
 
 

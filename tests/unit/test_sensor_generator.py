@@ -318,6 +318,22 @@ def test_the_console_prints_the_bytes_that_are_sent(capfd: pytest.CaptureFixture
     assert capfd.readouterr().out.encode() == b"".join(value + b"\n" for value in sent(*argv))
 
 
+def test_a_reader_that_stands_still_holds_no_generator_up() -> None:
+    """A pipe that is full blocks a write, which would hear neither --duration nor a signal."""
+    argv = [sys.executable, "sensor_generator.py", "--console", "--backfill", "30d"]
+    stopped = []
+    for more, signum in ((["--duration", "1"], None), ([], signal.SIGTERM)):
+        with subprocess.Popen(
+            [*argv, *more], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stdout
+            process.stdout.read(1)  # it has begun; nobody reads on
+            if signum:
+                process.send_signal(signum)
+            stopped.append(process.wait(timeout=60))
+    assert stopped == [0, 0]
+
+
 # Options and settings
 
 

@@ -533,8 +533,8 @@ def test_the_real_environment_wins_over_env(
 ) -> None:
     file = tmp_path / ".env"
     assert read_env_file(file) == {}
-    file.write_bytes(b"\xef\xbb\xbfA=first\r\n\r\n# comment\r\nexport B='x y'\r\nC=\r\n")
-    assert read_env_file(file) == {"A": "first", "B": "x y", "C": ""}
+    file.write_bytes(b"\xef\xbb\xbfA=first\r\n\r\n# comment\r\nexport B='x y'\r\nC=${A}\r\n")
+    assert read_env_file(file) == {"A": "first", "B": "x y", "C": "${A}"}
     monkeypatch.setenv("A", "real")
     assert "B" not in read_environment(file)  # PYTHON_DOTENV_DISABLED
     monkeypatch.delenv("PYTHON_DOTENV_DISABLED")
