@@ -20,6 +20,7 @@ from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
 from pipelines.iot_cassandra.settings import FOLDER
+from pipelines.spark import use_utf8
 
 # The versions belong to Spark 3.5 and Scala 2.12.
 PACKAGES = (
@@ -38,6 +39,7 @@ EXCLUDED = (
     "org.apache.hadoop:hadoop-client-runtime",
 )
 JARS = FOLDER / "jars"
+IVY_SETTINGS = FOLDER.parent / "ivysettings.xml"
 COMPLETE = ".complete"  # the file in the folder of jars that names the packages they are of
 
 
@@ -75,6 +77,7 @@ def fetch_jars(folder: Path) -> list[Path]:
         SparkError: it failed.
     """
     sys.stderr.write(f"fetching Spark's connectors once into {folder} ...\n")
+    use_utf8(os.environ)
     with tempfile.TemporaryDirectory() as scratch:
         program = Path(scratch, "nothing.py")
         program.touch()
@@ -82,7 +85,7 @@ def fetch_jars(folder: Path) -> list[Path]:
             "spark.jars.packages": ",".join(PACKAGES),
             "spark.jars.excludes": ",".join(EXCLUDED),
             "spark.jars.ivy": scratch,
-            "spark.jars.ivySettings": (FOLDER / "ivysettings.xml").as_uri(),
+            "spark.jars.ivySettings": IVY_SETTINGS.as_uri(),
         }
         options = [f"--conf={name}={value}" for name, value in settings.items()]
         home = os.environ.get("SPARK_HOME") or Path(pyspark.__file__).parent
@@ -157,6 +160,7 @@ def spark_session(options: dict[str, str] | None = None) -> tuple[SparkSession, 
     Raises:
         SparkError: the connectors cannot be fetched, or Spark does not start.
     """
+    use_utf8(os.environ)
     log = state_folder() / ".spark/spark.log"
     settings = settings_of(submitted() | (options or {}), connectors())
     conf = SparkConf(loadDefaults=False).setAll(list(settings.items()))

@@ -1,14 +1,18 @@
 """Whether a consumer may go on with a checkpoint: alone, with its output, and on its own topic."""
 
-from base64 import urlsafe_b64decode
-from contextlib import closing
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import quote
-from uuid import UUID
 
 from pyarrow import fs
 
+from pipelines.common import only_copy
+from pipelines.spark import topic_id
 from pipelines.transactions.servers import Servers
 from pipelines.transactions.spark_session import FOLDER
 from pipelines.transactions.store import (
@@ -20,13 +24,48 @@ from pipelines.transactions.store import (
     StoreError,
 )
 
-CLIENT_TIMEOUTS_MS = {"default.api.timeout.ms": "20000", "request.timeout.ms": "10000"}
+log = logging.getLogger("consumer_spark")
+LOCK_WAIT_S = 30.0
 
 
 def lock_file(store: Store) -> Path:
     """Return the file that a consumer locks: one for each checkpoint, by its address."""
     address = f"{store.endpoint.lower()}/{store.bucket}".replace("//localhost", "//127.0.0.1")
     return FOLDER.with_name("locks") / quote(address, safe="")
+
+
+@contextmanager
+def lock(store: Store, stop: threading.Event) -> Iterator[TextIO | None]:
+    """Keep a checkpoint for this process, and for the Java that is given the file.
+
+    Java must hold the file too: when Python alone is killed, its Java works on for a moment, for
+    which this waits.
+
+    Args:
+        store: what is written.
+        stop: is set when the process is told to end.
+
+    Yields:
+        The open file; None when told to stop.
+
+    Raises:
+        StoreError: another consumer keeps the checkpoint.
+    """
+    deadline = time.monotonic() + LOCK_WAIT_S
+    is_said = False
+    while not stop.is_set():
+        with only_copy(lock_file(store)) as held:
+            if held:
+                yield held
+                return
+        wrong = f"another consumer works on {store.url(CHECKPOINT)} on this machine"
+        if time.monotonic() > deadline:
+            raise StoreError(wrong)
+        if not is_said:
+            log.warning("waiting at most %g s: %s", LOCK_WAIT_S, wrong)
+            is_said = True
+        stop.wait(0.5)
+    yield None
 
 
 def check_checkpoint(store: Store) -> None:
@@ -51,25 +90,6 @@ def check_checkpoint(store: Store) -> None:
         )
 
 
-def topic_id(jvm: Any, servers: Servers) -> str:
-    """Return the id that Kafka gave the topic when it was made.
-
-    Asked by Kafka's own client, which Spark's connector brings: kafka-python does not know the id.
-
-    Args:
-        jvm: of py4j, by which Python calls Spark's Java.
-        servers: name the topic.
-
-    Raises:
-        Py4JError: Kafka does not answer, or has no such topic.
-    """
-    settings = {"bootstrap.servers": servers.kafka, **CLIENT_TIMEOUTS_MS}
-    with closing(jvm.org.apache.kafka.clients.admin.AdminClient.create(settings)) as admin:
-        topics = admin.describeTopics([servers.topic]).allTopicNames().get()
-        text = topics[servers.topic].topicId().toString()  # in base 64
-    return str(UUID(bytes=urlsafe_b64decode(f"{text}==")))
-
-
 def check_topic(jvm: Any, servers: Servers) -> None:
     """Make sure that the topic is the one that the checkpoint is of; the first time, note it.
 
@@ -80,7 +100,8 @@ def check_topic(jvm: Any, servers: Servers) -> None:
         StoreError: it is another one.
         Py4JError, OSError: a server does not answer.
     """
-    found, store = topic_id(jvm, servers), servers.store
+    store = servers.store
+    found = topic_id(jvm, servers.kafka, servers.topic)
     client, path = store.filesystem(), f"{store.bucket}/{TOPIC_ID}"
     if client.get_file_info(path).type == fs.FileType.NotFound:
         with client.open_output_stream(path) as file:

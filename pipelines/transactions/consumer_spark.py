@@ -22,8 +22,9 @@ sum of the two that follow is not written:
     batch id=12 read=1000 written=990 rejected=10 seconds=2.1 reasons=bad_timestamp:3,not_json:7
 
 A topic or a bucket that is missing at the start is made. One consumer at a time may work on a
-checkpoint: a second one on this machine is refused at once, one on another machine ends as soon as
-Spark finds a batch of the other's in the checkpoint.
+checkpoint: a second one on this machine is refused after half a minute, in which the Java of one
+that was killed has ended; one on another machine ends as soon as Spark finds a batch of the other's
+in the checkpoint.
 
 With --metrics-port PORT, http://127.0.0.1:PORT/metrics says the same to Prometheus.
 
@@ -47,7 +48,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import TimeoutExpired
-from typing import Any
+from typing import Any, TextIO
 
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
@@ -61,14 +62,13 @@ from pipelines.common import (  # noqa: E402
     configure_logging,
     load_env,
     number,
-    only_copy,
     stop_on_signals,
 )
+from pipelines.spark import stop_with_submit  # noqa: E402
 from pipelines.transactions.checkpoint import (  # noqa: E402
-    CLIENT_TIMEOUTS_MS,
     check_checkpoint,
     check_topic,
-    lock_file,
+    lock,
 )
 from pipelines.transactions.metrics import Metrics, serve_metrics  # noqa: E402
 from pipelines.transactions.servers import MAX_WAIT_S, Servers  # noqa: E402
@@ -87,12 +87,12 @@ from pipelines.transactions.store import (  # noqa: E402
     CHECKPOINT,
     SettingError,
     Store,
-    StoreError,
 )
 from pipelines.transactions.writer import Writer, check_model  # noqa: E402
 from stack.console import CommandError, command  # noqa: E402
 
 log = logging.getLogger("consumer_spark")
+CLIENT_TIMEOUTS_MS = {"default.api.timeout.ms": "20000", "request.timeout.ms": "10000"}
 MAX_FAILURES = 5  # of one batch in a row, with both servers there
 # Errors of Spark that another attempt does not mend: words of the message, and what they mean.
 FATAL_ERRORS = {
@@ -238,14 +238,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     return Config(**vars(parser.parse_args(argv)))
 
 
-def stop_with(parent: int, stop: threading.Event) -> None:
-    """Stop when spark-submit, which has started this process, has ended: `kill` reaches only it."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    stop.set()
-
-
-def consume(servers: Servers, config: Config, stop: threading.Event) -> int:
+def consume(servers: Servers, config: Config, held: TextIO, stop: threading.Event) -> int:
     """Wait for the servers and run the stream; return the exit code.
 
     Raises:
@@ -259,7 +252,7 @@ def consume(servers: Servers, config: Config, stop: threading.Event) -> int:
     metrics = Metrics()
     if config.metrics_port:
         serve_metrics(config.metrics_port)
-    spark, java = spark_session("transactions", servers.store)
+    spark, java = spark_session("transactions", servers.store, [held])
     stop_on_signals(stop)  # again: Spark has put its own in place of the first
     return run(spark, java, servers, config, metrics, stop)
 
@@ -267,20 +260,16 @@ def consume(servers: Servers, config: Config, stop: threading.Event) -> int:
 @command("consumer_spark", {SettingError: 2})
 def main(argv: Sequence[str] | None = None) -> int:
     """Write transactions until done or stopped; return the exit code."""
+    stop = threading.Event()
+    stop_with_submit(stop)
     load_env(HERE)
     config = load_config(argv, os.environ)
     servers = Servers(config.bootstrap_servers, config.topic, Store.from_env(os.environ))
     configure_logging("consumer_spark")
-    stop = threading.Event()
     stop_on_signals(stop)
-    if "PYSPARK_GATEWAY_PORT" in os.environ:
-        threading.Thread(target=stop_with, args=(os.getppid(), stop), daemon=True).start()
     try:
-        with only_copy(lock_file(servers.store)) as lock:
-            if not lock:
-                where = servers.store.url(CHECKPOINT)
-                raise StoreError(f"another consumer works on {where} on this machine")
-            return consume(servers, config, stop)
+        with lock(servers.store, stop) as held:
+            return consume(servers, config, held, stop) if held else 0
     except (CommandError, OSError, ValueError) as exc:
         log.error("%s", exc)
         return 1

@@ -140,28 +140,23 @@ def show_page(default: int, variable: str, what: str) -> bool:
     return True
 
 
-def show_what_is_left() -> None:
-    """Say where to look, and how to stop."""
+def show_pages() -> None:
+    """Say where to look."""
     say("\nÀ voir :")
     say(f"  S3_BUCKET={BUCKET} python pipelines/transactions/read.py    le contenu du bucket")
     if not show_page(*CONSOLE):
         say("  (pas de console : S3Proxy remplace ici MinIO)")
     for page in PAGES:
         show_page(*page)
-    say("\nLes serveurs restent démarrés. Pour les arrêter, à la racine du projet :")
-    say(f"  {how_to_stop(HERE).replace('yml down', 'yml --profile monitoring down')}")
 
 
-@command("demo", {SettingError: 2, StepError: 1})
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demonstration; return the exit code (see the module docstring)."""
-    described_parser(__doc__).parse_args(argv)
-    load_env(HERE)
+def demonstrate(store: Store) -> int:
+    """Do it all, from the servers to the verification; return the exit code.
+
+    Raises:
+        StepError, StoreError: a step failed.
+    """
     began = time.monotonic()
-    topic = f"transactions-demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    os.environ.update(TRANSACTIONS_TOPIC=topic, S3_BUCKET=BUCKET)
-    store = Store.from_env(os.environ)
-    LEDGERS.mkdir(exist_ok=True)
     say("── Les serveurs\n")
     start_servers(HERE, "kafka", "minio")
     os.environ["COMPOSE_PROFILES"] = "monitoring"
@@ -190,8 +185,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_script("verify.py", "--ledger", first, "--ledger", second)
     seconds = time.monotonic() - began
     say(f"\n✓ Ce qui a été envoyé est exactement ce qui est écrit ({seconds:.0f} s).")
-    show_what_is_left()
+    show_pages()
     return 0
+
+
+@command("demo", {SettingError: 2, StepError: 1})
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demonstration; return the exit code (see the module docstring)."""
+    described_parser(__doc__).parse_args(argv)
+    load_env(HERE)
+    topic = f"transactions-demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    os.environ.update(TRANSACTIONS_TOPIC=topic, S3_BUCKET=BUCKET)
+    store = Store.from_env(os.environ)
+    LEDGERS.mkdir(exist_ok=True)
+    try:
+        return demonstrate(store)
+    finally:  # however it ends, Ctrl-C included
+        say("\nCe qui est démarré le reste. Pour arrêter les serveurs, à la racine du projet :")
+        say(f"  {how_to_stop(HERE).replace('yml down', 'yml --profile monitoring down')}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ Environment (or .env in this folder, or in the project's):
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pyspark import SparkConf, SparkContext
 from pyspark.accumulators import AccumulatorServer
@@ -20,6 +21,7 @@ from pyspark.errors import AnalysisException
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import DataFrame, SparkSession
 
+from pipelines.spark import use_utf8
 from pipelines.transactions.store import Store
 from stack.console import CommandError
 
@@ -32,6 +34,7 @@ PACKAGES = (
     "com.amazonaws:aws-java-sdk-dynamodb:1.12.262",
 )
 EXCLUDED = "com.amazonaws:aws-java-sdk-bundle"
+IVY_SETTINGS = Path(__file__).resolve().parents[1] / "ivysettings.xml"
 FOLDER = Path.home() / ".cache/smart-city-spark/transactions-3.5.7"
 LOGGING = Path(__file__).with_name("log4j2.properties")
 SPARK_LOG = Path(__file__).with_name(".spark") / "spark.log"
@@ -41,11 +44,18 @@ class SparkError(CommandError):
     """What keeps Spark from starting, in one line for the user."""
 
 
-def spark_session(name: str, store: Store) -> tuple[SparkSession, Any]:
+def spark_session(
+    name: str, store: Store, locks: Sequence[TextIO] = ()
+) -> tuple[SparkSession, Any]:
     """Return a session of this process's own, in UTC, with what Spark says in SPARK_LOG.
 
     Started by spark-submit, this process already has a Java of Spark's at hand, but one without the
     connectors: it is left alone, and another one started.
+
+    Args:
+        name: of the application.
+        store: what Spark reads and writes.
+        locks: open files that Java holds, too, as long as it lives.
 
     Returns:
         The session, and py4j's gateway to its Java: `jvm`, by which Python calls it, and `proc`,
@@ -56,6 +66,7 @@ def spark_session(name: str, store: Store) -> tuple[SparkSession, Any]:
     """
     for variable in ("PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET"):
         os.environ.pop(variable, None)
+    use_utf8(os.environ)
     # In the environment, as any user can read a command line; Spark takes them from there.
     os.environ.update(AWS_ACCESS_KEY_ID=store.user, AWS_SECRET_ACCESS_KEY=store.password)
     os.environ.pop("AWS_SESSION_TOKEN", None)
@@ -68,7 +79,7 @@ def spark_session(name: str, store: Store) -> tuple[SparkSession, Any]:
     # When Java dies, the thread that Spark's accumulators have here would print a traceback.
     AccumulatorServer.handle_error = lambda *_: None
     try:
-        java = launch_gateway(conf)
+        java = launch_gateway(conf, {"pass_fds": [lock.fileno() for lock in locks]})
         return SparkSession(SparkContext(conf=conf, gateway=java)), java
     except Exception as exc:  # of many kinds, from two languages
         raise SparkError(
@@ -126,10 +137,12 @@ def connectors() -> list[Path]:
     complete = FOLDER / "complete"
     if not complete.exists():
         sys.stderr.write(f"fetching Spark's connectors once into {FOLDER} ...\n")
+        use_utf8(os.environ)
         settings = {
             "spark.jars.packages": ",".join(PACKAGES),
             "spark.jars.excludes": EXCLUDED,
             "spark.jars.ivy": str(FOLDER),
+            "spark.jars.ivySettings": IVY_SETTINGS.as_uri(),
             "spark.ui.enabled": "false",
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",

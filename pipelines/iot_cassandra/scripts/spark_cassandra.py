@@ -15,7 +15,8 @@ stream   reads the topic from its beginning, or from where the checkpoint left i
          tables; what is no reading goes to the same topic of rejects, unless it is there already.
          With --once it ends at the topic's end, else it runs until Ctrl-C. A batch that is under
          way then comes again at the next start, as after a crash: nothing is there twice. When a
-         server goes away it ends, and goes on when it is started again.
+         server goes away it ends, and goes on when it is started again. A topic that was deleted
+         and made anew is read from its beginning: the checkpoint has a folder for each.
 
 The connectors lie in jars/ (prepare.py --jars, else the first job fetches them). What spark-submit
 is given (--master, --conf) holds; without it Spark runs in this process (local[*]). What Spark
@@ -76,6 +77,7 @@ from pipelines.iot_cassandra.spark_session import (  # noqa: E402
     spark_session,
     state_folder,
 )
+from pipelines.spark import stop_with_submit, topic_id  # noqa: E402
 
 # What a call into Spark's Java raises when Java ends first: py4j lets through what its socket says.
 JAVA_ERRORS = (Py4JError, OSError)
@@ -135,15 +137,25 @@ def shown_tasks(spark: SparkSession) -> Iterator[None]:
         thread.join()
 
 
-def run_batch(spark: SparkSession, config: argparse.Namespace) -> None:
+def report(line: str, stop: threading.Event) -> None:
+    """Print a line at once; when nobody reads on, as after `... | head`, set the flag instead."""
+    try:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stop.set()
+
+
+def run_batch(spark: SparkSession, config: argparse.Namespace, stop: threading.Event) -> None:
     """Aggregate sensor_data into sensor_data_hourly."""
     keyspace = config.keyspace
     hours = hourly(read_table(spark, keyspace, SENSOR_DATA)).cache()  # written and counted
     with shown_tasks(spark):
         write_rows(hours, keyspace, "sensor_data_hourly")
     [(loaded, written)] = hours.agg(F.sum("readings"), F.count("*")).collect()
-    sys.stdout.write(f"readings={loaded or 0} loaded from {keyspace}.{SENSOR_DATA}\n")
-    sys.stdout.write(f"hours={written} written to {keyspace}.sensor_data_hourly\n")
+    report(f"readings={loaded or 0} loaded from {keyspace}.{SENSOR_DATA}", stop)
+    report(f"hours={written} written to {keyspace}.sensor_data_hourly", stop)
 
 
 def allow_large_rejects(java: JavaGateway, config: argparse.Namespace) -> None:
@@ -170,7 +182,9 @@ def allow_large_rejects(java: JavaGateway, config: argparse.Namespace) -> None:
         admin.close()
 
 
-def run_stream(spark: SparkSession, config: argparse.Namespace) -> None:
+def run_stream(
+    spark: SparkSession, java: JavaGateway, config: argparse.Namespace, stop: threading.Event
+) -> None:
     """Write the topic's readings into the tables of readings, one micro-batch after the other."""
     tables = tables_of_readings(spark, config.keyspace)
     rejects_to = rejects_topic(config.topic)
@@ -191,8 +205,7 @@ def run_stream(spark: SparkSession, config: argparse.Namespace) -> None:
             letters = rejects(without_known(found, known))
             letters.write.format("kafka").options(**kafka, **LARGE, topic=rejects_to).save()
         found.unpersist()
-        sys.stdout.write(f"batch={batch} written={total - bad} rejected={bad}\n")
-        sys.stdout.flush()
+        report(f"batch={batch} written={total - bad} rejected={bad}", stop)
 
     source = {
         **kafka,
@@ -202,18 +215,16 @@ def run_stream(spark: SparkSession, config: argparse.Namespace) -> None:
     }
     messages = spark.readStream.format("kafka").options(**source).load()
     writer = messages.writeStream.foreachBatch(write_batch)
-    writer = writer.option("checkpointLocation", config.checkpoint.as_uri())
+    # Spark knows a topic by its name: in a new one of that name it would go on at the old offsets.
+    checkpoint = config.checkpoint / topic_id(java.jvm, config.bootstrap_servers, config.topic)
+    writer = writer.option("checkpointLocation", checkpoint.as_uri())
     every = {"processingTime": f"{config.every:g} seconds"}
     query = writer.trigger(**({"availableNow": True} if config.once else every)).start()
-    stop = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: stop.set())
-    parent = os.getppid()
     try:
         while not stop.is_set() and not query.awaitTermination(1):
-            # Killed, spark-submit cannot pass a signal on: its child ends, too.
-            if config.is_submitted and os.getppid() != parent:
-                break
+            pass
         query.stop()
     except JAVA_ERRORS:
         if not stop.is_set():  # else the signal has ended Spark's own process before
@@ -250,24 +261,22 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argpa
     config = parser.parse_args(argv)
     name = f"{config.topic}-{config.keyspace}"
     config.checkpoint = (config.checkpoint or state_folder() / ".spark" / name).absolute()
-    config.is_submitted = "PYSPARK_GATEWAY_PORT" in environ
     return config
 
 
-def wait_for(what: str, servers: str, wait_s: float) -> None:
+def wait_for(what: str, servers: str, wait_s: float, stop: threading.Event) -> None:
     """Wait until one of some servers takes connections.
 
     Raises:
-        SparkError: none does within wait_s seconds.
+        SparkError: none does within wait_s seconds, or before the flag is set.
     """
     deadline = time.monotonic() + wait_s
     while True:
         for address in addresses(servers):
             with suppress(OSError), socket.create_connection(address, timeout=5):
                 return
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or stop.wait(1):
             raise SparkError(f"{what} at {servers} does not answer: is it started? (see README)")
-        time.sleep(1)
 
 
 def in_one_line(exc: Exception) -> str:
@@ -283,17 +292,19 @@ def in_one_line(exc: Exception) -> str:
     return "; caused by ".join(cause[:300] for cause in dict.fromkeys([causes[0], causes[-1]]))
 
 
-def run(config: argparse.Namespace) -> int:
-    """Run one job in a session of its own; return the exit code."""
+def run(config: argparse.Namespace, stop: threading.Event) -> int:
+    """Run one job in a session of its own, until it is done or the flag is set; return the code."""
     where = f"Kafka at {config.bootstrap_servers}, Cassandra at {config.hosts}"
     try:
-        wait_for("Cassandra", config.hosts, config.wait)
+        wait_for("Cassandra", config.hosts, config.wait, stop)
         if config.mode == "stream":
-            wait_for("Kafka", config.bootstrap_servers, config.wait)
+            wait_for("Kafka", config.bootstrap_servers, config.wait, stop)
         spark, java = spark_session({"spark.cassandra.connection.host": config.hosts})
-        if config.mode == "stream":
+        if config.mode == "batch":
+            run_batch(spark, config, stop)
+        else:
             allow_large_rejects(java, config)
-        {"batch": run_batch, "stream": run_stream}[config.mode](spark, config)
+            run_stream(spark, java, config, stop)
     except SparkError as exc:
         sys.stderr.write(f"spark_cassandra: {exc}\n")
         return 1
@@ -307,15 +318,17 @@ def run(config: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job; return the exit code (see the module docstring)."""
+    stop = threading.Event()
+    stop_with_submit(stop)
     with suppress(ImportError):  # Spark's image cannot read .env; Compose gives the variables
         load_env(FOLDER)
     config = load_config(argv, os.environ)
     try:
         if config.mode == "batch":
-            return run(config)
+            return run(config, stop)
         with only_copy(config.checkpoint.with_name(f"{config.checkpoint.name}.lock")) as lock:
             if lock:
-                return run(config)
+                return run(config, stop)
             sys.stderr.write(f"spark_cassandra: another stream works on {config.checkpoint}\n")
     except KeyboardInterrupt:
         sys.stderr.write("spark_cassandra: interrupted\n")

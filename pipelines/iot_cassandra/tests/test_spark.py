@@ -17,6 +17,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+from kafka.errors import TopicAlreadyExistsError
 from pyspark.sql import SparkSession
 
 from pipelines.iot_cassandra.scripts import spark_cassandra
@@ -139,8 +140,9 @@ def test_stream_then_batch(
     threading.Thread(target=stop_when_written).start()
     job("stream", "--checkpoint", str(tmp_path / "another"))  # until it is told to stop
 
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    said = job("batch")
+    with monkeypatch.context() as terminal:
+        terminal.setattr(sys.stderr, "isatty", lambda: True)
+        said = job("batch")
     expected = hours_of(
         scene.rows("SELECT sensor_id, timestamp, temperature, humidity FROM KS.sensor_data")
     )
@@ -153,6 +155,44 @@ def test_stream_then_batch(
     found = {(row[0], row[1]): list(row[2:]) for row in scene.rows(query)}
     assert found == expected
     assert len(found) > 20
+
+    def made_anew() -> bool:
+        with suppress(TopicAlreadyExistsError):  # the old one is being deleted
+            scene.create_topic()
+            return True
+        return False
+
+    with scene.admin() as admin:
+        admin.delete_topics([scene.name])
+    wait_until(made_anew, "the topic made anew")
+    scene.send(reading(sensor_id=406))
+    assert job(*stream, str(tmp_path / "another")) == "batch=0 written=1 rejected=0\n"
+
+
+def test_a_job_that_waits_ends_with_its_spark_submit() -> None:
+    """Its stdin is at its end when spark-submit, which holds the other end, is killed."""
+    waits = ("batch", "--wait", "600", "--hosts", f"127.0.0.1:{free_port()}")
+    ended = subprocess.run(
+        [sys.executable, str(HERE / JOB), *waits],
+        env={**os.environ, "PYSPARK_GATEWAY_PORT": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_leaves_stops_a_job_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        spark_cassandra.report("readings=1", stop)
+    assert stop.is_set()
 
 
 def test_the_stream_goes_on_where_it_was(scene: Scene, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -154,15 +155,31 @@ def test_a_terminal_shows_how_far_a_reading_is(
     assert ("reading iotdata" in capsys.readouterr().err) == is_terminal
 
 
+def test_java_is_started_in_a_locale_that_can_name_any_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(*_: object) -> None:
+        raise OSError(os.environ["LC_ALL"])
+
+    monkeypatch.setenv("LC_ALL", "no_SUCH")
+    monkeypatch.setattr(spark_session, "state_folder", lambda: tmp_path)
+    monkeypatch.setattr(spark_session, "connectors", list)
+    monkeypatch.setattr(spark_session, "SparkConf", MagicMock())  # its own may ask a Java
+    monkeypatch.setattr(spark_session, "launch_gateway", launch)
+    with pytest.raises(spark_session.SparkError, match=r"does not start \(C\.UTF-8\)"):
+        spark_session.spark_session()
+
+
 @pytest.fixture
 def java_has_ended(monkeypatch: pytest.MonkeyPatch, restored_signals: None) -> Any:
     """A Spark session whose Java answers nothing any more."""
     spark = MagicMock()
     spark.stop.side_effect = ConnectionRefusedError(111, "Connection refused")
-    monkeypatch.setattr(spark_cassandra, "spark_session", lambda _: (spark, None))
+    monkeypatch.setattr(spark_cassandra, "spark_session", lambda _: (spark, MagicMock()))
     monkeypatch.setattr(spark_cassandra, "wait_for", lambda *_: None)
     monkeypatch.setattr(spark_cassandra, "tables_of_readings", lambda *_: [])
     monkeypatch.setattr(spark_cassandra, "allow_large_rejects", lambda *_: None)
+    monkeypatch.setattr(spark_cassandra, "topic_id", lambda *_: "id")
     return spark
 
 
@@ -246,7 +263,9 @@ def test_what_runs_in_spark_s_image_imports_nothing_that_is_not_there() -> None:
     scripts = ("kafka_to_cassandra", "spark_cassandra", "transforms")
     ours = ["settings", "spark_session", *(f"scripts.{name}" for name in scripts)]
     there = {*sys.stdlib_module_names, "py4j", "pyspark"}
-    known = {"pipelines.common", *(f"pipelines.iot_cassandra.{name}" for name in ours)}
+    mounted = re.findall(r"- \.\./(\w+)\.py:", COMPOSE.read_text())
+    known = {f"pipelines.{name}" for name in mounted}
+    known |= {f"pipelines.iot_cassandra.{name}" for name in ours}
     for name in ours:
         file = HERE / f"{name.replace('.', '/')}.py"
         for node in ast.parse(file.read_text()).body:  # what is imported in functions comes later

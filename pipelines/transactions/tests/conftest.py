@@ -141,13 +141,10 @@ class Script:
             return True
         return False
 
-    def kill(self, whole_group: bool = True) -> None:
-        """Kill -9, with all that it has started or alone."""
-        if whole_group:
-            with suppress(ProcessLookupError):  # all have ended
-                os.killpg(self.process.pid, signal.SIGKILL)
-        else:
-            self.process.kill()
+    def kill(self) -> None:
+        """Kill -9, with all that it has started."""
+        with suppress(ProcessLookupError):  # all have ended
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.reader.join(30)  # until Java, too, has let go of the pipe
 

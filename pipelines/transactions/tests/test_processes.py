@@ -1,6 +1,8 @@
 """The consumer as a process on real servers: killed, twice at once, launched by spark-submit."""
 
+import os
 import re
+import signal
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +12,7 @@ from kafka import KafkaAdminClient
 from kafka.structs import TopicPartition
 
 from pipelines.tests.waiting import wait_until
-from pipelines.transactions import consumer_spark
+from pipelines.transactions import checkpoint
 from pipelines.transactions.tests.conftest import (
     BAD,
     ONCE,
@@ -28,14 +30,18 @@ def test_killed_again_and_again_nothing_is_lost_or_doubled(pipeline: Pipeline, j
     pipeline.send("--count", "1800", *weeks, "--seed", "1", *BAD)
     small = ("--batch", "450")
 
-    consumer = pipeline.start("consumer_spark.py", ONCE, *small)
-    consumer.wait_for(r"batch id=1 ")
-    consumer.kill(whole_group=False)  # Java notices, and ends by itself
-    rows_seen(pipeline)  # none twice
+    killed = pipeline.start("consumer_spark.py", ONCE, *small)
+    killed.wait_for(r"batch id=1 ")
+    children = Path(f"/proc/{killed.process.pid}/task/{killed.process.pid}/children")
+    (java,) = map(int, children.read_text().split())
+    os.kill(java, signal.SIGSTOP)  # it would notice, and end by itself
+    killed.process.kill()
 
     # Of the next batch some files are in place, the others wait in _temporary, and Spark has not
     # noted it as done: the one moment that could double rows.
     consumer = pipeline.start("consumer_spark.py", ONCE, *small)
+    consumer.wait_for("waiting at most 30 s: another consumer works on ")
+    os.kill(java, signal.SIGCONT)
     consumer.wait_for(r"batch id=\d+ read")
     last = int(re.findall(r"batch id=(\d+) read", consumer.text)[-1])
     wait_until(lambda: pipeline.batch_files(last + 1), f"files of batch {last + 1}")
@@ -61,11 +67,12 @@ def test_two_consumers_on_one_checkpoint_do_not_go_on(
     often = ("--every", "1")
     first = pipeline.start("consumer_spark.py", *often)
     first.wait_for("batch id=0 ")
+    monkeypatch.setattr(checkpoint, "LOCK_WAIT_S", 0)
     (line,) = job.run(*often, code=1)
     assert f"another consumer works on s3a://{pipeline.name}/checkpoint" in line
 
     # One on another machine does not see the lock.
-    monkeypatch.setattr(consumer_spark, "lock_file", lambda _: pipeline.folder / "lock")
+    monkeypatch.setattr(checkpoint, "lock_file", lambda _: pipeline.folder / "lock")
     second = job.start(*often)
     wait_until(lambda: "reading topic=" in job.text, "the second at work")
 

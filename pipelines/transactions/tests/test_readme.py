@@ -57,7 +57,8 @@ def folder(tmp_path: Path) -> Path:
     project = tmp_path / "mon é"
     own = shutil.ignore_patterns(".env", ".spark", "*.png", "__pycache__")  # of this clone
     shutil.copytree(HERE, project / "pipelines/transactions", ignore=own)
-    shutil.copy(HERE.parent / "common.py", project / "pipelines")
+    for name in ("common.py", "spark.py"):
+        shutil.copy(HERE.parent / name, project / "pipelines")
     for name in ("stack", "extensions", "docker-compose.yml"):
         (project / name).symlink_to(PROJECT / name)
     return project / "pipelines/transactions"

@@ -1,5 +1,8 @@
 """What a user sets and gets wrong: options, .env, the store's address; and exit codes."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +21,7 @@ from pipelines.transactions import (
     verify,
 )
 from pipelines.transactions.store import SettingError, Store
+from pipelines.transactions.tests.conftest import HERE
 
 SCRIPTS = [capteur, consumer_spark, demo, plot, prepare, read, score, verify]
 
@@ -84,6 +88,36 @@ def test_every_script_explains_itself(
         script.main(["--help"])
     assert ended.value.code == 0
     assert "Exit codes:" in capsys.readouterr().out
+
+
+def test_a_demo_that_is_interrupted_says_how_to_stop_the_servers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "start_servers", interrupted)
+    monkeypatch.setattr(demo, "how_to_stop", lambda _: "docker compose -f x.yml down")
+    for name in ("TRANSACTIONS_TOPIC", "S3_BUCKET"):
+        monkeypatch.setenv(name, "")  # it sets them
+    assert demo.main([]) == 130
+    said = capsys.readouterr().out
+    assert said.endswith("\n  docker compose -f x.yml --profile monitoring down\n")
+
+
+def test_a_consumer_that_waits_ends_with_its_spark_submit() -> None:
+    """Its stdin is at its end when spark-submit, which holds the other end, is killed."""
+    nowhere = {"S3_ENDPOINT": "http://127.0.0.1:9", "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9"}
+    ended = subprocess.run(
+        [sys.executable, str(HERE / "consumer_spark.py"), "--wait", "600"],
+        env={**os.environ, **nowhere, "PYSPARK_GATEWAY_PORT": "1"},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_store_that_goes_away_meanwhile_is_one_line(

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -200,7 +201,7 @@ def test_what_spark_fails_of_is_one_line(
 
 
 def test_a_spark_that_does_not_start_is_one_line(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(**_: object) -> None:
         raise RuntimeError(
@@ -208,13 +209,21 @@ def test_a_spark_that_does_not_start_is_one_line(
             "Master URL: 'bogus'\n\tat org.x.SparkContext$.createTaskScheduler(x.scala:1)\n"
         )
 
-    monkeypatch.setattr(spark_session, "launch_gateway", lambda _: None)
+    started: list[Any] = []
+
+    def launch(_: object, popen: dict[str, Any]) -> None:
+        started.extend([os.environ["LC_ALL"], *popen["pass_fds"]])
+
+    monkeypatch.setenv("LC_ALL", "no_SUCH")
+    monkeypatch.setattr(spark_session, "launch_gateway", launch)
     monkeypatch.setattr(spark_session, "SparkContext", fail)
     monkeypatch.setattr(spark_session, "connectors", list)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "")
-    with pytest.raises(spark_session.SparkError) as raised:
-        spark_session.spark_session("x", store)
+    with (tmp_path / "lock").open("w") as lock:
+        with pytest.raises(spark_session.SparkError) as raised:
+            spark_session.spark_session("x", store, [lock])
+        assert started == ["C.UTF-8", lock.fileno()]  # Java opens any path, and holds the lock
     said = "Spark does not start (org.x.SparkException: Could not parse Master URL: 'bogus'): is "
     assert str(raised.value).startswith(said)
 
