@@ -77,6 +77,11 @@ def show() -> None:
     step(title, "verify.py", "--data", SAMPLE.name)
 
 
+def say_how_to_stop() -> None:
+    """Say that the servers go on, and the command that stops them."""
+    say(f"Les serveurs tournent encore ; depuis la racine : {how_to_stop(HERE)}")
+
+
 def main() -> int:
     """Run the demonstration; return the exit code (see the module docstring)."""
     load_env(HERE)
@@ -87,9 +92,11 @@ def main() -> int:
         show()
     except StepError as exc:
         say(f"\n✗ Arrêt : {exc}")
+        say_how_to_stop()
         return 1
     except KeyboardInterrupt:
         say("\n✗ Interrompu.")
+        say_how_to_stop()
         return 130
     seconds = time.monotonic() - began
     say(f"\n✓ Ce qui a été envoyé est exactement ce qui est stocké ({seconds:.0f} s).")
@@ -99,7 +106,7 @@ def main() -> int:
     say("  python recovery.py                     le pH par région : recovery.svg")
     _, web_url, *_ = SETTINGS["--hdfs-web-url"]
     say(f"  {os.environ.get('HDFS_WEB_URL') or web_url:<37}  les fichiers dans HDFS")
-    say(f"Les serveurs tournent encore ; depuis la racine : {how_to_stop(HERE)}")
+    say_how_to_stop()
     return 0
 
 

@@ -17,6 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal, InvalidOperation
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
@@ -28,7 +29,10 @@ from openpyxl.utils.exceptions import InvalidFileException
 
 Row = dict[str, str | None]
 Cells = tuple[Any, ...]
-LONGEST_BYTES = 1000  # of a text: PostgreSQL has methods and sites in an index, 2700 bytes a row
+NOT_CALCULATED = (
+    "a formula whose value the file does not hold: open it in Excel or LibreOffice, and save it"
+)
+LONGEST_BYTES = 2000  # of a row's texts: PostgreSQL has most of them in an index, 2704 bytes a row
 DECIMALS = 12  # kept of a number: more than any instrument gives, and Excel's 15 digits fit
 
 ID = "[A-Za-z0-9][A-Za-z0-9 ._-]{0,199}"  # of lots and files, as a regular expression
@@ -51,6 +55,7 @@ class Table:
         numbers: those whose values are numbers.
         dates: those whose values are dates, some with a time.
         is_reference: a value that its column or PostgreSQL does not take is refused at once.
+        required: those that no row of a reference leaves empty.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Table:
     numbers: frozenset[str]
     dates: frozenset[str] = frozenset()
     is_reference: bool = False
+    required: frozenset[str] = frozenset()
 
 
 SAMPLES = Table(
@@ -69,17 +75,21 @@ SAMPLES = Table(
     numbers=frozenset({"SAMPLE_DEPTH", *MEASURES}),
     dates=frozenset({"DATE_SMP"}),
 )  # fmt: skip
+YEARS = ("START_YEAR", "END_YEAR")
+FIRST_YEAR, LAST_YEAR = 1900, 2100
 METHODS = Table(
     "Methods",
     ("PROGRAM_ID", "PARAMETER", "START_YEAR", "END_YEAR", "METHOD", "METHOD_DESCRIPTION"),
-    numbers=frozenset({"START_YEAR", "END_YEAR"}),
+    numbers=frozenset(YEARS),
     is_reference=True,
+    required=frozenset({"PROGRAM_ID", "PARAMETER", "START_YEAR", "METHOD"}),
 )
 SITE_NUMBERS = (
     "LATDD", "LONDD", "LATDD_CENTROID", "LONDD_CENTROID", "COMID", "FEATUREID", "LAKE_DEPTH_MAX",
     "LAKE_DEPTH_MEAN", "LAKE_RET", "LAKE_AREA_HA", "LAKE_AREA_NHD2", "WSHD_AREA_HA", "SITE_ELEV",
     "WSHD_ELEV_AVG", "WSHD_ELEV_MIN", "WSHD_ELEV_MAX", "WSHD_SLOPE_AVG",
 )  # fmt: skip
+WHOLE_NUMBERS = ("COMID", "FEATUREID")
 SITES = Table(
     "Site_Information",
     (
@@ -90,6 +100,7 @@ SITES = Table(
     numbers=frozenset(SITE_NUMBERS),
     dates=frozenset({"UPDATE_DATE"}),
     is_reference=True,
+    required=frozenset({"SITE_ID", "PROGRAM_ID"}),
 )  # fmt: skip
 
 
@@ -97,8 +108,8 @@ class TableError(Exception):
     """What is wrong with a file, in one line for the user."""
 
 
-class FormulaError(Exception):
-    """A formula without its value: (row, position in it)."""
+class CellError(Exception):
+    """A cell of an Excel file without a value: (row, position in it, what it is)."""
 
 
 def parameter_of(measure: str) -> tuple[str, str]:
@@ -135,12 +146,18 @@ def date_text(text: str) -> str:
     >>> [date_text(text) for text in ("11/06/2020 00:00:00", "02/06/2020 09:36:22", "02/30/2020")]
     ['2020-11-06', '2020-02-06 09:36:22', '02/30/2020']
     """
+    moment = date_in(text)
+    return moment_text(moment) if moment else text
+
+
+def date_in(text: str) -> datetime | None:
+    """Return the date that a text is, with its time; None when it is none."""
     for form in ("%m/%d/%Y %H:%M:%S", "%m/%d/%Y", "%Y-%m-%d", "%Y-%m-%d %H:%M:%S"):
         try:
-            return moment_text(datetime.strptime(text, form))  # noqa: DTZ007  # no zone is given
+            return datetime.strptime(text, form)  # noqa: DTZ007  # no zone is given
         except ValueError:
             continue
-    return text
+    return None
 
 
 def moment_text(moment: datetime) -> str:
@@ -198,11 +215,9 @@ def read_table(file: Path, table: Table) -> Iterator[Row]:
             for number, cells in enumerate(rows, 2):
                 if any(value not in (None, "") for value in cells):
                     yield read_row(file, table, number, cells)
-    except FormulaError as exc:
-        raise TableError(
-            f"{cell_name(file, table, *exc.args)} is a formula whose value the file does not hold: "
-            "open it in Excel or LibreOffice, and save it"
-        ) from exc
+    except CellError as exc:
+        *place, what = exc.args
+        raise TableError(f"{cell_name(file, table, *place)} is {what}") from exc
     except OSError as exc:
         raise TableError(f"{file}: {exc.strerror}") from exc
     except (UnicodeDecodeError, csv.Error) as exc:
@@ -223,12 +238,12 @@ def read_row(file: Path, table: Table, number: int, cells: Cells) -> Row:
     if len(cells) < len(table.columns) and not is_excel(file):  # Excel's rows end where they like
         wanted = len(table.columns)
         raise TableError(f"{file}: row {number} has {len(cells)} cells, not {wanted}")
-    read: Row = {}
-    values = (*row, *[None] * missing)
-    for position, (column, value) in enumerate(zip(table.columns, values, strict=True)):
-        read[column] = cell_text(value, column, table)
-        if table.is_reference and (why := unusable(read[column], column, table)):
-            raise TableError(f"{cell_name(file, table, number, position)} {why}")
+    values = zip(table.columns, (*row, *[None] * missing), strict=True)
+    read = {column: cell_text(value, column, table) for column, value in values}
+    if table.is_reference and (found := unusable(read, table)):
+        column, why = found
+        name = cell_name(file, table, number, table.columns.index(column))
+        raise TableError(f"{name} {why}")
     return read
 
 
@@ -279,21 +294,41 @@ def without_empty_end(cells: Cells) -> Cells:
     return cells[:length]
 
 
-def unusable(text: str | None, column: str, table: Table) -> str | None:
-    r"""Return why a value of the methods or the sites cannot be used, None when it can.
+def unusable(row: Row, table: Table) -> tuple[str, str] | None:
+    r"""Return (column, why) of what cannot be used in a row of the methods or the sites, else None.
 
-    >>> unusable("Otter\0Lake", "SITE_NAME", SITES), unusable("x", "LATDD", SITES)
-    ('has a NUL character, which PostgreSQL does not take', "'x' is not a number")
+    >>> unusable({"SITE_NAME": "Otter\0Lake"}, SITES)
+    ('SITE_NAME', 'has a NUL character, which PostgreSQL does not take')
+    >>> unusable({"START_YEAR": "2011", "END_YEAR": "2010"}, METHODS)
+    ('END_YEAR', '2010 is before START_YEAR 2011')
     """
+    for column, text in row.items():
+        if why := unusable_text(text, column, table):
+            return column, why
+    start, end = (row.get(name) for name in YEARS)
+    if start and end and int(end) < int(start):
+        return "END_YEAR", f"{end} is before START_YEAR {start}"
+    sizes = {column: len(text.encode()) for column, text in row.items() if text}
+    if (size := sum(sizes.values())) > LONGEST_BYTES:
+        longest = max(sizes, key=lambda column: sizes[column])
+        return longest, f"is too long: its row has {size} bytes, {LONGEST_BYTES} at most"
+    return None
+
+
+def unusable_text(text: str | None, column: str, table: Table) -> str | None:
+    """Return why a value of the methods or the sites cannot be used, None when it can."""
     if text is None:
-        return None
+        return "is empty" if column in table.required else None
     if "\0" in text:
         return "has a NUL character, which PostgreSQL does not take"
-    if len(text.encode()) > LONGEST_BYTES:
-        return f"is too long: {len(text.encode())} bytes, {LONGEST_BYTES} at most"
-    if column in table.numbers and not re.fullmatch(r"-?\d+(\.\d+)?", text):
-        return f"{text!r} is not a number"
-    if column in table.dates and not re.fullmatch(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d)?", text):
+    if column in YEARS:
+        is_year = re.fullmatch(r"\d{4}", text) and FIRST_YEAR <= int(text) <= LAST_YEAR
+        return None if is_year else f"{text!r} is not a year from {FIRST_YEAR} to {LAST_YEAR}"
+    if column in WHOLE_NUMBERS and not re.fullmatch(r"-?\d{1,12}", text):
+        return f"{text!r} is not a whole number below 10^{DECIMALS}"
+    if column in table.numbers and not re.fullmatch(r"-?\d{1,12}(\.\d+)?", text):
+        return f"{text!r} is not a number below 10^{DECIMALS}"
+    if column in table.dates and not date_in(text):
         return f"{text!r} is not a date"
     return None
 
@@ -307,21 +342,23 @@ def csv_rows(file: Path) -> Generator[Cells, None, None]:
 
 
 def excel_rows(file: Path) -> Generator[Cells, None, None]:
-    """Return the cells of an Excel file's first sheet.
+    """Return the values of an Excel file's first sheet.
 
     Raises:
         TableError: it is none.
-        FormulaError: (row, position) of a formula whose value is not there.
+        CellError: a formula's value is not there, or is an error.
     """
-    values = sheet_rows(file, data_only=True)
-    if not has_formulas(file):
-        yield from values
-        return
-    for number, pair in enumerate(zip(values, sheet_rows(file, data_only=False), strict=True), 1):
-        for position, (value, written) in enumerate(zip(*pair, strict=True)):
-            if value is None and written is not None:
-                raise FormulaError(number, position)
-        yield pair[0]
+    written = sheet_rows(file, data_only=False) if has_formulas(file) else repeat(())
+    rows = zip(sheet_rows(file, data_only=True), written, strict=False)
+    for number, (cells, formulas) in enumerate(rows, 1):
+        for position, cell in enumerate(cells):
+            if cell.data_type == "e":
+                raise CellError(number, position, f"the error {cell.value}: mend or empty it")
+        for position, (cell, formula) in enumerate(zip(cells, formulas, strict=False)):
+            # An empty text comes as None, too: only the type of a formula's text tells it apart.
+            if cell.value is None and formula.value is not None and cell.data_type != "str":
+                raise CellError(number, position, NOT_CALCULATED)
+        yield tuple(cell.value for cell in cells)
 
 
 def has_formulas(file: Path) -> bool:
@@ -339,7 +376,7 @@ def has_formulas(file: Path) -> bool:
 
 
 def sheet_rows(file: Path, data_only: bool) -> Iterator[Cells]:
-    """Return the cells of the first sheet: values, or (not data_only) formulas where there are any.
+    """Return the cells of the first sheet, with their values, or (not data_only) their formulas.
 
     Raises:
         TableError: it is no Excel file.
@@ -351,4 +388,4 @@ def sheet_rows(file: Path, data_only: bool) -> Iterator[Cells]:
     with closing(book):
         sheet: Any = book.worksheets[0]
         sheet.reset_dimensions()  # the size that a file declares is not always its own
-        yield from sheet.iter_rows(values_only=True)
+        yield from sheet.iter_rows()

@@ -27,6 +27,7 @@ from pipelines.acid_waters.tables import (
     DECIMALS,
     METHODS,
     SITES,
+    WHOLE_NUMBERS,
     Row,
     TableError,
     cell_text,
@@ -44,7 +45,7 @@ CSV = {  # how the files in HDFS are written and read
 TYPES = {  # of the columns that are no texts
     **dict.fromkeys(METHODS.numbers, IntegerType()),
     **dict.fromkeys(SITES.numbers, DecimalType(24, DECIMALS)),
-    **dict.fromkeys(("COMID", "FEATUREID"), LongType()),
+    **dict.fromkeys(WHOLE_NUMBERS, LongType()),
     "UPDATE_DATE": TimestampNTZType(),  # with a zone, Python would get it in its own
 }
 LOAD_FIRST = "run prepare.py first"

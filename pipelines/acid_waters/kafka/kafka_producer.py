@@ -54,7 +54,7 @@ import threading
 import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -75,14 +75,19 @@ from pipelines.acid_waters.kafka.lots import (  # noqa: E402
 from pipelines.acid_waters.kafka.topic import kafka_client, make_topic  # noqa: E402
 from pipelines.acid_waters.settings import HERE, add_wait, command_line  # noqa: E402
 from pipelines.acid_waters.tables import ID, SAMPLES, TableError, find_file, read_table  # noqa: E402
-from pipelines.common import configure_logging, load_env, number, stop_on_signals  # noqa: E402
+from pipelines.common import (  # noqa: E402
+    close_producer,
+    configure_logging,
+    load_env,
+    number,
+    stop_on_signals,
+)
 from stack.console import command  # noqa: E402
 
 log = logging.getLogger("kafka_producer")
 
 PROGRESS_S = 5.0
-# For what is not acknowledged at the end; after that it counts as not delivered.
-FLUSH_S = 150.0
+GIVE_UP_S = 15.0  # at the end, without an acknowledgement
 
 
 def lots_to_send(config: Namespace) -> Iterator[Lot]:
@@ -161,8 +166,9 @@ def send_all(
                 shown = time.monotonic()
                 log.info("sent batch_id=%s size=%d lots=%d", lot.batch_id, lot.size, len(sent))
     finally:
-        with suppress(KafkaError):  # what is not acknowledged by then is counted below
-            producer.close(timeout=FLUSH_S)
+        close_producer(
+            producer, lambda: sum(not future.is_done for _, future in sent), GIVE_UP_S, log
+        )
     failed = [lot for lot, future in sent if not future.succeeded()]
     note_acknowledged([one for one in sent if one[1].succeeded()], noted, ledger)
     rows = sum(lot.size for lot, _ in sent)

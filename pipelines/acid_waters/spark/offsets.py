@@ -2,7 +2,6 @@
 
 import json
 from contextlib import closing
-from uuid import UUID
 
 from kafka import KafkaConsumer
 from kafka.errors import KafkaError
@@ -16,6 +15,7 @@ from pipelines.acid_waters.postgresql.database import (
     note_topic,
 )
 from pipelines.acid_waters.spark.spark_session import java
+from pipelines.spark import topic_id
 
 
 class LossError(Exception):
@@ -51,7 +51,7 @@ def starting_offsets(
         first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
     # With more messages than the old one had, only its id gives it away. It is all zeros where
     # Kafka gives none, and for a topic that was just made.
-    current_id = topic_id(bootstrap_servers, topic)
+    current_id = topic_id(java().jvm, bootstrap_servers, topic)
     if current_id.strip("0-") and not note_topic(conn, topic, current_id):
         raise LossError(f"{topic} was deleted and made anew. Give it another name (WATER_TOPIC)")
     begin = {}
@@ -72,20 +72,3 @@ def starting_offsets(
             note_loss(conn, topic, number, wanted, first[partition])
         begin[str(number)] = max(wanted, first[partition])
     return json.dumps({topic: begin})
-
-
-def topic_id(bootstrap_servers: str, topic: str) -> str:
-    """Return the id that Kafka has given the topic, asked by Java: kafka-python 2 does not know it.
-
-    Raises:
-        Py4JJavaError: Kafka does not answer.
-    """
-    settings = {"bootstrap.servers": bootstrap_servers, "default.api.timeout.ms": "10000",
-                "request.timeout.ms": "5000"}  # fmt: skip
-    admin = java().jvm.org.apache.kafka.clients.admin.Admin.create(settings)
-    try:
-        found = admin.describeTopics([topic]).allTopicNames().get()[topic].topicId()
-    finally:
-        admin.close()
-    halves = (found.getMostSignificantBits(), found.getLeastSignificantBits())
-    return str(UUID(bytes=b"".join(half.to_bytes(8, "big", signed=True) for half in halves)))

@@ -26,7 +26,8 @@ begins again at 1. On a terminal, Spark shows how far it is.
 --reprocess does 2 to 6 again with an archived lot, for instance when a site was missing: what
 comes out takes the place of what was made of it before.
 
-spark-submit works too; what it is told (--master, --conf, --properties-file, --jars) counts.
+spark-submit works too; what it is told (--master, --conf, --properties-file, --jars) counts, and
+when it is killed, the consumer stops.
 
 One consumer at a time integrates a topic into a database: another one is refused.
 
@@ -79,6 +80,7 @@ from pipelines.common import (  # noqa: E402
     only_copy,
     stop_on_signals,
 )
+from pipelines.spark import stop_with_submit  # noqa: E402
 
 log = logging.getLogger("spark_consumer")
 
@@ -313,9 +315,8 @@ def lock_file(config: argparse.Namespace) -> Path:
     return CACHE / f"locks/{hashlib.sha256(state.encode()).hexdigest()[:16]}"
 
 
-def consume(config: argparse.Namespace) -> int:
+def consume(config: argparse.Namespace, stop: threading.Event) -> int:
     """Start Spark and consume until done or stopped; return the exit code."""
-    stop = threading.Event()
     # Before Spark starts, for Java would go on alone if that was cut short; and after, for it sets
     # its own.
     stop_on_signals(stop)
@@ -334,18 +335,20 @@ def consume(config: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Consume alone, until done or stopped; return the exit code (see the module docstring)."""
+    stop = threading.Event()
+    stop_with_submit(stop)
     load_env(HERE)
     config = load_config(argv, os.environ)
     configure_logging(log.name)
     try:
         if config.reprocess:  # beside a consumer, too: it makes one version, under a lock
-            return consume(config)
+            return consume(config, stop)
         with only_copy(lock_file(config)) as lock:
             if lock is None:
                 log.error("another consumer integrates %s into this database: stop it first",
                           config.topic)  # fmt: skip
                 return 1
-            return consume(config)
+            return consume(config, stop)
     except KeyboardInterrupt:  # in between: there is nothing to finish
         log.info("stopped")
         return 0

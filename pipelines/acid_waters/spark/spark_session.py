@@ -20,6 +20,7 @@ from pyspark.errors import PySparkException
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
+from pipelines.spark import use_utf8
 from stack.compose import StackError
 from stack.servers import java_home
 
@@ -63,6 +64,7 @@ def new_session(name: str) -> SparkSession:
     # When Java dies, this server within Python would print a trace. What is left to do then fails
     # too, and that is said.
     AccumulatorServer.handle_error = lambda *_: None
+    use_utf8(os.environ)  # for Maven's Java, too
     try:
         java_home(os.environ)
         SparkContext(conf=spark_conf().setAppName(name), gateway=java())

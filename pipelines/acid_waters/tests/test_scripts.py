@@ -16,7 +16,7 @@ from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
 from pipelines import common
-from pipelines.acid_waters import prepare, verify
+from pipelines.acid_waters import demo, prepare, verify
 from pipelines.acid_waters.kafka import kafka_producer
 from pipelines.acid_waters.postgresql import versions
 from pipelines.acid_waters.settings import HERE, SAMPLE
@@ -45,6 +45,21 @@ def test_settings_that_cannot_be_read_are_one_line_and_exit_2(
     assert capsys.readouterr().err == f"{tmp_path}/.env, line 1: not in UTF-8: save it so\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [(KeyboardInterrupt(), 130, "✗ Interrompu."), (common.StepError("x"), 1, "✗ Arrêt : x")],
+)
+def test_a_demonstration_that_does_not_end_says_how_to_stop_the_servers(
+    error: BaseException, code: int, says: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(demo, "start_servers", Mock(side_effect=error))
+    assert demo.main() == code
+    *_, ends, how = capsys.readouterr().out.splitlines()
+    assert ends == says
+    assert how.endswith(f"depuis la racine : {common.how_to_stop(HERE)}")
+
+
 def test_who_reads_the_output_may_leave() -> None:
     command = f"{sys.executable} kafka/kafka_producer.py --console | head -c 1"
     done = subprocess.run(["sh", "-c", command], cwd=HERE, capture_output=True, check=False)
@@ -52,25 +67,34 @@ def test_who_reads_the_output_may_leave() -> None:
 
 
 class Producer:
-    """A producer that acknowledges at once, and notes how long it is given at the end."""
+    """A producer that never gets closed; its lots are acknowledged, or not, while it tries to."""
 
-    def __init__(self) -> None:
-        self.close_s = 0.0
+    def __init__(self, acknowledges: bool) -> None:
+        self.acknowledges = acknowledges
+        self.lots: list[Any] = []
 
     def send(self, *_: object, **__: object) -> Any:
-        return SimpleNamespace(exception=None, succeeded=lambda: True)
+        self.lots.append(
+            SimpleNamespace(exception=None, is_done=False, succeeded=lambda: self.lots[0].is_done)
+        )
+        return self.lots[-1]
 
-    def close(self, timeout: float) -> None:
-        self.close_s = timeout
+    def close(self) -> None:
+        self.lots[0].is_done = self.acknowledges
+        threading.Event().wait()
 
 
-def test_the_producer_waits_however_long_and_two_minutes_at_its_end() -> None:
+@pytest.mark.parametrize("acknowledges", [True, False])
+def test_the_producer_waits_however_long_for_the_next_lot_and_not_at_its_end(
+    acknowledges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_producer, "GIVE_UP_S", 600 if acknowledges else 0.3)
     config = kafka_producer.load_config(["--data", str(SAMPLE), "--interval", "1e10"], {})
     lots = kafka_producer.lots_to_send(config)
-    producer, stop = Producer(), threading.Event()
+    producer: Any = Producer(acknowledges)
+    stop = threading.Event()
     threading.Timer(0.5, stop.set).start()
-    assert kafka_producer.send_all(producer, lots, config, stop) == 0
-    assert producer.close_s > 120
+    assert kafka_producer.send_all(producer, lots, config, stop) == (0 if acknowledges else 1)
 
 
 class Query:
@@ -138,6 +162,14 @@ def test_verify_says_why_it_cannot_read_on(
     monkeypatch.setattr(lots, "KafkaConsumer", topic(first=0, end=end, given=end // 2))
     monkeypatch.setattr(lots, "STALL_S", 0.3)
     with pytest.raises(VerifyError, match=says):
+        lots.read_topic("localhost:9092", "t")
+
+
+def test_verify_says_which_topic_cannot_be_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer = topic(first=0, end=6, given=6)
+    consumer.poll.side_effect = RuntimeError("LZ4F_decompress failed")  # no error of Kafka's
+    monkeypatch.setattr(lots, "KafkaConsumer", consumer)
+    with pytest.raises(VerifyError, match=r"t cannot be decoded: RuntimeError\('LZ4F_decompress"):
         lots.read_topic("localhost:9092", "t")
 
 
@@ -224,7 +256,7 @@ def test_a_second_consumer_is_refused_before_spark_starts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(spark_consumer, "CACHE", tmp_path)
-    monkeypatch.setattr(spark_consumer, "consume", lambda _: 0)
+    monkeypatch.setattr(spark_consumer, "consume", lambda *_: 0)
     here, other = ["--topic", "here"], ["--topic", "other"]
     with common.only_copy(spark_consumer.lock_file(spark_consumer.load_config(here, {}))) as lock:
         assert lock

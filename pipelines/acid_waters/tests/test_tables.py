@@ -9,7 +9,6 @@ import openpyxl
 import pytest
 
 from pipelines.acid_waters import make_sample, tables
-from pipelines.acid_waters.hdfs.reference import read_files
 from pipelines.acid_waters.settings import SAMPLE
 
 
@@ -114,31 +113,72 @@ def test_a_formula_without_its_value_is_named_by_its_cell(formula: str, tmp_path
         rows_of(tmp_path, tables.METHODS, ".xlsx")
 
 
-def test_a_formula_with_its_value_is_read(tmp_path: Path) -> None:
-    file = tmp_path / "Methods.xlsx"
-    write_excel(file, [HEADER, [*METHOD[:2], "=2000+1", *METHOD[3:]]])
+def calculate(file: Path, kind: bytes, value: bytes) -> None:
+    """Give the formulas of an Excel file a value, as Excel does."""
     with zipfile.ZipFile(file) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     sheet = "xl/worksheets/sheet1.xml"
-    parts[sheet] = re.sub(rb"</f><v\s*/>|</f><v></v>", b"</f><v>2001</v>", parts[sheet])
+    parts[sheet], count = re.subn(
+        rb'<c r="(\w+)"[^>]*><f>(.*?)</f><v\s*(/>|></v>)',
+        rb'<c r="\1" t="%b"><f>\2</f><v>%b</v>' % (kind, value), parts[sheet],
+    )  # fmt: skip
+    assert count
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
-    assert [row["START_YEAR"] for row in rows_of(tmp_path, tables.METHODS, ".xlsx")] == ["2001"]
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "says"),
+    ("column", "kind", "value", "read"),
+    [("START_YEAR", b"n", b"2001", "2001"), ("METHOD_DESCRIPTION", b"str", b"", None)],
+)
+def test_a_formula_with_its_value_is_read(
+    column: str, kind: bytes, value: bytes, read: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "Methods.xlsx"
+    row = dict(zip(HEADER, METHOD, strict=True)) | {column: "=A2"}
+    write_excel(file, [HEADER, list(row.values())])
+    calculate(file, kind, value)
+    assert [row[column] for row in rows_of(tmp_path, tables.METHODS, ".xlsx")] == [read]
+
+
+@pytest.mark.parametrize("error", ["#N/A", "#REF!", "=A2"])
+def test_an_error_of_excel_is_named_by_its_cell(error: str, tmp_path: Path) -> None:
+    file = tmp_path / "Methods.xlsx"
+    write_excel(file, [HEADER, [*METHOD[:5], error]])
+    if error == "=A2":
+        calculate(file, b"e", b"#N/A")
+    with pytest.raises(tables.TableError, match=r"cell F2 is the error #\w+.+: mend or empty it"):
+        rows_of(tmp_path, tables.METHODS, ".xlsx")
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "says"),
     [
-        ("METHOD", "EPA\0 200", "row 2, column METHOD has a NUL character"),
-        ("METHOD_DESCRIPTION", "é" * 501, "column METHOD_DESCRIPTION is too long: 1002 bytes"),
-        ("START_YEAR", "about 1980", "column START_YEAR 'about 1980' is not a number"),
+        (tables.METHODS, "METHOD", "EPA\0 200", "has a NUL character, which PostgreSQL does not"),
+        (tables.METHODS, "METHOD_DESCRIPTION", "é" * 997, "is too long: its row has 2002 bytes, "),
+        *((tables.METHODS, column, "", "is empty") for column in sorted(tables.METHODS.required)),
+        *((tables.SITES, column, "", "is empty") for column in sorted(tables.SITES.required)),
+        *(
+            (tables.METHODS, column, value, f"'{value}' is not a year from 1900 to 2100")
+            for column in tables.YEARS
+            for value in ("about 1980", "2010.5", "1899", "2101", "2147483647")
+        ),
+        (tables.METHODS, "END_YEAR", "1999", "1999 is before START_YEAR 2000"),
+        (tables.SITES, "LATDD", "north", "'north' is not a number below 10^12"),
+        (tables.SITES, "LATDD", "1" + "0" * 12, f"'1{'0' * 12}' is not a number below 10^12"),
+        (tables.SITES, "COMID", "0.5", "'0.5' is not a whole number below 10^12"),
+        (tables.SITES, "UPDATE_DATE", "2020-02-30", "'2020-02-30' is not a date"),
     ],
 )
 def test_what_cannot_be_used_of_the_reference_is_refused_at_once(
-    column: str, value: str, says: str, tmp_path: Path
+    table: tables.Table, column: str, value: str, says: str, tmp_path: Path
 ) -> None:
-    row = {**dict(zip(HEADER, ["P", "NA", "2000", "", "A", "B"], strict=True)), column: value}
-    (tmp_path / "Methods.csv").write_text(";".join(HEADER) + "\n" + ";".join(row.values()) + "\n")
-    with pytest.raises(tables.TableError, match=says):
-        read_files(tmp_path)
+    usable = {"PROGRAM_ID": "P", "PARAMETER": "NA", "START_YEAR": "2000", "METHOD": "A",
+              "SITE_ID": "S", column: value}  # fmt: skip
+    row = [usable.get(name, "") for name in table.columns]
+    file = tmp_path / f"{table.name}.csv"
+    file.write_text(";".join(table.columns) + "\n" + ";".join(row) + "\n")
+    named = f"{file}: row 2, column {column} {says}"
+    with pytest.raises(tables.TableError, match=f"^{re.escape(named)}"):
+        list(tables.read_table(file, table))

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from kafka import KafkaConsumer
+from kafka.errors import OffsetOutOfRangeError
 
 from pipelines.acid_waters import verify
 from pipelines.acid_waters.hdfs.reference import file_system
@@ -118,7 +121,9 @@ def test_verify_finds_each_thing_that_it_reports(scene: Scene, tmp_path: Path) -
         before = verdict
 
 
-def test_verify_knows_what_the_topic_has_deleted_since(scene: Scene) -> None:
+def test_verify_knows_what_the_topic_has_deleted_since(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scene.load_reference()
     scene.send()
     scene.consume()
@@ -131,6 +136,16 @@ def test_verify_knows_what_the_topic_has_deleted_since(scene: Scene) -> None:
     verdict = scene.compare()
     assert len(verdict.unexpected_lots) == 1
     assert not verdict.holds
+    end_offsets = KafkaConsumer.end_offsets
+
+    def deleting(consumer: Any, partitions: Any) -> Any:
+        ends = end_offsets(consumer, partitions)
+        scene.delete_messages(kept)
+        return ends
+
+    monkeypatch.setattr(KafkaConsumer, "end_offsets", deleting)
+    with pytest.raises(OffsetOutOfRangeError):  # deleted while it reads
+        scene.compare()
 
 
 def test_verify_says_in_one_line_why_it_cannot_compare(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kafka import KafkaConsumer
+from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
 from pipelines.acid_waters.verification.verdict import Place, Verdict, VerifyError
@@ -23,13 +24,15 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Place, Any], dict[int, in
 
     Raises:
         VerifyError: there is no such topic, it has never held anything, or Kafka delivers nothing
-            any more.
+            any more, or what cannot be decoded.
+        KafkaError: Kafka does not answer, or has deleted messages before they were read.
     """
     consumer = KafkaConsumer(
         bootstrap_servers=servers.split(","),
         isolation_level="read_committed",  # not what a transaction has taken back
         api_version_auto_timeout_ms=10_000,
         receive_message_max_bytes=2**31 - 1,  # its default, 1 MB, is less than a fetch may bring
+        auto_offset_reset="none",  # else it goes on after what is deleted, and says nothing
     )
     with closing(consumer):
         numbers = consumer.partitions_for_topic(topic)
@@ -45,7 +48,12 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Place, Any], dict[int, in
         messages: dict[Place, Any] = {}
         last = time.monotonic()
         while any((consumer.position(p, timeout_ms=1000) or 0) < end[p] for p in partitions):
-            polled = consumer.poll(1000)
+            try:
+                polled = consumer.poll(1000)
+            except KafkaError:
+                raise
+            except Exception as exc:  # of a codec's library
+                raise VerifyError(f"messages of {topic} cannot be decoded: {exc!r}") from exc
             if polled:
                 last = time.monotonic()
             elif time.monotonic() - last > STALL_S:
