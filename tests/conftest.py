@@ -178,9 +178,10 @@ class Pipeline:
         return {hit["_id"]: hit["_source"] for hit in answer["hits"]["hits"]}
 
     def count(self) -> int:
-        """Return the number of documents in the index, 0 while it does not exist."""
+        """Return the number of documents in the index, 0 while it or its shard is not there."""
         self.client.indices.refresh(index=self.index, ignore_unavailable=True)
-        return int(self.client.count(index=self.index, ignore_unavailable=True)["count"])
+        client = self.client.options(ignore_status=503)
+        return int(client.count(index=self.index, ignore_unavailable=True).get("count", 0))
 
     def ends(self) -> int:
         """Return the sum of the end offsets of the topic's partitions."""
