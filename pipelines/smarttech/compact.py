@@ -67,6 +67,7 @@ from pipelines.smarttech.settings import (  # noqa: E402
     command_parser,
 )
 from pipelines.smarttech.spark_session import one_line, spark_session  # noqa: E402
+from stack.console import discard_output  # noqa: E402
 
 log = logging.getLogger("smarttech")
 
@@ -126,6 +127,21 @@ def compact(spark: SparkSession, table: str, path: Path, retain_hours: float) ->
     )
 
 
+def say(line: str) -> None:
+    """Print a line at once; when its reader has left, as `head` does, it and the next are lost.
+
+    Raises:
+        LakeError: it cannot be written.
+    """
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except OSError as exc:
+        discard_output()
+        if not isinstance(exc, BrokenPipeError):
+            raise LakeError(f"standard output: {exc.strerror}") from exc
+
+
 def check_read(lake: Path, checkpoint: Path) -> None:
     """Refuse to go on while a stream has something left to read.
 
@@ -161,14 +177,12 @@ def run(options: argparse.Namespace) -> None:
     settings = {"spark.databricks.delta.retentionDurationCheck.enabled": str(not is_short).lower()}
     checkpoint = options.checkpoint or lake / "checkpoints"
     folders = [lake, checkpoint] if is_short else []
-    with lock(*folders) as locks, spark_session(lake, settings, locks) as spark:
+    with lock(*folders) as locks, spark_session(lake, settings, locks) as (spark, _):
         if is_short:
             check_read(lake, checkpoint)
-        sys.stdout.write(f"{'table':<12}{'files':>9}{'read s':>18}{'bytes on disk':>26}\n")
+        say(f"{'table':<12}{'files':>9}{'read s':>18}{'bytes on disk':>26}")
         for table in options.tables or there:
-            line = compact(spark, table, table_path(lake, table), options.retain_hours)
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
+            say(compact(spark, table, table_path(lake, table), options.retain_hours))
 
 
 def load_options(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:

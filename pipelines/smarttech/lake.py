@@ -2,10 +2,13 @@
 
 LAKE/sensor_data_bronze/  _silver/  _gold/  _anomalies/  _rejects/  _duplicates/
 LAKE/checkpoints/bronze/  silver/  gold/     how far each stage has come
+LAKE/checkpoints/bronze/topic_id             which topic of its name bronze is read from
 LAKE/options.json                            what its rows depend on; the same at each start
 LAKE/spark.log                               what Java says; our own log goes to the terminal
 """
 
+import logging
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +21,8 @@ from pyspark.sql import DataFrame, SparkSession
 
 from pipelines.common import only_copy
 from pipelines.smarttech import transforms
+
+log = logging.getLogger("smarttech")
 
 SCHEMAS = {
     "bronze": transforms.BRONZE,
@@ -45,32 +50,46 @@ class UsageError(LakeError):
     """The same, when the command was given the wrong options."""
 
 
+class StoppedError(Exception):
+    """The user has ended the work before it began."""
+
+
 def table_path(lake: Path, table: str) -> Path:
     """Return the folder of a table."""
     return lake / f"sensor_data_{table}"
 
 
 @contextmanager
-def lock(*folders: Path) -> Iterator[list[TextIO]]:
+def lock(*folders: Path, stop: threading.Event | None = None) -> Iterator[list[TextIO]]:
     """Take folders for this process and the Java process of its `spark_session` alone.
 
     A folder is free again when neither of them has its file open. Java must hold the file too: when
     Python is killed, Java works on for a moment, for which this waits.
+
+    Args:
+        folders: to take.
+        stop: ends the waiting.
 
     Yields:
         The open files.
 
     Raises:
         LakeError: another process holds one of the folders and keeps it.
+        StoppedError: told to stop while waiting.
     """
-    deadline = time.monotonic() + LOCK_WAIT_S
+    stop = stop or threading.Event()
+    deadline, is_said = time.monotonic() + LOCK_WAIT_S, False
     with ExitStack() as files:
         held: list[TextIO] = []
         for folder in dict.fromkeys(folders):
             while not (file := files.enter_context(only_copy(folder / "lock"))):
                 if time.monotonic() > deadline:
                     raise LakeError(f"another consumer is at work on {folder}: stop it first")
-                time.sleep(1)
+                if not is_said:
+                    log.info("another consumer is at work on %s: waiting for its end", folder)
+                    is_said = True
+                if stop.wait(1):
+                    raise StoppedError
             held.append(file)
         yield held
 
@@ -116,6 +135,38 @@ def check_checkpoints(lake: Path, checkpoint: Path) -> None:
     """
     for stage, tables in STAGES.items():
         check_checkpoint(stage, [table_path(lake, table) for table in tables], checkpoint / stage)
+
+
+def check_topic(checkpoint: Path, topic: str, topic_id: str) -> None:
+    """Refuse to go on in a topic that was made anew; the first time, note which one it is.
+
+    Spark knows a topic by its name alone: in a new one it would go on at the old one's offsets, and
+    pass over what is before them.
+
+    Args:
+        checkpoint: of bronze; a folder, which is made.
+        topic: its name.
+        topic_id: of `pipelines.spark.topic_id`.
+
+    Raises:
+        LakeError: the checkpoint is of another topic of this name.
+    """
+    file = checkpoint / "topic_id"
+    if not file.exists():
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        write_whole(file, f"{topic_id}\n")
+    elif file.read_bytes().strip() != topic_id.encode():
+        raise LakeError(
+            f"topic={topic} was deleted and made anew: its offsets are not those of {checkpoint}; "
+            "take another lake (--lake)"
+        )
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is whole or not there, whenever this process is killed."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(file)
 
 
 def create_tables(spark: SparkSession, lake: Path) -> None:

@@ -9,9 +9,10 @@
     how far it is, and Spark's log: FOLDER/sensor_data_checkpoint/
 
 A file is one JSON object, on as many lines as it likes, or holds one object a line; it must fit in
-memory. It must appear complete: write it elsewhere (or under a name that begins with a dot), then
-move it in. Each file is taken once. The rules of a reading are those of the other streams, in
-transforms.py; in the future is what comes after the time at which its file is taken.
+memory. One of which no line is an object, such as a list over several lines, is one reject. A file
+must appear complete: write it elsewhere (or under a name that begins with a dot), then move it in.
+Each file is taken once. The rules of a reading are those of the other streams, in transforms.py; in
+the future is what comes after the time at which its file is taken.
 
     batch=0 rows=9 readings=8 rejected=1 (bad_json=1) seconds=12.8
 
@@ -23,6 +24,7 @@ Exit codes: 0 done or stopped cleanly, 1 the stream cannot go on, 2 wrong usage.
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -45,6 +47,7 @@ from pipelines.common import configure_logging, load_env, number, stop_on_signal
 from pipelines.smarttech import transforms  # noqa: E402
 from pipelines.smarttech.lake import (  # noqa: E402
     LakeError,
+    StoppedError,
     append,
     check_checkpoint,
     create_table,
@@ -55,9 +58,9 @@ from pipelines.smarttech.settings import FOLDER, command_parser, folder  # noqa:
 from pipelines.smarttech.spark_session import (  # noqa: E402
     one_line,
     spark_session,
-    stop_with_submit,
     what_ended,
 )
+from pipelines.spark import stop_with_submit  # noqa: E402
 
 log = logging.getLogger("smarttech")
 
@@ -67,7 +70,9 @@ SCHEMAS = {
     "building string, type string",
 }
 LINE_END = "\r\n|\r|\n"
+LINE_OBJECT = r"(?s)^\s*\{.*\}\s*\z"  # what it holds is checked later
 BYTE_ORDER_MARK = "^\ufeff"  # with which some editors begin a file
+PATTERN = r"[][{}*?\\]"  # what makes a pattern of a path, for Spark
 POLL_S = 0.2
 
 
@@ -78,12 +83,16 @@ def start(spark: SparkSession, options: Namespace) -> StreamingQuery:
     # taken: one that is moved in keeps its time.
     files = files.option("maxFileAge", "36500d")
     contents = files.text(str(options.folder / "sensor_data"), wholetext=True)
-    rows = checked(contents)
+    contents = contents.select(
+        "value",
+        F.input_file_name().alias("file"),
+        F.current_timestamp().alias("ingested_at"),
+    )
 
     def write(batch: DataFrame, batch_id: int) -> None:
         write_batch(batch, batch_id, options.folder)
 
-    writer = rows.writeStream.foreachBatch(write).queryName("simple")
+    writer = contents.writeStream.foreachBatch(write).queryName("simple")
     writer = writer.option("checkpointLocation", str(table_path(options.folder, "checkpoint")))
     if options.once:
         return writer.trigger(availableNow=True).start()
@@ -91,30 +100,29 @@ def start(spark: SparkSession, options: Namespace) -> StreamingQuery:
 
 
 def checked(files: DataFrame) -> DataFrame:
-    """Read each file, whole if it is one object, else line by line, and check what it holds.
+    """Read each file, line by line if a line is an object, else whole, and check what it holds.
 
     Args:
-        files: DataFrame(value string), a row per file.
+        files: DataFrame(value string, ingested_at timestamp, ...), a row per file.
 
     Returns:
-        What `transforms.parse` gives, and the columns `file` and `ingested_at`.
+        What `transforms.parse` gives, and the other columns of the file.
     """
     content = F.regexp_replace("value", BYTE_ORDER_MARK, "")
-    lines = F.filter(F.split(content, LINE_END), lambda line: line.rlike(r"\S"))
-    objects = F.when(content.rlike(transforms.OBJECT), F.array(content)).otherwise(lines)
-    rows = files.select(
-        F.explode(objects).alias("value"),
-        F.input_file_name().alias("file"),
-        F.current_timestamp().alias("ingested_at"),
-    )
+    lines = F.split(content, LINE_END)
+    has_line = F.exists(lines, lambda line: line.rlike(LINE_OBJECT))
+    pieces = F.when(has_line, lines).otherwise(F.array(content))
+    pieces = F.filter(pieces, lambda piece: piece.rlike(r"\S"))
+    rows = files.withColumn("value", F.explode(pieces))
     as_messages = {"value": F.col("value").cast("binary"), "kafka_timestamp": F.col("ingested_at")}
     return transforms.parse(rows.withColumns(as_messages))
 
 
 def write_batch(batch: DataFrame, batch_id: int, folder: Path) -> None:
-    """Write each row of a batch into one of the two tables, once: see `lake.append`."""
+    """Write what a batch of files holds into the two tables, each row once: see `lake.append`."""
     began = time.monotonic()
-    batch = batch.persist()
+    # For each file whose name matches PATTERN, Spark reads all files of the batch once more.
+    batch = checked(batch.dropDuplicates(["file"])).persist()
     kinds = batch.groupBy(F.split("reason", ":")[0]).count().collect()
     counts = Counter({kind: count for kind, count in kinds})
     readings = counts.pop(None, 0)
@@ -134,9 +142,13 @@ def run(options: Namespace, stop: threading.Event) -> None:
 
     Raises:
         LakeError: it cannot start, or cannot go on.
+        StoppedError: told to stop before it started.
     """
     checkpoint = table_path(options.folder, "checkpoint")
-    with lock(checkpoint) as locks, spark_session(checkpoint, {}, locks) as spark:
+    with (
+        lock(checkpoint, stop=stop) as locks,
+        spark_session(checkpoint, {}, locks) as (spark, _),
+    ):
         stop_on_signals(stop)  # once more: Spark has put its own handler there
         tables = {name: table_path(options.folder, name) for name in SCHEMAS}
         check_checkpoint("the simple mode", list(tables.values()), checkpoint)
@@ -162,22 +174,29 @@ def load_options(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Name
     add("--folder", type=folder, metavar="FOLDER",
         default=environ.get("SMARTTECH_SIMPLE") or str(FOLDER),
         help="environment: SMARTTECH_SIMPLE (default: the folder of this file)")  # fmt: skip
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if re.search(PATTERN, str(options.folder)):
+        parser.error(
+            f"Spark cannot watch {options.folder}: give --folder one without any of []{{}}*?\\"
+        )
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stream until done or stopped; return the exit code (see the module docstring)."""
+    stop = threading.Event()
+    stop_with_submit(stop)
     load_env(FOLDER)
     options = load_options(argv, os.environ)
     configure_logging("smarttech")
-    stop = threading.Event()
     stop_on_signals(stop)
-    stop_with_submit(stop)
     try:
         run(options, stop)
     except LakeError as exc:
         log.error("%s", exc)
         return 1
+    except StoppedError:
+        log.debug("told to stop before it began")
     except (PySparkException, DeltaError, Py4JError, OSError) as exc:
         if not stop.wait(1.0):  # else Java was told to stop as well
             spark_log = table_path(options.folder, "checkpoint") / "spark.log"

@@ -58,10 +58,12 @@ from pipelines.common import (  # noqa: E402
 from pipelines.smarttech.lake import (  # noqa: E402
     STAGES,
     LakeError,
+    StoppedError,
     UsageError,
     check_checkpoints,
     create_tables,
     lock,
+    write_whole,
 )
 from pipelines.smarttech.prepare import (  # noqa: E402
     NoTopicError,
@@ -78,12 +80,12 @@ from pipelines.smarttech.settings import (  # noqa: E402
 from pipelines.smarttech.spark_session import (  # noqa: E402
     one_line,
     spark_session,
-    stop_with_submit,
     what_ended,
 )
 from pipelines.smarttech.streams import Pipeline  # noqa: E402
 from pipelines.smarttech.supervisor import Supervisor  # noqa: E402
 from pipelines.smarttech.transforms import seconds  # noqa: E402
+from pipelines.spark import stop_with_submit  # noqa: E402
 
 log = logging.getLogger("smarttech")
 
@@ -128,9 +130,7 @@ def keep_options(options: Namespace) -> None:
     file = options.lake / OPTIONS_FILE
     if not file.exists():
         kept = {name: getattr(options, name) for name in KEPT_OPTIONS}
-        partial = file.with_suffix(".partial")  # whole or not there, whenever we are killed
-        partial.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-        partial.rename(file)
+        write_whole(file, json.dumps(kept) + "\n")
 
 
 def setting(text: str) -> tuple[str, str]:
@@ -169,12 +169,12 @@ def load_options(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Name
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the streams until done or stopped; return the exit code (see the module docstring)."""
+    stop = threading.Event()
+    stop_with_submit(stop)
     load_env(FOLDER)
     options = load_options(argv, os.environ)
     configure_logging("smarttech")
-    stop = threading.Event()
     stop_on_signals(stop)
-    stop_with_submit(stop)
     try:
         check_options(options)
         wait_for_topic(options, stop)
@@ -184,6 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LakeError, NoTopicError) as exc:
         log.error("%s", exc)
         return 2 if isinstance(exc, UsageError) else 1
+    except StoppedError:
+        log.debug("told to stop before it began")
     except (PySparkException, DeltaError, Py4JError, OSError) as exc:
         if not stop.wait(1.0):  # else Java was told to stop as well
             log.error("%s (see %s)", what_ended(exc), options.lake / "spark.log")
@@ -197,16 +199,17 @@ def run(options: Namespace, stop: threading.Event) -> None:
 
     Raises:
         LakeError: they cannot start, or one cannot go on.
+        StoppedError: told to stop before they started.
     """
     with (
-        lock(options.lake, options.checkpoint) as locks,
-        spark_session(options.lake, dict(options.conf), locks) as spark,
+        lock(options.lake, options.checkpoint, stop=stop) as locks,
+        spark_session(options.lake, dict(options.conf), locks) as (spark, java),
     ):
         stop_on_signals(stop)  # once more: Spark has put its own handler there
         keep_options(options)
         check_checkpoints(options.lake, options.checkpoint)
         create_tables(spark, options.lake)
-        supervisor = Supervisor(Pipeline(spark, options), stop)
+        supervisor = Supervisor(Pipeline(spark, java.jvm, options), stop)
         log.info(
             "reading topic=%s at %s into %s", options.topic, options.bootstrap_servers, options.lake
         )

@@ -5,12 +5,11 @@ The connectors come from Maven Central, once: Spark fetches them into a folder o
 
 import logging
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from py4j.protocol import Py4JError, Py4JNetworkError
 from pyspark import SparkConf, SparkContext
@@ -20,6 +19,7 @@ from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
 from pipelines.smarttech.lake import LakeError
+from pipelines.spark import use_utf8
 
 log = logging.getLogger("smarttech")
 
@@ -51,7 +51,7 @@ SETTINGS = {
 @contextmanager
 def spark_session(
     folder: Path, settings: Mapping[str, str], locks: Sequence[TextIO] = ()
-) -> Iterator[SparkSession]:
+) -> Iterator[tuple[SparkSession, Any]]:
     """Give a Spark session whose Java process writes into FOLDER/spark.log; stop it at the end.
 
     Started by spark-submit, this process already has a Java of Spark's at hand, but one without the
@@ -62,13 +62,15 @@ def spark_session(
         settings: of Spark, besides SETTINGS.
         locks: what `lake.lock` gave; Java holds them too.
 
+    Yields:
+        The session, and py4j's gateway to its Java: `jvm`, by which Python calls it.
+
     Raises:
         LakeError: it cannot be started, most often because Maven Central cannot be reached.
     """
     for variable in ("PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET"):
         os.environ.pop(variable, None)
-    if os.environ.get("LC_ALL") in ("C", "POSIX"):
-        os.environ["LC_ALL"] = "C.UTF-8"  # else Java cannot open a file whose path has an accent
+    use_utf8(os.environ)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "spark.log"
     # Its default is a folder spark-warehouse/ wherever we are called from.
@@ -85,27 +87,12 @@ def spark_session(
     # When Java is killed, this server of pyspark would print a traceback; the script says it.
     AccumulatorServer.handle_error = lambda *_: None
     try:
-        yield spark
+        yield spark, java
     finally:
         try:
             spark.stop()
         except (Py4JError, OSError):
             log.debug("Java had ended before")
-
-
-def stop_with_submit(stop: threading.Event) -> None:
-    """Set a flag when the spark-submit that has started this process, if one has, ends.
-
-    Killed, it would leave this process and its Java behind; it holds the other end of our stdin.
-    """
-
-    def wait() -> None:
-        while os.read(0, 4096):
-            pass
-        stop.set()
-
-    if "PYSPARK_GATEWAY_PORT" in os.environ:
-        threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from delta import DeltaTable
 from delta.tables import DeltaMergeBuilder
@@ -16,8 +17,16 @@ from pyspark.sql.streaming.query import StreamingQuery
 from pyspark.sql.streaming.readwriter import DataStreamWriter
 
 from pipelines.smarttech import transforms
-from pipelines.smarttech.lake import PARTITIONED_BY, SCHEMAS, append, stream_id, table_path
+from pipelines.smarttech.lake import (
+    PARTITIONED_BY,
+    SCHEMAS,
+    append,
+    check_topic,
+    stream_id,
+    table_path,
+)
 from pipelines.smarttech.transforms import names, said_rejects, seconds
+from pipelines.spark import topic_id
 
 log = logging.getLogger("smarttech")
 
@@ -28,14 +37,17 @@ class Pipeline:
     """The three streams on one session.
 
     Args:
+        spark: the session.
+        jvm: of py4j, by which Python calls Spark's Java.
         options: of spark_kafka_consumer.py; its checkpoint is a folder.
 
     Attributes:
         last_seen: series (device_id, type) -> newest time in silver, microseconds since 1970.
     """
 
-    def __init__(self, spark: SparkSession, options: Namespace) -> None:
+    def __init__(self, spark: SparkSession, jvm: Any, options: Namespace) -> None:
         self.spark = spark
+        self.jvm = jvm
         self.options = options
         self.last_seen: dict[tuple[str, str], int] = {}
 
@@ -44,7 +56,12 @@ class Pipeline:
         return str(table_path(self.options.lake, table))
 
     def start(self, stage: str) -> StreamingQuery:
-        """Start one of the streams where its checkpoint says."""
+        """Start one of the streams where its checkpoint says.
+
+        Raises:
+            LakeError: the checkpoint is of another topic.
+            PySparkException, Py4JJavaError: it cannot start now.
+        """
         writer = {
             "bronze": self.kafka_to_bronze,
             "silver": self.bronze_to_silver,
@@ -60,11 +77,18 @@ class Pipeline:
         return query
 
     def kafka_to_bronze(self) -> DataStreamWriter:
-        """Return the stream of the topic into bronze."""
+        """Return the stream of the topic into bronze.
+
+        Raises:
+            LakeError: the checkpoint is of another topic.
+            Py4JJavaError: Kafka does not answer, or has no such topic.
+        """
+        servers, topic = self.options.bootstrap_servers, self.options.topic
+        check_topic(self.options.checkpoint / "bronze", topic, topic_id(self.jvm, servers, topic))
         messages = (
             self.spark.readStream.format("kafka")
-            .option("kafka.bootstrap.servers", self.options.bootstrap_servers)
-            .option("subscribe", self.options.topic)
+            .option("kafka.bootstrap.servers", servers)
+            .option("subscribe", topic)
             .option("startingOffsets", "earliest")  # when there is no checkpoint yet
             .option("maxOffsetsPerTrigger", self.options.batch)
             .option("failOnDataLoss", "true")  # a gap is said, never passed over

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from kafka import KafkaConsumer
 from kafka.errors import KafkaError
+from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql.streaming.query import StreamingQuery
 
@@ -22,7 +23,7 @@ RESTART_BASE_S, RESTART_CAP_S = 0.5, 30.0
 RESTARTS = 3  # of one stream, in a row without a batch, while Kafka answers
 # What Spark and Delta say when another job writes by the same checkpoint. To start again would
 # write that job's rows a second time.
-NOT_ALONE = ("Multiple streaming jobs detected", "ConcurrentTransaction")
+NOT_ALONE = ("Multiple streaming", "ConcurrentTransaction")
 
 
 class Supervisor:
@@ -45,7 +46,7 @@ class Supervisor:
         """Run streams side by side until they end by themselves, or told to stop.
 
         Raises:
-            LakeError: one fails again and again although Kafka answers.
+            LakeError: one fails again and again although Kafka answers, or must not go on.
         """
         pending = list(stages)
         try:
@@ -72,11 +73,11 @@ class Supervisor:
             self.note_progress(stage)
             if query.isActive:
                 return False
-            failure: PySparkException | None = query.exception()
+            failure: Exception | None = query.exception()
             if not failure:
                 return True
             del self.queries[stage]
-        except PySparkException as exc:  # it did not start
+        except (PySparkException, Py4JJavaError) as exc:  # it did not start
             failure = exc
         self.note_failure(stage, failure)
         return False

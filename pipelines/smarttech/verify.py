@@ -24,10 +24,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from deltalake.exceptions import DeltaError
 from kafka import KafkaConsumer
@@ -51,7 +52,8 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Where, Message], dict[int
 
     Raises:
         ValueError: there is no such topic.
-        KafkaError: it cannot be read to its end, or has lost what was not read yet.
+        KafkaError: it cannot be read to its end, cannot be decoded, or has lost what was not read
+            yet.
     """
     consumer = KafkaConsumer(
         bootstrap_servers=servers.split(","),
@@ -73,7 +75,7 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Where, Message], dict[int
             consumer.seek(partition, first[partition])
         reached, moved_at = dict(first), time.monotonic()
         while left:
-            for partition, polled in consumer.poll(1000, max_records=5000).items():
+            for partition, polled in poll(consumer).items():
                 for message in polled:
                     if message.offset < end[partition]:
                         messages[message.partition, message.offset] = Message(
@@ -86,6 +88,21 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Where, Message], dict[int
                 raise KafkaTimeoutError("nothing comes any more")
             left = {p for p in left if now_at[p] < end[p]}
         return messages, {p.partition: first[p] for p in partitions}
+
+
+def poll(consumer: KafkaConsumer) -> Mapping[TopicPartition, Any]:
+    """Return the next messages, which may be none, by their partition.
+
+    Raises:
+        KafkaError: they cannot be read or decoded.
+    """
+    try:
+        polled: Mapping[TopicPartition, Any] = consumer.poll(1000, max_records=5000)
+        return polled
+    except KafkaError:
+        raise
+    except Exception as exc:  # each codec's library has errors of its own
+        raise KafkaError(f"messages cannot be decoded: {exc!r}") from exc
 
 
 def print_verdict(verdict: Verdict, topic: str) -> None:

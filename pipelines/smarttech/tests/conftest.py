@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 import pytest
 from pyspark.sql import SparkSession
@@ -34,27 +34,37 @@ FORGET_SOON = "services: {kafka: {environment: {KAFKA_ZOOKEEPER_SESSION_TIMEOUT_
 
 @pytest.fixture(scope="session")
 def locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[TextIO]]:
-    """The lock of a folder, which the Java process of `spark` holds too."""
+    """The lock of a folder, which the Java process of `session` holds too."""
     with lake.lock(tmp_path_factory.mktemp("locked")) as held:
         yield held
 
 
 @pytest.fixture(scope="session")
-def spark(locks: list[TextIO], tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+def session(
+    locks: list[TextIO], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[SparkSession, Any]]:
     with spark_session.spark_session(tmp_path_factory.mktemp("spark"), {}, locks) as session:
         yield session
 
 
+@pytest.fixture(scope="session")
+def spark(session: tuple[SparkSession, Any]) -> SparkSession:
+    return session[0]
+
+
 @pytest.fixture
-def lent_spark(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+def lent_spark(session: tuple[SparkSession, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the scripts that are called in this process work on the session of the tests."""
+    spark, _ = session
 
     @contextmanager
-    def lend(_: object, settings: Mapping[str, str], __: object) -> Iterator[SparkSession]:
+    def lend(
+        _: object, settings: Mapping[str, str], __: object
+    ) -> Iterator[tuple[SparkSession, Any]]:
         for key, value in settings.items():
             spark.conf.set(key, value)
         try:
-            yield spark
+            yield session
         finally:
             for key in settings:
                 spark.conf.unset(key)

@@ -108,7 +108,8 @@ class Clone:
         unwanted = shutil.ignore_patterns("lake", "sensor_data*", "results", "__pycache__")
         shutil.copytree(FOLDER, self.folder, ignore=unwanted)
         shutil.copytree(PROJECT / "stack", root / "stack", ignore=unwanted)
-        shutil.copy(PROJECT / "pipelines/common.py", root / "pipelines")
+        for file in (PROJECT / "pipelines").glob("*.py"):
+            shutil.copy(file, root / "pipelines")
         (self.folder / ".env").write_text(
             f"KAFKA_BOOTSTRAP_SERVERS={kafka}\nSMARTTECH_TOPIC={topic}\n"
         )

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,6 +16,7 @@ from pipelines.smarttech import (
     compact,
     demo,
     kafka_producer,
+    lake,
     pipeline_streaming_simple,
     prepare,
     read_delta,
@@ -81,6 +82,21 @@ def test_read_delta_says_that_there_is_no_table(tmp_path: Path) -> None:
     out, err = nothing.call(read_delta.main, code=1)
     assert out == ""
     assert err == f"read_delta: cannot read the tables in {nothing.lake}: there is no table\n"
+
+
+def test_compact_works_on_when_nobody_reads_what_it_prints() -> None:
+    """As with `compact.py | head -1`; a disk that is full is said."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe, redirect_stdout(pipe):
+        for line in ("silver", "gold"):
+            compact.say(line)
+    with (
+        Path("/dev/full").open("w") as full,
+        redirect_stdout(full),
+        pytest.raises(lake.LakeError, match="standard output: No space left on device"),
+    ):
+        compact.say("silver")
 
 
 def test_times_that_are_the_senders_are_said(

@@ -1,20 +1,24 @@
-"""The lake: one job at a time, with the checkpoints and the options that belong to it."""
+"""The lake: one job at a time, with the checkpoints, options and topic that belong to it."""
 
 import shutil
 import threading
+from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
+from kafka import KafkaAdminClient
 from pyspark.sql import SparkSession
 
 from pipelines.smarttech import (
     compact,
     lake,
     plain_rules,
+    prepare,
     spark_kafka_consumer,
     transforms,
     verdict,
@@ -23,13 +27,15 @@ from pipelines.smarttech.streams import Pipeline
 from pipelines.smarttech.supervisor import Supervisor
 from pipelines.tests.waiting import wait_until
 
+from .helpers import Scripts
+
 
 def test_a_late_reading_renews_an_anomaly_whose_score_it_leaves(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     options = spark_kafka_consumer.load_options(["--lake", str(tmp_path)], {})
     lake.create_tables(spark, tmp_path)
-    pipeline = Pipeline(spark, options)
+    pipeline = Pipeline(spark, None, options)
     noon = datetime(2025, 12, 15, 12, tzinfo=UTC)
     readings = [
         plain_rules.Reading(
@@ -55,7 +61,7 @@ def test_a_checkpoint_by_which_another_job_writes_ends_this_one(
 ) -> None:
     """Where no lock holds it off, as on a shared disk: to go on would double rows."""
     argv = ["--lake", str(tmp_path), "--every", "0"]
-    pipeline = Pipeline(spark, spark_kafka_consumer.load_options(argv, {}))
+    pipeline = Pipeline(spark, None, spark_kafka_consumer.load_options(argv, {}))
     lake.create_tables(spark, tmp_path)
     noon = datetime(2025, 12, 15, 12, tzinfo=UTC)
 
@@ -75,8 +81,40 @@ def test_a_checkpoint_by_which_another_job_writes_ends_this_one(
         failure = wait_until(query.exception, "the end of the stream")
     finally:
         query.stop()
-    with pytest.raises(lake.LakeError, match=r"another job works by .*checkpoints, stop one"):
-        Supervisor(pipeline, threading.Event()).note_failure("gold", failure)
+    # What Spark says instead when both note the batch at the same moment.
+    at_once = RuntimeError("Multiple streaming queries are concurrently using gold/offsets/1")
+    for said in (failure, at_once):
+        with pytest.raises(lake.LakeError, match=r"another job works by .*checkpoints, stop one"):
+            Supervisor(pipeline, threading.Event()).note_failure("gold", said)
+
+
+def test_a_topic_that_is_made_anew_is_refused(
+    session: tuple[SparkSession, Any], scripts: Callable[[str], Scripts]
+) -> None:
+    """Also when it is made while the consumer runs, and so is not there for a while."""
+    remade = scripts("remade")
+    argv = ["--lake", str(remade.lake), "--bootstrap-servers", remade.kafka]
+    options = spark_kafka_consumer.load_options([*argv, "--topic", remade.topic], {})
+    spark, java = session
+    pipeline = Pipeline(spark, java.jvm, options)
+    supervisor = Supervisor(pipeline, threading.Event())
+    with closing(KafkaAdminClient(bootstrap_servers=remade.kafka.split(","))) as admin:
+
+        def is_made() -> bool:
+            prepare.make_topic(remade.kafka, remade.topic)
+            return remade.topic in admin.list_topics()
+
+        wait_until(is_made, "the topic")
+        for _ in ("noted", "known"):
+            pipeline.kafka_to_bronze()
+        admin.delete_topics([remade.topic])
+        wait_until(lambda: remade.topic not in admin.list_topics(), "the end of the topic")
+        assert not supervisor.advance("bronze")
+        assert supervisor.failures == {"bronze": 1}  # it is tried again
+        supervisor.retry_at.clear()
+        wait_until(is_made, "the new topic")
+    with pytest.raises(lake.LakeError, match="topic=remade was deleted and made anew"):
+        supervisor.advance("bronze")
 
 
 @pytest.mark.usefixtures("spark")
@@ -105,6 +143,10 @@ def test_a_lake_has_one_consumer_whatever_the_checkpoints(
             spark_kafka_consumer.run(spark_kafka_consumer.load_options(argv, {}), stop)
         with pytest.raises(lake.LakeError, match="another consumer is at work"):
             compact.run(compact.load_options([*argv, "--retain-hours", "0"], {}))
+        monkeypatch.setattr(lake, "LOCK_WAIT_S", 30.0)
+        stop.set()  # Ctrl-C ends the waiting for the other one
+        with pytest.raises(lake.StoppedError):
+            spark_kafka_consumer.run(spark_kafka_consumer.load_options(argv, {}), stop)
     with lake.lock(tmp_path, tmp_path):  # free again; the checkpoints may be in the lake's folder
         pass
 

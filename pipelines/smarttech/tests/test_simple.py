@@ -2,8 +2,10 @@
 
 import json
 import os
+import threading
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,12 +13,13 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyspark.sql import SparkSession
 
-from pipelines.smarttech import pipeline_streaming_simple
+from pipelines.smarttech import lake, pipeline_streaming_simple
 
 from .helpers import Scripts, message, messages
 
 EXAMPLE = message()
 LINE = json.dumps(EXAMPLE)
+OBJECT = json.dumps(EXAMPLE, indent=2)  # over several lines
 
 
 @pytest.mark.usefixtures("lent_spark")
@@ -27,7 +30,7 @@ def test_each_file_is_taken_once_and_no_line_is_dropped(tmp_path: Path) -> None:
     made = [message.value for message in messages("--bad", "0.1", count=400)]
 
     def drop(begin: int, end: int) -> Path:
-        file = simple / f"sensor_data/{begin:03}.json"
+        file = simple / f"sensor_data/{begin:03} [{begin % 100}].json"  # for Spark, a pattern
         file.write_bytes(b"\n".join(made[begin:end]))
         return file
 
@@ -60,24 +63,40 @@ def test_each_file_is_taken_once_and_no_line_is_dropped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reasons"),
     [
-        (json.dumps(EXAMPLE, indent=2), [None]),  # one object over several lines
-        ("\ufeff" + json.dumps(EXAMPLE, indent=2).replace("\n", "\r\n") + "\r\n\r\n", [None]),
+        (OBJECT, [None]),
+        ("\ufeff" + OBJECT.replace("\n", "\r\n") + "\r\n\r\n", [None]),
         (f"{LINE}\n\n{LINE}\r\nno JSON\n", [None, None, "bad_json"]),
         (json.dumps({**EXAMPLE, "floor": None}, indent=2), ["missing_field"]),
         (json.dumps(EXAMPLE | {"building": "north wing"}), ["bad_building"]),
         (f"{LINE} and more", ["bad_json"]),
+        (f"{OBJECT}\n{OBJECT}\n", ["bad_json"]),
+        (json.dumps([EXAMPLE, EXAMPLE], indent=2), ["bad_json"]),
+        (json.dumps(EXAMPLE | {"place": {"room": 1}}, indent=2), ["bad_json"]),
+        (json.dumps(EXAMPLE | {"place": {"room": 1}}) + f"\n{LINE}", ["bad_json", None]),
         ("\n \n", []),
     ],
 )
 def test_a_file_is_one_object_or_one_object_a_line(
     spark: SparkSession, content: str, reasons: list[str | None]
 ) -> None:
-    files = spark.createDataFrame([(content,)], "value string")
+    now = datetime.now(UTC)
+    files = spark.createDataFrame([(content, now)], "value string, ingested_at timestamp")
     rows = pipeline_streaming_simple.checked(files).collect()
     assert [row.reason and row.reason.partition(":")[0] for row in rows] == reasons
+    kept = b"\n".join(row.raw for row in rows).decode()
+    assert kept.split() == content.removeprefix("\ufeff").split()
     for row in rows:
         if not row.reason:
             assert row.asDict() | EXAMPLE | {"timestamp": row.timestamp} == row.asDict()
+
+
+def test_a_folder_that_spark_takes_for_a_pattern_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        pipeline_streaming_simple.load_options(["--folder", "/TP [2]"], {})
+    assert exit_info.value.code == 2
+    assert "Spark cannot watch /TP [2]: " in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("lent_spark")
@@ -86,3 +105,14 @@ def test_rows_without_their_checkpoint_are_refused(tmp_path: Path) -> None:
     write_deltalake(str(tmp_path / "simple/sensor_data_bronze"), pa.table({"a": [1]}))
     _, err = scripts.call(pipeline_streaming_simple.main, code=1)
     assert "sensor_data_checkpoint is not" in err
+
+
+def test_ctrl_c_ends_the_waiting_for_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts = Scripts("127.0.0.1:1", "none", tmp_path / "lake")
+    monkeypatch.setattr(pipeline_streaming_simple, "stop_on_signals", threading.Event.set)
+    with lake.lock(tmp_path / "simple/sensor_data_checkpoint"):
+        _, err = scripts.call(pipeline_streaming_simple.main)
+    assert err.count("another consumer is at work on") == 1
+    assert err.splitlines()[-1] == "stopped"

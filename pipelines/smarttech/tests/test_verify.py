@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -48,20 +49,36 @@ def test_verify_says_what_it_cannot_compare(
         verify.read_topic(nothing.kafka, "nothing")
 
 
-def test_verify_does_not_wait_for_ever_for_a_kafka_that_has_gone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def consumer(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """One of a topic that says to hold 10 messages, and of which nothing comes."""
     consumer = Mock()
     consumer.partitions_for_topic.return_value = {0}
     consumer.beginning_offsets, consumer.end_offsets = in_each(0), in_each(10)
     consumer.poll.return_value = {}
-    consumer.position.side_effect = [0, 3, 3, 3, 3]
     monkeypatch.setattr(verify, "KafkaConsumer", lambda **_: consumer)
+    return consumer
+
+
+def test_verify_does_not_wait_for_ever_for_a_kafka_that_has_gone(
+    consumer: Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer.position.side_effect = [0, 3, 3, 3, 3]
     clock = itertools.count(0.0, 25.0)  # seconds, a look at a time
     monkeypatch.setattr(verify, "time", Mock(monotonic=lambda: next(clock)))
     with pytest.raises(KafkaTimeoutError, match="nothing comes any more"):
         verify.read_topic("127.0.0.1:1", "topic")
     assert consumer.position.call_count == 5
+
+
+@pytest.mark.parametrize("error", [zlib.error("wrong data"), RuntimeError("wrong data")])
+def test_verify_says_in_one_line_what_a_codec_cannot_decode(
+    consumer: Mock, error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    consumer.poll.side_effect = error
+    assert verify.main([]) == 1
+    said = f"verify: cannot compare: KafkaError: messages cannot be decoded: {error!r}\n"
+    assert capsys.readouterr().err == said
 
 
 def test_verify_says_in_one_line_that_a_stored_row_is_not_whole(
