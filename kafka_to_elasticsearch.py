@@ -220,7 +220,9 @@ class Batch:
 def size_of(message: Any) -> int:
     """Return how many bytes a message holds: key, value, headers."""
     size_bytes = len(message.key or b"") + len(message.value or b"")
-    return size_bytes + sum(len(name) + len(value or b"") for name, value in message.headers)
+    for name, value in message.headers:
+        size_bytes += len(name) + len(value or b"")
+    return size_bytes
 
 
 def one_line(exc: BaseException) -> str:
