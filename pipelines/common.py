@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -126,6 +126,48 @@ def only_copy(file: Path) -> Iterator[TextIO | None]:
             yield None
         else:
             yield lock
+
+
+@contextmanager
+def next_copy(
+    file: Path, deadline: float, stop: threading.Event, say: Callable[[], None]
+) -> Iterator[TextIO | None]:
+    """Hold a lock as `only_copy` does, when its holder has ended; give None when it has not.
+
+    Args:
+        file: of the lock.
+        deadline: of the wait, on the monotonic clock.
+        stop: gives None, too, when it is set.
+        say: is called once, when it has to wait.
+    """
+    is_said = False
+    while not stop.is_set():
+        with only_copy(file) as held:
+            if held or time.monotonic() > deadline:
+                yield held
+                return
+        if not is_said:
+            say()
+            is_said = True
+        stop.wait(0.5)
+    yield None
+
+
+def poll(consumer: Any, **options: Any) -> Mapping[Any, Any]:
+    """Return a KafkaConsumer's next messages, which may be none, by their partition.
+
+    Raises:
+        KafkaError: they cannot be read or decoded.
+    """
+    from kafka.errors import KafkaError  # not in Spark's image
+
+    try:
+        polled: Mapping[Any, Any] = consumer.poll(**options)
+        return polled
+    except KafkaError:
+        raise
+    except Exception as exc:  # each codec's library has errors of its own
+        raise KafkaError(f"messages cannot be decoded: {exc!r}") from exc
 
 
 def close_producer(

@@ -1,4 +1,4 @@
-"""What the Spark jobs of the pipelines share; of Python's own library only, for Spark's image."""
+"""What the Spark jobs of the pipelines share: their Java, the end of spark-submit, topics' ids."""
 
 import locale
 import os
@@ -9,6 +9,13 @@ from contextlib import closing
 from typing import Any
 from uuid import UUID
 
+from py4j.java_gateway import JavaGateway
+from pyspark import SparkConf
+from pyspark.accumulators import AccumulatorServer
+from pyspark.java_gateway import launch_gateway
+
+# The variables by which spark-submit offers its own Java to the script that it starts.
+OFFERED = ("PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET")
 # So long Kafka's Java client waits for an answer.
 ADMIN_TIMEOUTS_MS = {"default.api.timeout.ms": "10000", "request.timeout.ms": "5000"}
 
@@ -27,6 +34,26 @@ def use_utf8(environ: MutableMapping[str, str]) -> None:
         environ["LC_ALL"] = "C.UTF-8"
 
 
+def start_java(conf: SparkConf, **process: Any) -> JavaGateway:
+    """Start a Java of this process's own for Spark; return py4j's gateway to it.
+
+    Started by spark-submit, this process is offered that one's Java, but it has no connectors: it
+    is left alone.
+
+    Args:
+        conf: of Spark.
+        process: arguments of subprocess.Popen.
+
+    Raises:
+        PySparkException, OSError: it does not start.
+    """
+    for variable in OFFERED:
+        os.environ.pop(variable, None)
+    # When Java is killed, this server of pyspark would print a traceback; the script says it.
+    AccumulatorServer.handle_error = lambda *_: None
+    return launch_gateway(conf, process)
+
+
 def stop_with_submit(stop: threading.Event) -> None:
     """Set a flag when the spark-submit that has started this process, if one has, ends.
 
@@ -39,7 +66,7 @@ def stop_with_submit(stop: threading.Event) -> None:
             pass
         stop.set()
 
-    if "PYSPARK_GATEWAY_PORT" in os.environ:
+    if OFFERED[0] in os.environ:
         threading.Thread(target=wait, daemon=True).start()
 
 

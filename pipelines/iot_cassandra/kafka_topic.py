@@ -8,11 +8,11 @@ from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.admin import NewTopic
-from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
+from kafka.errors import KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.structs import TopicPartition
 from tqdm import tqdm
 
-from pipelines.iot_cassandra.settings import one_line
+from pipelines.common import poll
 
 SILENCE_S = 60.0  # of Kafka, within a topic: then nothing comes any more
 
@@ -54,15 +54,6 @@ def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], Mapping[int, in
     partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
     first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
 
-    def poll() -> Mapping[TopicPartition, Any]:
-        try:
-            polled: Mapping[TopicPartition, Any] = consumer.poll(1000, max_records=5000)
-        except KafkaError:
-            raise
-        except Exception as exc:  # of a codec's library
-            raise KafkaError(f"messages cannot be decoded: {one_line(exc)}") from exc
-        return polled
-
     def messages() -> Iterator[Any]:
         left = {p: first[p] for p in partitions if first[p] < end[p]}  # what is read next
         with closing(consumer):
@@ -71,7 +62,8 @@ def read_topic(servers: str, topic: str) -> tuple[Iterator[Any], Mapping[int, in
                 consumer.seek(partition, offset)
             silent_since = time.monotonic()
             while left:
-                for partition, polled in poll().items():
+                found = poll(consumer, timeout_ms=1000, max_records=5000)
+                for partition, polled in found.items():
                     yield from (message for message in polled if message.offset < end[partition])
                 # What is no message counts, too: the marks of transactions.
                 reached = {p: consumer.position(p, timeout_ms=1000) for p in left}

@@ -15,12 +15,11 @@ from pathlib import Path
 import pyspark
 from py4j.java_gateway import JavaGateway
 from pyspark import SparkConf, SparkContext
-from pyspark.accumulators import AccumulatorServer
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
 from pipelines.iot_cassandra.settings import FOLDER
-from pipelines.spark import use_utf8
+from pipelines.spark import OFFERED, start_java, use_utf8
 
 # The versions belong to Spark 3.5 and Scala 2.12.
 PACKAGES = (
@@ -121,15 +120,12 @@ def fetch_jars(folder: Path) -> list[Path]:
 def submitted() -> dict[str, str]:
     """Return the settings that spark-submit was given, if it has started this process.
 
-    They are those of the Java that it has started, whose classes need not be enough: it is left
-    alone from then on, so that `launch_gateway` starts another one.
+    They are those of the Java that it has started.
     """
-    if "PYSPARK_GATEWAY_PORT" not in os.environ:
+    if OFFERED[0] not in os.environ:
         return {}
     pairs = launch_gateway().jvm.org.apache.spark.SparkConf().getAll()  # Scala's
     given = {pair.productElement(0): pair.productElement(1) for pair in pairs}
-    for variable in ("PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET"):
-        os.environ.pop(variable, None)
     own = ("spark.app.", "spark.submit.", "spark.repl.")
     return {name: value for name, value in given.items() if not name.startswith(own)}
 
@@ -164,12 +160,10 @@ def spark_session(options: dict[str, str] | None = None) -> tuple[SparkSession, 
     log = state_folder() / ".spark/spark.log"
     settings = settings_of(submitted() | (options or {}), connectors())
     conf = SparkConf(loadDefaults=False).setAll(list(settings.items()))
-    # When Java is killed, this server of pyspark would print a traceback; the script says it.
-    AccumulatorServer.handle_error = lambda *_: None
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as output:
-            java = launch_gateway(conf, {"stdout": output, "stderr": output})
+            java = start_java(conf, stdout=output, stderr=output)
         return SparkSession(SparkContext(conf=conf, gateway=java)), java
     except Exception as exc:  # of many kinds, from two languages
         why = " ".join(str(exc).split())[:200]

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -19,7 +20,7 @@ from delta import DeltaTable
 from deltalake import DeltaTable as RustTable
 from pyspark.sql import DataFrame, SparkSession
 
-from pipelines.common import only_copy
+from pipelines.common import next_copy
 from pipelines.smarttech import transforms
 
 log = logging.getLogger("smarttech")
@@ -78,18 +79,15 @@ def lock(*folders: Path, stop: threading.Event | None = None) -> Iterator[list[T
         StoppedError: told to stop while waiting.
     """
     stop = stop or threading.Event()
-    deadline, is_said = time.monotonic() + LOCK_WAIT_S, False
+    deadline = time.monotonic() + LOCK_WAIT_S
     with ExitStack() as files:
         held: list[TextIO] = []
         for folder in dict.fromkeys(folders):
-            while not (file := files.enter_context(only_copy(folder / "lock"))):
-                if time.monotonic() > deadline:
-                    raise LakeError(f"another consumer is at work on {folder}: stop it first")
-                if not is_said:
-                    log.info("another consumer is at work on %s: waiting for its end", folder)
-                    is_said = True
-                if stop.wait(1):
-                    raise StoppedError
+            wrong = f"another consumer is at work on {folder}"
+            say = partial(log.info, "%s: waiting for its end", wrong)
+            file = files.enter_context(next_copy(folder / "lock", deadline, stop, say))
+            if not file:
+                raise StoppedError if stop.is_set() else LakeError(f"{wrong}: stop it first")
             held.append(file)
         yield held
 

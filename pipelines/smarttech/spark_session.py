@@ -13,13 +13,11 @@ from typing import Any, TextIO
 
 from py4j.protocol import Py4JError, Py4JNetworkError
 from pyspark import SparkConf, SparkContext
-from pyspark.accumulators import AccumulatorServer
 from pyspark.errors import PySparkException
-from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
 from pipelines.smarttech.lake import LakeError
-from pipelines.spark import use_utf8
+from pipelines.spark import start_java, use_utf8
 
 log = logging.getLogger("smarttech")
 
@@ -54,9 +52,6 @@ def spark_session(
 ) -> Iterator[tuple[SparkSession, Any]]:
     """Give a Spark session whose Java process writes into FOLDER/spark.log; stop it at the end.
 
-    Started by spark-submit, this process already has a Java of Spark's at hand, but one without the
-    connectors: it is left alone, and another one is started.
-
     Args:
         folder: of Spark's log; it is made.
         settings: of Spark, besides SETTINGS.
@@ -68,8 +63,6 @@ def spark_session(
     Raises:
         LakeError: it cannot be started, most often because Maven Central cannot be reached.
     """
-    for variable in ("PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET"):
-        os.environ.pop(variable, None)
     use_utf8(os.environ)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "spark.log"
@@ -79,13 +72,11 @@ def spark_session(
     log.info("starting Spark (the first time it fetches its connectors); its log is %s", file)
     try:
         with output_into(file):  # Java keeps it
-            java = launch_gateway(conf, {"pass_fds": [held.fileno() for held in locks]})
+            java = start_java(conf, pass_fds=[held.fileno() for held in locks])
             spark = SparkSession(SparkContext(conf=conf, gateway=java))
     except (PySparkException, Py4JError, OSError) as exc:
         raise LakeError(f"Spark does not start: {one_line(exc)} (see {file})") from exc
     spark.sparkContext.setLogLevel("ERROR")
-    # When Java is killed, this server of pyspark would print a traceback; the script says it.
-    AccumulatorServer.handle_error = lambda *_: None
     try:
         yield spark, java
     finally:

@@ -24,11 +24,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from deltalake.exceptions import DeltaError
 from kafka import KafkaConsumer
@@ -38,7 +37,7 @@ from kafka.structs import TopicPartition
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.common import load_env  # noqa: E402
+from pipelines.common import load_env, poll  # noqa: E402
 from pipelines.smarttech.plain_rules import Where  # noqa: E402
 from pipelines.smarttech.settings import DEFAULT_LAKE, FOLDER, command_parser, leave  # noqa: E402
 from pipelines.smarttech.verdict import Message, Verdict, compare  # noqa: E402
@@ -75,7 +74,7 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Where, Message], dict[int
             consumer.seek(partition, first[partition])
         reached, moved_at = dict(first), time.monotonic()
         while left:
-            for partition, polled in poll(consumer).items():
+            for partition, polled in poll(consumer, timeout_ms=1000, max_records=5000).items():
                 for message in polled:
                     if message.offset < end[partition]:
                         messages[message.partition, message.offset] = Message(
@@ -88,21 +87,6 @@ def read_topic(servers: str, topic: str) -> tuple[dict[Where, Message], dict[int
                 raise KafkaTimeoutError("nothing comes any more")
             left = {p for p in left if now_at[p] < end[p]}
         return messages, {p.partition: first[p] for p in partitions}
-
-
-def poll(consumer: KafkaConsumer) -> Mapping[TopicPartition, Any]:
-    """Return the next messages, which may be none, by their partition.
-
-    Raises:
-        KafkaError: they cannot be read or decoded.
-    """
-    try:
-        polled: Mapping[TopicPartition, Any] = consumer.poll(1000, max_records=5000)
-        return polled
-    except KafkaError:
-        raise
-    except Exception as exc:  # each codec's library has errors of its own
-        raise KafkaError(f"messages cannot be decoded: {exc!r}") from exc
 
 
 def print_verdict(verdict: Verdict, topic: str) -> None:

@@ -5,13 +5,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote
 
 from pyarrow import fs
 
-from pipelines.common import only_copy
+from pipelines.common import next_copy
 from pipelines.spark import topic_id
 from pipelines.transactions.servers import Servers
 from pipelines.transactions.spark_session import FOLDER
@@ -51,21 +52,12 @@ def lock(store: Store, stop: threading.Event) -> Iterator[TextIO | None]:
     Raises:
         StoreError: another consumer keeps the checkpoint.
     """
-    deadline = time.monotonic() + LOCK_WAIT_S
-    is_said = False
-    while not stop.is_set():
-        with only_copy(lock_file(store)) as held:
-            if held:
-                yield held
-                return
-        wrong = f"another consumer works on {store.url(CHECKPOINT)} on this machine"
-        if time.monotonic() > deadline:
+    wrong = f"another consumer works on {store.url(CHECKPOINT)} on this machine"
+    say = partial(log.warning, "waiting at most %g s: %s", LOCK_WAIT_S, wrong)
+    with next_copy(lock_file(store), time.monotonic() + LOCK_WAIT_S, stop, say) as held:
+        if not held and not stop.is_set():
             raise StoreError(wrong)
-        if not is_said:
-            log.warning("waiting at most %g s: %s", LOCK_WAIT_S, wrong)
-            is_said = True
-        stop.wait(0.5)
-    yield None
+        yield held
 
 
 def check_checkpoint(store: Store) -> None:

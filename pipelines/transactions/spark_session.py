@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pyspark import SparkConf, SparkContext
-from pyspark.accumulators import AccumulatorServer
 from pyspark.errors import AnalysisException
-from pyspark.java_gateway import launch_gateway
 from pyspark.sql import DataFrame, SparkSession
 
-from pipelines.spark import use_utf8
+from pipelines.spark import start_java, use_utf8
 from pipelines.transactions.store import Store
 from stack.console import CommandError
 
@@ -49,9 +47,6 @@ def spark_session(
 ) -> tuple[SparkSession, Any]:
     """Return a session of this process's own, in UTC, with what Spark says in SPARK_LOG.
 
-    Started by spark-submit, this process already has a Java of Spark's at hand, but one without the
-    connectors: it is left alone, and another one started.
-
     Args:
         name: of the application.
         store: what Spark reads and writes.
@@ -64,8 +59,6 @@ def spark_session(
     Raises:
         SparkError: the connectors cannot be fetched, or Java does not start.
     """
-    for variable in ("PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET"):
-        os.environ.pop(variable, None)
     use_utf8(os.environ)
     # In the environment, as any user can read a command line; Spark takes them from there.
     os.environ.update(AWS_ACCESS_KEY_ID=store.user, AWS_SECRET_ACCESS_KEY=store.password)
@@ -76,10 +69,8 @@ def spark_session(
     SPARK_LOG.parent.mkdir(exist_ok=True)
     conf = SparkConf().setAppName(name).setMaster(master).set("spark.driver.memory", memory)
     conf.setAll([*spark_options(jars).items(), *store.spark_options().items()])
-    # When Java dies, the thread that Spark's accumulators have here would print a traceback.
-    AccumulatorServer.handle_error = lambda *_: None
     try:
-        java = launch_gateway(conf, {"pass_fds": [lock.fileno() for lock in locks]})
+        java = start_java(conf, pass_fds=[lock.fileno() for lock in locks])
         return SparkSession(SparkContext(conf=conf, gateway=java)), java
     except Exception as exc:  # of many kinds, from two languages
         raise SparkError(

@@ -21,7 +21,7 @@ from stack.env_file import read_env_file, read_environment
 from stack.lifecycle import Stack
 from stack.native import cassandra, hdfs
 from stack.native.s3 import MINIO_VERSION
-from stack.servers import Site, answers, java_home
+from stack.servers import Site, answers, free_port, java_home
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMPOSE = PROJECT / "docker-compose.yml"
@@ -112,6 +112,7 @@ def test_a_missing_maven_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "STACK_CACHE": str(tmp_path / "cache"),
         "STACK_STATE": str(tmp_path),
         "JAVA_HOME": str(home),
+        "ZOOKEEPER_HOST_PORT": str(free_port()),  # that of README may be in use
     }
     with pytest.raises(
         StackError, match=r"Maven \(mvn\) is not installed: .*apt-get install maven"

@@ -15,12 +15,11 @@ from typing import Any
 import pyspark
 from py4j.protocol import Py4JError
 from pyspark import SparkConf, SparkContext
-from pyspark.accumulators import AccumulatorServer
 from pyspark.errors import PySparkException
 from pyspark.java_gateway import launch_gateway
 from pyspark.sql import SparkSession
 
-from pipelines.spark import use_utf8
+from pipelines.spark import OFFERED, start_java, use_utf8
 from stack.compose import StackError
 from stack.servers import java_home
 
@@ -28,8 +27,6 @@ HERE = Path(__file__).resolve().parent
 CACHE = Path.home() / ".cache/smart-city-spark"
 # As a URI, in which a space or an accent of the folder's name is safe on Java's command line.
 LOGGING = (HERE / "log4j2.properties").as_uri()
-# The variables by which spark-submit offers its own Java to the script that it starts.
-OFFERED = ("PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET")
 SETTINGS = {
     "spark.master": "local[2]",
     "spark.driver.memory": "1g",
@@ -61,9 +58,6 @@ def new_session(name: str) -> SparkSession:
     Raises:
         SparkError: the jars cannot be fetched, or Java does not start.
     """
-    # When Java dies, this server within Python would print a trace. What is left to do then fails
-    # too, and that is said.
-    AccumulatorServer.handle_error = lambda *_: None
     use_utf8(os.environ)  # for Maven's Java, too
     try:
         java_home(os.environ)
@@ -85,10 +79,7 @@ def java() -> Any:
         SparkError: the jars cannot be fetched.
         PySparkException, OSError: Java does not start.
     """
-    conf = spark_conf()
-    for variable in OFFERED:
-        os.environ.pop(variable, None)
-    return launch_gateway(conf)
+    return start_java(spark_conf())
 
 
 @cache

@@ -158,14 +158,14 @@ def test_a_terminal_shows_how_far_a_reading_is(
 def test_java_is_started_in_a_locale_that_can_name_any_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def launch(*_: object) -> None:
+    def launch(*_: object, **__: object) -> None:
         raise OSError(os.environ["LC_ALL"])
 
     monkeypatch.setenv("LC_ALL", "no_SUCH")
     monkeypatch.setattr(spark_session, "state_folder", lambda: tmp_path)
     monkeypatch.setattr(spark_session, "connectors", list)
     monkeypatch.setattr(spark_session, "SparkConf", MagicMock())  # its own may ask a Java
-    monkeypatch.setattr(spark_session, "launch_gateway", launch)
+    monkeypatch.setattr(spark_session, "start_java", launch)
     with pytest.raises(spark_session.SparkError, match=r"does not start \(C\.UTF-8\)"):
         spark_session.spark_session()
 

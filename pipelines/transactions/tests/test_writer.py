@@ -211,11 +211,11 @@ def test_a_spark_that_does_not_start_is_one_line(
 
     started: list[Any] = []
 
-    def launch(_: object, popen: dict[str, Any]) -> None:
-        started.extend([os.environ["LC_ALL"], *popen["pass_fds"]])
+    def launch(_: object, pass_fds: list[int]) -> None:
+        started.extend([os.environ["LC_ALL"], *pass_fds])
 
     monkeypatch.setenv("LC_ALL", "no_SUCH")
-    monkeypatch.setattr(spark_session, "launch_gateway", launch)
+    monkeypatch.setattr(spark_session, "start_java", launch)
     monkeypatch.setattr(spark_session, "SparkContext", fail)
     monkeypatch.setattr(spark_session, "connectors", list)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
