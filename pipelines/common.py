@@ -137,11 +137,11 @@ def next_copy(
     Args:
         file: of the lock.
         deadline: of the wait, on the monotonic clock.
-        stop: gives None, too, when it is set.
+        stop: ends the wait with None when it is set.
         say: is called once, when it has to wait.
     """
     is_said = False
-    while not stop.is_set():
+    while True:
         with only_copy(file) as held:
             if held or time.monotonic() > deadline:
                 yield held
@@ -149,8 +149,9 @@ def next_copy(
         if not is_said:
             say()
             is_said = True
-        stop.wait(0.5)
-    yield None
+        if stop.wait(0.5):
+            yield None
+            return
 
 
 def poll(consumer: Any, **options: Any) -> Mapping[Any, Any]:
