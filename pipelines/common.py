@@ -130,7 +130,7 @@ def only_copy(file: Path) -> Iterator[TextIO | None]:
 
 @contextmanager
 def next_copy(
-    file: Path, deadline: float, stop: threading.Event, say: Callable[[], None]
+    file: Path, deadline: float, stop: threading.Event, say: Callable[[], object]
 ) -> Iterator[TextIO | None]:
     """Hold a lock as `only_copy` does, when its holder has ended; give None when it has not.
 

@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import pyspark
 from py4j.java_gateway import JavaGateway
@@ -150,8 +152,14 @@ def settings_of(given: dict[str, str], jars: list[Path]) -> dict[str, str]:
     return settings
 
 
-def spark_session(options: dict[str, str] | None = None) -> tuple[SparkSession, JavaGateway]:
+def spark_session(
+    options: dict[str, str] | None = None, locks: Sequence[TextIO] = ()
+) -> tuple[SparkSession, JavaGateway]:
     """Return a session, with these settings besides, and the way to its Java.
+
+    Args:
+        options: settings of Spark.
+        locks: open files that Java holds, too, as long as it lives.
 
     Raises:
         SparkError: the connectors cannot be fetched, or Spark does not start.
@@ -163,7 +171,8 @@ def spark_session(options: dict[str, str] | None = None) -> tuple[SparkSession, 
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as output:
-            java = start_java(conf, stdout=output, stderr=output)
+            held = [lock.fileno() for lock in locks]
+            java = start_java(conf, stdout=output, stderr=output, pass_fds=held)
         return SparkSession(SparkContext(conf=conf, gateway=java)), java
     except Exception as exc:  # of many kinds, from two languages
         why = " ".join(str(exc).split())[:200]

@@ -42,7 +42,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 from py4j.java_gateway import JavaGateway
 from py4j.protocol import Py4JError
@@ -53,7 +55,7 @@ from pyspark.sql import functions as F  # as everywhere in Spark
 PROJECT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.common import load_env, number, only_copy  # noqa: E402  # after the path
+from pipelines.common import load_env, next_copy, number  # noqa: E402  # after the path
 from pipelines.iot_cassandra.scripts.transforms import (  # noqa: E402
     hourly,
     judged,
@@ -81,6 +83,7 @@ from pipelines.spark import stop_with_submit, topic_id  # noqa: E402
 
 # What a call into Spark's Java raises when Java ends first: py4j lets through what its socket says.
 JAVA_ERRORS = (Py4JError, OSError)
+LOCK_WAIT_S = 10.0
 CASSANDRA = "org.apache.spark.sql.cassandra"
 LARGE = {
     "kafka.max.request.size": str(REJECT_BYTES),
@@ -292,14 +295,17 @@ def in_one_line(exc: Exception) -> str:
     return "; caused by ".join(cause[:300] for cause in dict.fromkeys([causes[0], causes[-1]]))
 
 
-def run(config: argparse.Namespace, stop: threading.Event) -> int:
-    """Run one job in a session of its own, until it is done or the flag is set; return the code."""
+def run(config: argparse.Namespace, stop: threading.Event, locks: Sequence[TextIO] = ()) -> int:
+    """Run one job in a session of its own, until it is done or the flag is set; return the code.
+
+    Its Java holds the locks, too: when Python alone is killed, Java works on for a moment.
+    """
     where = f"Kafka at {config.bootstrap_servers}, Cassandra at {config.hosts}"
     try:
         wait_for("Cassandra", config.hosts, config.wait, stop)
         if config.mode == "stream":
             wait_for("Kafka", config.bootstrap_servers, config.wait, stop)
-        spark, java = spark_session({"spark.cassandra.connection.host": config.hosts})
+        spark, java = spark_session({"spark.cassandra.connection.host": config.hosts}, locks)
         if config.mode == "batch":
             run_batch(spark, config, stop)
         else:
@@ -326,10 +332,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if config.mode == "batch":
             return run(config, stop)
-        with only_copy(config.checkpoint.with_name(f"{config.checkpoint.name}.lock")) as lock:
+        file = config.checkpoint.with_name(f"{config.checkpoint.name}.lock")
+        wrong = f"another stream works on {config.checkpoint}\n"
+        say = partial(sys.stderr.write, f"spark_cassandra: waiting {LOCK_WAIT_S:g} s: {wrong}")
+        with next_copy(file, time.monotonic() + LOCK_WAIT_S, stop, say) as lock:
             if lock:
-                return run(config, stop)
-            sys.stderr.write(f"spark_cassandra: another stream works on {config.checkpoint}\n")
+                return run(config, stop, [lock])
+        sys.stderr.write(f"spark_cassandra: {wrong}")
     except KeyboardInterrupt:
         sys.stderr.write("spark_cassandra: interrupted\n")
     except OSError as exc:

@@ -79,7 +79,7 @@ def job(
     for name, value in scene.environ.items():
         monkeypatch.setenv(name, value)
     spark, java = spark_session({"spark.cassandra.connection.host": scene.cassandra})
-    monkeypatch.setattr(spark_cassandra, "spark_session", lambda _: (spark, java))
+    monkeypatch.setattr(spark_cassandra, "spark_session", lambda *_: (spark, java))
 
     def run(*arguments: str) -> str:
         assert spark_cassandra.main(arguments) == 0
@@ -200,25 +200,29 @@ def test_the_stream_goes_on_where_it_was(scene: Scene, tmp_path: Path) -> None:
     scene.simulate("--count", "1000", "--backfill", "1d", "--bad", "0.02")
     stream = (JOB, "stream", "--checkpoint", str(tmp_path / "checkpoint"))
 
-    def started() -> subprocess.Popen[bytes]:
-        """Start the stream; return it when all that was sent has arrived.
+    def settle(process: subprocess.Popen[bytes]) -> None:
+        """Wait for a batch, and until all that was sent has arrived.
 
         What it says of its batches does not tell: the one that was being ended comes again.
         """
-        process = scene.start(*stream)
-        wait_until(lambda: process.poll() is not None or scene.log(process), "a first batch")
+        wait_until(lambda: process.poll() is not None or "batch=" in scene.log(process), "a batch")
         wait_until(lambda: process.poll() is not None or scene.verify().holds, "all has arrived")
         assert process.poll() is None, scene.log(process)
-        return process
 
-    first = started()
-    said = scene.run(*stream, code=1)
-    assert said == f"spark_cassandra: another stream works on {tmp_path / 'checkpoint'}\n"
+    first = scene.start(*stream)
+    settle(first)
+    waiting, refused = scene.run(*stream, code=1).splitlines()
+    assert refused == f"spark_cassandra: another stream works on {tmp_path / 'checkpoint'}"
+    (java,) = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    os.kill(int(java), signal.SIGSTOP)  # as long as it is there, it may write
     first.kill()
     assert first.wait() == -signal.SIGKILL
 
     scene.send(reading(sensor_id=1))
-    second = started()
+    second = scene.start(*stream)
+    wait_until(lambda: waiting in scene.log(second), "it waits for Java's end")
+    os.kill(int(java), signal.SIGCONT)
+    settle(second)
     scene.stack.stop("cassandra", signal.SIGKILL)
     scene.send(reading(sensor_id=2), b"nonsense")
     assert second.wait(timeout=60) == 1
@@ -226,7 +230,8 @@ def test_the_stream_goes_on_where_it_was(scene: Scene, tmp_path: Path) -> None:
     assert said.endswith(f" (Kafka at {scene.kafka}, Cassandra at {scene.cassandra})")
     scene.stack.up(["cassandra"])
 
-    third = started()  # and takes what came while it did not run
+    third = scene.start(*stream)  # and takes what came while it did not run
+    settle(third)
     third.send_signal(signal.SIGINT)
     assert third.wait(timeout=60) == 0
     assert "Traceback" not in scene.log(third)
