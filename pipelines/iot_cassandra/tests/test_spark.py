@@ -111,6 +111,7 @@ def test_stream_then_batch(
     scene.simulate("--count", "2000", "--backfill", "1d", "--rate", "0.5", "--bad", "0.02")
     stream = ("stream", "--once", "--checkpoint")
     said = job(*stream, str(tmp_path / "mon é"))
+    assert len(list((tmp_path / "mon é").iterdir())) == 1  # a folder for the topic's id
     verdict = scene.verify()
     assert verdict.holds, verdict
     assert said == f"batch=0 written={verdict.readings} rejected={verdict.rejected}\n"
@@ -226,8 +227,9 @@ def test_the_stream_goes_on_where_it_was(scene: Scene, tmp_path: Path) -> None:
     scene.stack.stop("cassandra", signal.SIGKILL)
     scene.send(reading(sensor_id=2), b"nonsense")
     assert second.wait(timeout=60) == 1
-    (said,) = re.findall("^spark_cassandra: .*", scene.log(second), re.MULTILINE)
-    assert said.endswith(f" (Kafka at {scene.kafka}, Cassandra at {scene.cassandra})")
+    said = re.findall("^spark_cassandra: .*", scene.log(second), re.MULTILINE)
+    assert said[:-1] == [waiting]
+    assert said[-1].endswith(f" (Kafka at {scene.kafka}, Cassandra at {scene.cassandra})")
     scene.stack.up(["cassandra"])
 
     third = scene.start(*stream)  # and takes what came while it did not run

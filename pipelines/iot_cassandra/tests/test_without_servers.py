@@ -1,6 +1,7 @@
 """What needs no server: a rebalance at a bad moment, Ctrl-C, settings, Java that ends first."""
 
 import ast
+import itertools
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 from kafka.errors import KafkaTimeoutError
 from kafka.structs import TopicPartition
 
-from pipelines.common import how_to_stop
+from pipelines.common import how_to_stop, say
 from pipelines.iot_cassandra import chart, demo, prepare, spark_session, verify
 from pipelines.iot_cassandra.kafka_topic import shown
 from pipelines.iot_cassandra.scripts import (
@@ -69,11 +71,39 @@ def test_without_an_answer_from_kafka_the_end_is_not_known(
     consumer = MagicMock()
     ours = writer_of(consumer)
     assert not ours.is_at_end()  # the group has not given us our share yet
-    ours.on_partitions_assigned([])
-    assert ours.is_at_end()
+    consumer.assignment.return_value, consumer.position.return_value = {PARTITION}, 5
     consumer.end_offsets.side_effect = KafkaTimeoutError("paused")
+    ours.on_partitions_assigned([PARTITION])
     assert not ours.is_at_end()
     assert "not known whether all is read" in caplog.text
+    consumer.end_offsets.side_effect = [{PARTITION: 5}, {PARTITION: 6}]
+    assert ours.is_at_end()
+    ours.on_partitions_revoked([PARTITION])
+    ours.on_partitions_assigned([PARTITION])
+    assert not ours.is_at_end()  # another owner has left more
+
+
+def test_once_ends_also_while_others_send() -> None:
+    consumer = MagicMock()
+    ours = writer_of(consumer)
+    ours.clients.plan.return_value = ("written", [])  # type: ignore[attr-defined]
+    offsets = itertools.count()
+
+    def poll(*_: object, **__: object) -> dict[TopicPartition, list[Any]]:
+        ours.on_partitions_assigned([PARTITION])
+        return {PARTITION: [SimpleNamespace(offset=next(offsets))]}
+
+    consumer.poll = poll
+    consumer.assignment.return_value = {PARTITION}
+    consumer.committed.return_value = 0
+    consumer.position.side_effect = lambda *_, **__: ours.settled.get(PARTITION, 0)
+    # The topic grows with each message that is read.
+    consumer.end_offsets.side_effect = lambda _: {PARTITION: ours.settled[PARTITION] + 2}
+    overdue = threading.Timer(20, ours.stop.set)
+    overdue.start()
+    ours.run(is_once=True)
+    overdue.cancel()
+    assert ours.totals["consumed"] == 3
 
 
 def test_a_wait_for_partitions_is_said(
@@ -103,26 +133,54 @@ def interrupted(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "called", "argv", "said"),
+    ("module", "called", "argv", "code", "said"),
     [
-        (verify, "Cluster", [[]], "verify: interrupted, nothing is said"),
-        (chart, "read_week", [[]], "chart: interrupted"),
-        (prepare, "prepare_jars", [["--jars"]], "interrupted: run it again for what is missing"),
-        (demo, "start_servers", [], f"demo: interrupted; the servers go on: {how_to_stop(HERE)}"),
+        (verify, "Cluster", [[]], 130, []),
+        (chart, "read_week", [[]], 130, []),
+        (
+            prepare,
+            "prepare_jars",
+            [["--jars"]],
+            1,
+            ["interrupted: run it again for what is missing"],
+        ),
+        (
+            demo,
+            "start_servers",
+            [],
+            1,
+            [f"demo: interrupted; the servers go on: {how_to_stop(HERE)}"],
+        ),
     ],
 )
 def test_ctrl_c_is_one_line(
     module: ModuleType,
     called: str,
     argv: list[Any],
-    said: str,
+    code: int,
+    said: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(module, called, interrupted)
-    assert module.main(*argv) == 1
-    assert [*caplog.messages, *capsys.readouterr().err.splitlines()] == [said]
+    assert module.main(*argv) == code
+    assert [*caplog.messages, *capsys.readouterr().err.splitlines()] == said
+
+
+def test_a_closed_stdout_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the shell's `>&-` leaves it."""
+    monkeypatch.setattr(verify, "Cluster", MagicMock())
+    monkeypatch.setattr(verify, "verify", lambda *_: verify.Verdict(messages=1))
+    monkeypatch.setattr(demo, "demonstrate", lambda _: say("done"))
+    monkeypatch.setattr(sys, "stdout", None)
+    assert verify.main([]) == 0
+    assert not demo.main()
+
+
+def test_a_picture_has_the_name_that_it_was_given(tmp_path: Path) -> None:
+    chart.draw([(datetime(2026, 1, 15, tzinfo=UTC), 1.0, 50.0)], 1, tmp_path / "semaine")
+    assert [file.name for file in tmp_path.iterdir()] == ["semaine"]
 
 
 def test_the_demo_leaves_no_writer_behind_and_says_which_step_failed(
@@ -175,7 +233,7 @@ def java_has_ended(monkeypatch: pytest.MonkeyPatch, restored_signals: None) -> A
     """A Spark session whose Java answers nothing any more."""
     spark = MagicMock()
     spark.stop.side_effect = ConnectionRefusedError(111, "Connection refused")
-    monkeypatch.setattr(spark_cassandra, "spark_session", lambda _: (spark, MagicMock()))
+    monkeypatch.setattr(spark_cassandra, "spark_session", lambda *_: (spark, MagicMock()))
     monkeypatch.setattr(spark_cassandra, "wait_for", lambda *_: None)
     monkeypatch.setattr(spark_cassandra, "tables_of_readings", lambda *_: [])
     monkeypatch.setattr(spark_cassandra, "allow_large_rejects", lambda *_: None)
