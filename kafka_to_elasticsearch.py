@@ -15,7 +15,7 @@ there or a dead letter. While Elasticsearch or Kafka is away, the script waits a
 
     progress consumed=5000 indexed=4990 duplicates=8 dead_lettered=2 in_flight=0 rate_hz=1000 lag=0
 
-Environment (or .env beside this file). Each option below names its variable; besides these:
+Environment (or .env beside this file). --help names the variable of an option; besides these:
     KAFKA_CA_FILE, ELASTICSEARCH_CA_FILE           certificate of the authority to trust (PEM): TLS
     CONSUMER_KAFKA_USER, CONSUMER_KAFKA_PASSWORD   SCRAM-SHA-512 over TLS
     CONSUMER_ELASTICSEARCH_API_KEY, or CONSUMER_ELASTICSEARCH_USER and _PASSWORD
@@ -37,6 +37,7 @@ import ssl
 import threading
 import time
 import warnings
+from base64 import b64encode
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -88,7 +89,11 @@ PROGRESS_S = 5.0
 INDEX_AWAY = {"index_not_found_exception", "index_closed_exception"}
 # What Python raises when an answer does not have the expected form.
 MALFORMED_RESPONSE_ERRORS = (LookupError, TypeError, AttributeError, ValueError)
-FATAL_KAFKA_ERRORS = (errors.InconsistentGroupProtocolError, errors.UnsupportedCodecError)
+FATAL_KAFKA_ERRORS = (  # asked again, kafka-python would say the same, or never return
+    errors.InconsistentGroupProtocolError,
+    errors.UnsupportedCodecError,
+    errors.CorruptRecordError,  # such as a header whose name is not UTF-8
+)
 
 MESSAGES = prometheus.Counter("smart_city_messages", "Messages by outcome.", ["outcome"])
 RETRIES = prometheus.Counter("smart_city_retries", "Times that a server was waited for.")
@@ -1163,7 +1168,9 @@ def kafka_security(environ: Mapping[str, str], role: str) -> dict[str, Any]:
 def elasticsearch_security(environ: Mapping[str, str], role: str, urls: str) -> dict[str, Any]:
     """Return the same of Elasticsearch's client. Raises SetupError: a secret would be seen."""
     user, password, file = login(environ, role, "ELASTICSEARCH")
-    options: dict[str, Any] = {"basic_auth": (user, password)} if user else {}
+    # Of letters beyond ASCII the client takes only what is encoded already.
+    basic = b64encode(f"{user}:{password}".encode(errors="surrogateescape")).decode()
+    options: dict[str, Any] = {"basic_auth": basic} if user else {}
     if key := environ.get(variable := f"{role}_ELASTICSEARCH_API_KEY", "").strip():  # it wins
         if not re.fullmatch(r"[!-~]+", key):  # else the client's error would show it
             raise SetupError(f"{variable}: a key has no space and no other than ASCII characters")

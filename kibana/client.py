@@ -38,7 +38,7 @@ class KibanaError(CommandError):
 
 
 class RefusedError(KibanaError):
-    """Kibana does not let us in, so that waiting does not help."""
+    """Kibana does not let us in, or it is another program, so that waiting does not help."""
 
 
 @dataclass(frozen=True)
@@ -124,14 +124,17 @@ class Kibana:
 
         Raises:
             KibanaError: it does not answer.
-            RefusedError: it refuses who we are.
+            RefusedError: it refuses who we are, or another program answers.
         """
         status, body = self.ask("GET", "/api/status", timeout=10.0)  # a start may hang it
         try:
             answer = json.loads(body)
             level = answer["status"]["overall"]["level"]
-        except (ValueError, KeyError, TypeError):  # "Kibana server is not ready yet"
-            return None
+        except (ValueError, KeyError, TypeError) as exc:
+            if status >= 500:  # "Kibana server is not ready yet", or a proxy says so
+                return None
+            text = f"what answers at {self.url} is not Kibana (HTTP {status})"
+            raise RefusedError(text) from exc
         if status != 200 or level not in ("available", "degraded"):
             return None
         return str(answer.get("version", {}).get("number", "unknown"))
@@ -233,8 +236,8 @@ def kibana_at(url: str, space: str = "") -> Kibana:
             raise SetupError("KIBANA_API_KEY: a key has no space, and only ASCII characters")
         headers["authorization"] = f"ApiKey {key}"
     elif user:
-        login = base64.b64encode(f"{user}:{password}".encode()).decode()
-        headers["authorization"] = f"Basic {login}"
+        login = f"{user}:{password}".encode(errors="surrogateescape")  # whatever the shell's bytes
+        headers["authorization"] = f"Basic {base64.b64encode(login).decode()}"
     try:
         context = ssl.create_default_context(cafile=file or None)
     except OSError as exc:

@@ -100,8 +100,11 @@ def configure_logging(name: str) -> None:
 
 
 def stop_on_signals(stop: threading.Event) -> None:
-    """Set a flag when the process is told to end (SIGINT, SIGTERM)."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    """Set a flag when the process is told to end (SIGINT, SIGTERM, or its terminal is closed)."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signals.append(signal.SIGHUP)  # nohup has not asked to go on
+    for signum in signals:
         # Not set in the handler itself: what it interrupts may hold the event's lock.
         signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
 

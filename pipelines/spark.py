@@ -38,7 +38,7 @@ def start_java(conf: SparkConf, **process: Any) -> JavaGateway:
     """Start a Java of this process's own for Spark; return py4j's gateway to it.
 
     Started by spark-submit, this process is offered that one's Java, but it has no connectors: it
-    is left alone.
+    is left alone. So are the options for another Java in the environment: conf has all.
 
     Args:
         conf: of Spark.
@@ -47,7 +47,7 @@ def start_java(conf: SparkConf, **process: Any) -> JavaGateway:
     Raises:
         PySparkException, OSError: it does not start.
     """
-    for variable in OFFERED:
+    for variable in (*OFFERED, "PYSPARK_SUBMIT_ARGS"):
         os.environ.pop(variable, None)
     # When Java is killed, this server of pyspark would print a traceback; the script says it.
     AccumulatorServer.handle_error = lambda *_: None

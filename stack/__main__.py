@@ -30,6 +30,7 @@ from stack.compose import StackError, compose_files
 from stack.console import command, command_parser, say
 from stack.env_file import ENV_FILE, read_environment
 from stack.lifecycle import Stack
+from stack.servers import LOCALE
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say("\n".join([f"==> {log}", *lines[-20:]]))
         elif arguments.command == "exec":
             tool = stack.tool(arguments.service, arguments.tool, arguments.arguments)
-            os.execvp(tool[0], tool)
+            os.execvpe(tool[0], tool, {**os.environ, **LOCALE})
         else:
             return 0 if stack.check() or arguments.command == "ps" else 1
     except KeyboardInterrupt:

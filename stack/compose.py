@@ -96,19 +96,28 @@ def load_services(files: Sequence[Path], environ: Mapping[str, str]) -> dict[str
     """Return the services of the merged files, in an order that respects `depends_on`.
 
     Raises:
-        StackError: a file is missing, or Compose would not accept it.
+        StackError: a file is missing, Compose would not accept it, or it has a form that is not
+            understood here.
     """
     merged: dict[str, Any] = {}
-    for file in files:
-        try:
-            content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
-        except OSError as exc:
-            raise StackError(f"cannot read {file}: {exc.strerror}") from exc
-        except yaml.YAMLError as exc:
-            raise StackError(f"{file} is not valid YAML: {' '.join(str(exc).split())}") from exc
-        merged = _merge(merged, content)
-    merged = _interpolate(merged, environ)
-    folder = files[0].absolute().parent  # all relative paths start from the first file
+    file = files[0]
+    folder = file.absolute().parent  # all relative paths start from the first file
+    try:
+        for file in files:
+            text = file.read_text(encoding="utf-8")
+            merged = _merge(merged, yaml.load(text, Loader=_Loader))  # noqa: S506
+        return _resolved(_interpolate(merged, environ), folder)
+    except OSError as exc:
+        raise StackError(f"cannot read {file}: {exc.strerror}") from exc
+    except yaml.YAMLError as exc:
+        raise StackError(f"{file} is not valid YAML: {' '.join(str(exc).split())}") from exc
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as exc:
+        why = f"a form that is not understood natively ({type(exc).__name__}: {exc})"
+        raise StackError(f"{', '.join(map(str, files))}: {why}: see stack/compose.py") from exc
+
+
+def _resolved(merged: Mapping[str, Any], folder: Path) -> dict[str, Service]:
+    """Return the services of a merged file, in the order of their start."""
     configs = {n: _config_content(entry, folder) for n, entry in merged.get("configs", {}).items()}
     services = {
         name: _service(name, definition, configs, folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 from stack.compose import PROJECT, StackError, load_services
 from stack.console import say
 from stack.native import BUILDERS, TOOLS
-from stack.servers import Server, Site, unprivileged_folder
+from stack.servers import LOCALE, Server, Site, unprivileged_folder
 
 START_TIMEOUT_S = 300.0  # on a busy machine, Elasticsearch was seen to need 178 s
 STOP_TIMEOUT_S = 30.0
@@ -130,7 +130,7 @@ class Stack:
             process = subprocess.Popen(
                 server.command,
                 cwd="/",
-                env={**os.environ, **server.environment},
+                env={**os.environ, **LOCALE, **server.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

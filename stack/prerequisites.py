@@ -5,8 +5,10 @@
 Installing is possible on Debian or Ubuntu, as root or with sudo; otherwise the command to type is
 printed. This runs before anything else is installed, so it uses only the standard library.
 
-Exit codes: 0 all programs are there, 1 one is missing, 2 wrong usage.
+Exit codes: 0 all programs are there, 1 one is missing, 2 wrong usage, 130 Ctrl-C.
 """
+
+from __future__ import annotations  # an older Python reads this too, and is told which it needs
 
 import importlib.util
 import os
@@ -120,4 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

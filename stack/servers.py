@@ -30,6 +30,8 @@ from stack.console import say
 
 NATIVE_FOLDER = Path(__file__).parent / "native"  # the poms, the settings of Java's loggers
 LOOPBACK_TIMEOUT_S = 5.0
+# Java finds a folder with an accent in its name only where the locale is in UTF-8.
+LOCALE = {"LC_ALL": "C.UTF-8"}
 
 
 @dataclass
@@ -302,7 +304,9 @@ def run(command: list[str], what: str) -> None:
     Raises:
         StackError: it failed; the message ends with its first error, else with its last line.
     """
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, env={**os.environ, **LOCALE}, capture_output=True, text=True, check=False
+    )
     if result.returncode != 0:
         lines = (result.stdout + result.stderr).strip().splitlines() or ["it printed nothing"]
         telling = next((line for line in lines if "ERROR" in line), lines[-1])

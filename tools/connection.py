@@ -141,6 +141,18 @@ def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
     return [TopicPartition(topic, number) for number in sorted(numbers)]
 
 
+def hidden_offsets(servers: str, security: Mapping[str, Any], end: Offsets) -> int:
+    """Return how many offsets an open transaction hides for now, behind the ends of partitions.
+
+    Raises:
+        KafkaError: Kafka does not answer.
+    """
+    uncommitted = {"isolation_level": "read_uncommitted"}
+    with closing(kafka_consumer(servers, security, **uncommitted)) as consumer:
+        written: Offsets = consumer.end_offsets(list(end))
+    return max(0, sum(written.values()) - sum(end.values()))
+
+
 def read_between(
     consumer: KafkaConsumer, begin: Offsets, end: Offsets, at_once: int
 ) -> Iterator[list[Any]]:

@@ -50,6 +50,7 @@ from tools.connection import (
     Offsets,
     asking_servers,
     existing_topics,
+    hidden_offsets,
     kafka_consumer,
     kafka_options,
     kafka_servers,
@@ -216,9 +217,13 @@ def print_letters(letters: DeadLetters, last: int) -> None:
                 yield letter
 
     newest = heapq.nlargest(last, pending(), key=lambda one: (one.epoch_ms, one.message.offset))
-    summary = f"in {letters.name}; taken by replays before: {taken}\n"
+    summary = f"in {letters.name}; taken by replays before: {taken}"
+    if deleted := sum(first.values()):
+        summary += f"; deleted by the topic: {deleted}"
+    if end and (hidden := hidden_offsets(letters.servers, letters.security, end)):
+        summary += f"; hidden by an open transaction: {hidden}"
     if not newest:
-        write(f"no letter is pending {summary}")
+        write(f"no letter is pending {summary}\n")
         return
     write(row(*COLUMNS))
     for message, _, _, where, epoch_ms, reason in reversed(newest):
@@ -227,7 +232,7 @@ def print_letters(letters: DeadLetters, last: int) -> None:
     write("\n")
     for text, count in causes.most_common():
         write(f"{count:>9}  {cut(printable(text), WIDTH - 11).rstrip()}\n")
-    write(f"{causes.total():>9}  pending {summary}")
+    write(f"{causes.total():>9}  pending {summary}\n")
 
 
 # The command replay

@@ -148,6 +148,8 @@ def print_tables(client: Elasticsearch, index: str) -> None:
         current = french(sensor["newest"]["hits"]["hits"][0]["_source"].get("humidity"))
         average = french(sensor["temperature"]["value"])
         say(f"{sensor['key']:<12} {sensor['doc_count']:>8}   {average:>16} °C   {current:>15} %")
+    if others := found["sensors"]["sum_other_doc_count"]:
+        say(f"{'les autres':<12} {others:>8}")
     total = answer["hits"]["total"]["value"]
     say(f"{'ensemble':<12} {total:>8}   {french(found['temperature']['value']):>16} °C")
     say("\nNiveau de CO2         Mesures")

@@ -65,7 +65,9 @@ def delete(client: Elasticsearch, index: str, before: datetime, dry_run: bool) -
     """
     done = "to be deleted" if dry_run else "deleted"
     old = {"range": {"timestamp": {"lt": before.isoformat()}}}
-    names = sorted(client.indices.get(index=f"{index}*", filter_path="*.aliases"))
+    found = client.indices.get(index=f"{index}*", filter_path="*.aliases")
+    # Behind an alias, an index has another name.
+    names = sorted({index if index in state["aliases"] else n for n, state in found.items()})
     if not names:
         raise CommandError(f"there is no index {index}*: is ELASTICSEARCH_INDEX right?")
     total = gone = 0
@@ -100,7 +102,7 @@ def delete_readings(client: Elasticsearch, index: str, old: dict[str, Any]) -> i
         BulkIndexError: Elasticsearch refuses to delete some.
     """
     hits = scan(client, index=index, query={"query": old}, _source=False, size=5000)
-    actions = ({"_op_type": "delete", "_index": index, "_id": hit["_id"]} for hit in hits)
+    actions = ({"_op_type": "delete", "_index": h["_index"], "_id": h["_id"]} for h in hits)
     results = streaming_bulk(client, actions, chunk_size=5000, ignore_status=404)
     return sum(answer["delete"]["result"] == "deleted" for _, answer in results)
 

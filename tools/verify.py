@@ -41,6 +41,7 @@ from tools.connection import (
     elasticsearch_client,
     elasticsearch_index,
     existing_topics,
+    hidden_offsets,
     kafka_consumer,
     kafka_options,
     kafka_servers,
@@ -74,6 +75,7 @@ class Verdict:
         strange: ids of documents that are not readings.
         forgotten: messages that the topic has deleted, so that their documents cannot be checked.
         hidden: offsets that an open transaction hides for now.
+        letters_unread: of dead letters, those that their topic has deleted or hides for now.
         ledger: messages that the ledger notes.
         unacknowledged: those of them that Kafka has not acknowledged.
         altered: acknowledged, but the topic does not hold these bytes there.
@@ -92,6 +94,7 @@ class Verdict:
     strange: list[str] = field(default_factory=list)
     forgotten: int = 0
     hidden: int = 0
+    letters_unread: int = 0
     ledger: int = 0
     unacknowledged: int = 0
     altered: list[Where] = field(default_factory=list)
@@ -129,8 +132,7 @@ def read_topic(servers: str, topic: str, security: Mapping[str, Any]) -> Topic:
     consumer = kafka_consumer(servers, security)
     partitions = partitions_of(consumer, topic)
     begin, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
-    with closing(kafka_consumer(servers, security, isolation_level="read_uncommitted")) as other:
-        written = other.end_offsets(partitions)
+    hidden = hidden_offsets(servers, security, end)
 
     def messages() -> Iterator[Any]:
         expected = sum(end[partition] - begin[partition] for partition in partitions)
@@ -139,8 +141,7 @@ def read_topic(servers: str, topic: str, security: Mapping[str, Any]) -> Topic:
                 bar.update(len(some))
                 yield from some
 
-    hidden = sum(written[partition] - end[partition] for partition in partitions)
-    return Topic(messages(), sum(begin.values()), max(0, hidden))
+    return Topic(messages(), sum(begin.values()), hidden)
 
 
 def progress_bar(what: str, expected: int, items: Iterable[Any] | None = None) -> "tqdm[Any]":
@@ -243,7 +244,8 @@ def verify(
         raise UnknownTopicOrPartitionError(f"there is no topic {topic}, or none that we may see")
     dead = set()
     if letters in topics:  # otherwise no dead letter was ever filed
-        dead = read_dead_letters(read_topic(servers, letters, security).messages)
+        filed, forgotten, hidden = read_topic(servers, letters, security)
+        dead, verdict.letters_unread = read_dead_letters(filed), forgotten + hidden
     documents = read_index(client, index, verdict)
     messages, verdict.forgotten, verdict.hidden = read_topic(servers, topic, security)
     compare(messages, documents, dead, noted, verdict)
@@ -374,6 +376,8 @@ def print_verdict(verdict: Verdict, topic: str, index: str) -> None:
         lines.append(("deleted by the topic, not checked", verdict.forgotten, ""))
     if verdict.hidden:
         lines.append(("hidden by an open transaction, not read", verdict.hidden, ""))
+    if verdict.letters_unread:
+        lines.append(("dead letters deleted or hidden, not read", verdict.letters_unread, ""))
     width = max(40, *(len(label) for label, _, _ in lines))
     for label, count, examples in lines:
         sys.stdout.write(f"{label:<{width}} {count:>9}{examples}\n")

@@ -27,12 +27,13 @@ Exit codes: 0 done, 1 Kafka does not answer or a file cannot be written, 2 wrong
 """
 
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, NoBrokersAvailable
 
 from extensions.secure.certificates import certificate_files
 from extensions.secure.file_realm import (
@@ -165,11 +166,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         with closing(client) as admin:
             make_topics(admin, environ)
             make_users(admin, environ)
-    except KafkaError as exc:
+    except NoBrokersAvailable as exc:
         raise StackError(
             f"Kafka does not answer the administrator at {kafka} ({exc}): "
             "is the secure variant started? (make secure)"
         ) from exc
+    except KafkaError as exc:
+        said = re.search(r"error_message=(['\"])(.*?)\1", str(exc))  # in the server's own words
+        raise StackError(f"Kafka at {kafka} refuses: {said[2] if said else exc}") from exc
     return 0
 
 

@@ -6,18 +6,19 @@ the topic with the index. The output is in French, like the dashboards.
 
 Environment (or .env): as the scripts.
 
-Exit codes: 0 all agrees, 1 a step has failed (its command stands last), 130 Ctrl-C.
+Exit codes: 0 all agrees, 1 a step has failed (its command stands last), 2 wrong usage, 130 Ctrl-C.
 """
 
 import shlex
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
+from stack.compose import PROJECT
+from stack.console import command, command_parser, say
 from stack.prerequisites import docker_answers
 
-PROJECT = Path(__file__).resolve().parents[2]
 FILES = ("-f", "docker-compose.yml", "-f", "extensions/spark/compose.yml")
 SUBMIT = """spark-submit --properties-file extensions/spark/spark.conf
     --master spark://spark-master:7077 --py-files kafka_to_elasticsearch.py
@@ -54,25 +55,21 @@ def steps() -> dict[str, list[str]]:
     }
 
 
-def main() -> int:
+@command("demo")
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the steps; return the exit code (see the module docstring)."""
+    command_parser("extensions.spark.demo", __doc__).parse_args(argv)
     began = time.monotonic()
-    for what, command in steps().items():
-        sys.stdout.write(f"\n── {what}\n\n")
-        sys.stdout.flush()
-        if code := subprocess.run(command, cwd=PROJECT, check=False).returncode:
-            sys.stdout.write(f"\n✗ A échoué (code {code}) : {shlex.join(command)}\n")
+    for what, line in steps().items():
+        say(f"\n── {what}\n")
+        if code := subprocess.run(line, cwd=PROJECT, check=False).returncode:
+            say(f"\n✗ A échoué (code {code}) : {shlex.join(line)}")
             return 1
     seconds = time.monotonic() - began
-    sys.stdout.write(
-        f"\n✓ Ce qui a été produit est exactement ce qui est indexé ({seconds:.0f} s).\n"
-    )
-    sys.stdout.write("\nLe master : http://127.0.0.1:8080. Tout arrêter : make down\n")
+    say(f"\n✓ Ce qui a été produit est exactement ce qui est indexé ({seconds:.0f} s).")
+    say("\nLe master : http://127.0.0.1:8080. Tout arrêter : make down")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    raise SystemExit(main())

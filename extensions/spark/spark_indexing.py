@@ -42,15 +42,35 @@ def prepare(options: Options, index_by: str | None) -> None:
             raise SetupError(f"{why}: choose another --index, or the same --index-by as before")
         if index_by:
             _, pattern, priority = PERIODS[index_by]
+            template = script.load_template(script.MAPPING_FILE)
             client.indices.put_index_template(
                 name=f"smart-city-{options.index}-by-{index_by}",
                 index_patterns=[f"{options.index}-{pattern}"],
                 priority=priority,
                 allow_auto_create=True,  # Elasticsearch makes an index for its first document
-                template=script.load_template(script.MAPPING_FILE),
+                template=template,
             )
+            check_dated(client, options.index, index_by, template)
     for kafka_client in script.connect_to_kafka(options):
         kafka_client.close()
+
+
+def check_dated(client: Elasticsearch, index: str, index_by: str, template: dict[str, Any]) -> None:
+    """Check the dated indices that are there, and the mapping that the next would have.
+
+    Raises SetupError: one was made by others, or a template of others counts more than ours.
+    """
+    length, pattern, _ = PERIODS[index_by]
+    to_come = f"{index}-{'2026.06.01'[:length]}"
+    guess = client.indices.simulate_index_template(name=to_come)
+    if guess["template"].get("mappings") != template["mappings"]:
+        raise SetupError(
+            f"a template of others gives {to_come} its mapping: choose another --index"
+        )
+    for name, state in client.indices.get(index=f"{index}-{pattern}").items():
+        if re.fullmatch(r"-[\d.]+", name.removeprefix(index)):
+            script.check_index(name, {name: state}, template)
+            script.check_documents_are_kept(name, state)
 
 
 def held_otherwise(client: Elasticsearch, index: str, index_by: str | None) -> list[str]:

@@ -52,6 +52,8 @@ FATAL = {  # what Spark says of failures that another try does not mend, and wha
     "data may have been lost": "Kafka has deleted messages that were not read; to go on with the "
     "others, delete the checkpoint",
     "Multiple streaming": "another copy works with this checkpoint",
+    "long overflow": "a message's time is later than Spark can hold (year 294247): this topic is "
+    "for kafka_to_elasticsearch.py",
 }
 
 

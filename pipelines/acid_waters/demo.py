@@ -17,6 +17,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -32,6 +33,7 @@ from pipelines.common import (  # noqa: E402
     say,
     start_servers,
 )
+from stack.console import command  # noqa: E402
 
 FAULTS = ("short=2", "date=5", "checksum=7")
 
@@ -82,7 +84,8 @@ def say_how_to_stop() -> None:
     say(f"Les serveurs tournent encore ; depuis la racine : {how_to_stop(HERE)}")
 
 
-def main() -> int:
+@command("demo")
+def main(_: Sequence[str] | None = None) -> int:
     """Run the demonstration; return the exit code (see the module docstring)."""
     load_env(HERE)
     began = time.monotonic()

@@ -36,7 +36,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
 from pipelines.acid_waters.hdfs.reference import load, read_files  # noqa: E402
-from pipelines.acid_waters.kafka.topic import make_topic  # noqa: E402
+from pipelines.acid_waters.kafka.topic import is_it_started, make_topic  # noqa: E402
 from pipelines.acid_waters.postgresql.database import connect  # noqa: E402
 from pipelines.acid_waters.settings import HERE, add_wait, command_line  # noqa: E402
 from pipelines.acid_waters.spark.spark_session import (  # noqa: E402
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Py4JNetworkError, ConnectionError) as exc:
         raise CommandError(f"Spark's Java process has ended, start again: {one_line(exc)}") from exc
     except (KafkaError, psycopg.Error, Py4JError, PySparkException) as exc:
-        raise CommandError(f"{server}: {one_line(exc)}: is it started?") from exc
+        raise CommandError(f"{server}: {one_line(exc)}{is_it_started(exc)}") from exc
     return 0
 
 

@@ -1,14 +1,37 @@
 """The settings of this pipeline: an option wins over the environment, which wins over .env."""
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+import re
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from pipelines.common import number, server_list, text, topic_name
 
 HERE = Path(__file__).resolve().parent
 SAMPLE = HERE / "sample"
+
+
+def postgresql_url(url: str) -> str:
+    """Return a URL if PostgreSQL's client can read it; what cannot be read is not shown.
+
+    Raises:
+        ArgumentTypeError: a password in it is not percent-encoded, or it is none.
+    """
+    with suppress(psycopg.ProgrammingError):  # its text may show the password
+        found = conninfo_to_dict(url)
+        place = f"{found.get('host', '')}:{found.get('port', '')}"
+        if found and re.fullmatch(r"[^@]*:[\d,]*", place):  # else a part of the password is there
+            return url
+    raise ArgumentTypeError(
+        "POSTGRESQL_URL is not postgresql://USER:PASSWORD@HOST:PORT/DATABASE: percent-encode what "
+        "is special in the password (%25 for %, %40 for @, %2F for /)"
+    )
+
 
 # Option -> its variable, its default, how it is read, what --help calls its value.
 SETTINGS: dict[str, tuple[str, str, Any, str]] = {
@@ -19,12 +42,13 @@ SETTINGS: dict[str, tuple[str, str, Any, str]] = {
     "--topic": ("WATER_TOPIC", "water-quality", topic_name, "TOPIC"),
     "--hdfs-url": (
         "HDFS_URL", "hdfs://localhost:8020/acid-waters",
-        text(r"hdfs://[^/\s]+(/\S*)?", "hdfs://HOST:PORT/FOLDER"), "URL",
+        # In the others Spark would see a pattern, when it reads.
+        text(r"hdfs://[^/\s]+(/[^\s*?#\[\]{}\\]*)?", "hdfs://HOST:PORT/FOLDER"), "URL",
     ),
     "--hdfs-web-url": ("HDFS_WEB_URL", "http://localhost:9870",
                        text(r"https?://[^/\s]+/?", "http://HOST:PORT"), "URL"),
     "--postgresql-url": (
-        "POSTGRESQL_URL", "postgresql://water@localhost:5433/water", str, "URL",
+        "POSTGRESQL_URL", "postgresql://water@localhost:5433/water", postgresql_url, "URL",
     ),
 }  # fmt: skip
 WAIT_S = 60.0

@@ -20,12 +20,10 @@ from decimal import Decimal, InvalidOperation
 from itertools import repeat
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import ParseError
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import openpyxl
 from openpyxl.utils import get_column_letter
-from openpyxl.utils.exceptions import InvalidFileException
 
 Row = dict[str, str | None]
 Cells = tuple[Any, ...]
@@ -338,54 +336,65 @@ def csv_rows(file: Path) -> Generator[Cells, None, None]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         separator = ";" if ";" in lines.readline() else ","
         lines.seek(0)
-        yield from map(tuple, csv.reader(lines, delimiter=separator))
+        # Strict: else a quote that is not closed takes all that follows into its cell.
+        yield from map(tuple, csv.reader(lines, delimiter=separator, strict=True))
 
 
 def excel_rows(file: Path) -> Generator[Cells, None, None]:
     """Return the values of an Excel file's first sheet.
 
     Raises:
-        TableError: it is none.
+        TableError: it is none, or has values that would be lost.
         CellError: a formula's value is not there, or is an error.
     """
-    written = sheet_rows(file, data_only=False) if has_formulas(file) else repeat(())
-    rows = zip(sheet_rows(file, data_only=True), written, strict=False)
-    for number, (cells, formulas) in enumerate(rows, 1):
-        for position, cell in enumerate(cells):
-            if cell.data_type == "e":
-                raise CellError(number, position, f"the error {cell.value}: mend or empty it")
-        for position, (cell, formula) in enumerate(zip(cells, formulas, strict=False)):
-            # An empty text comes as None, too: only the type of a formula's text tells it apart.
-            if cell.value is None and formula.value is not None and cell.data_type != "str":
-                raise CellError(number, position, NOT_CALCULATED)
-        yield tuple(cell.value for cell in cells)
+    try:
+        check_sheets(file)
+        has_formulas = has_element(file, b"f")
+        written = sheet_rows(file, data_only=False) if has_formulas else repeat(())
+        rows = zip(sheet_rows(file, data_only=True), written, strict=False)
+        for number, (cells, formulas) in enumerate(rows, 1):
+            for position, cell in enumerate(cells):
+                if cell.data_type == "e":
+                    raise CellError(number, position, f"the error {cell.value}: mend or empty it")
+            for position, (cell, formula) in enumerate(zip(cells, formulas, strict=False)):
+                # An empty text is None, too: only the type of a formula's text tells it apart.
+                if cell.value is None and formula.value is not None and cell.data_type != "str":
+                    raise CellError(number, position, NOT_CALCULATED)
+            yield tuple(cell.value for cell in cells)
+    except (TableError, CellError, OSError):
+        raise
+    except Exception as exc:  # of many kinds: what reads zip, XML and cells has errors of its own
+        raise TableError(f"{file}: not an Excel file, or a damaged one: {exc}") from exc
 
 
-def has_formulas(file: Path) -> bool:
-    """Return whether any sheet of an Excel file has formulas: elements `f` of its XML.
+def check_sheets(file: Path) -> None:
+    """Check that all values of an Excel file are where they are read.
 
     Raises:
-        TableError: it is no Excel file.
+        TableError: another sheet has the same columns, or merged cells share one value.
     """
-    try:
-        with ZipFile(file) as archive:
-            sheets = [name for name in archive.namelist() if name.startswith("xl/worksheets/")]
-            return any(re.search(rb"<(\w+:)?f[\s>/]", archive.read(name)) for name in sheets)
-    except BadZipFile as exc:
-        raise TableError(f"{file}: not an Excel file: {exc}") from exc
+    headers = []
+    with closing(openpyxl.load_workbook(file, read_only=True)) as book:
+        for sheet in book.worksheets:
+            sheet.reset_dimensions()  # the size that a file declares is not always its own
+            headers.append(without_empty_end(next(sheet.iter_rows(values_only=True), ())))
+    if headers[0] and headers[0] in headers[1:]:
+        raise TableError(f"{file}: several sheets with the same columns: put all rows into one")
+    if has_element(file, b"mergeCell"):
+        for merged in openpyxl.load_workbook(file).worksheets[0].merged_cells.ranges:
+            raise TableError(f"{file}: cells {merged} are merged: give each its own value")
+
+
+def has_element(file: Path, name: bytes) -> bool:
+    """Return whether the XML of any sheet of an Excel file has an element of this name."""
+    with ZipFile(file) as archive:
+        sheets = [one for one in archive.namelist() if one.startswith("xl/worksheets/")]
+        return any(re.search(rb"<(\w+:)?%b[\s>/]" % name, archive.read(one)) for one in sheets)
 
 
 def sheet_rows(file: Path, data_only: bool) -> Iterator[Cells]:
-    """Return the cells of the first sheet, with their values, or (not data_only) their formulas.
-
-    Raises:
-        TableError: it is no Excel file.
-    """
-    try:
-        book = openpyxl.load_workbook(file, read_only=True, data_only=data_only)
-    except (InvalidFileException, BadZipFile, KeyError, ValueError, ParseError) as exc:
-        raise TableError(f"{file}: not an Excel file: {exc}") from exc
-    with closing(book):
+    """Return the cells of the first sheet, with their values, or (not data_only) their formulas."""
+    with closing(openpyxl.load_workbook(file, read_only=True, data_only=data_only)) as book:
         sheet: Any = book.worksheets[0]
-        sheet.reset_dimensions()  # the size that a file declares is not always its own
+        sheet.reset_dimensions()  # as above
         yield from sheet.iter_rows()

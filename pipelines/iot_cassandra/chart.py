@@ -14,7 +14,7 @@ Environment (or .env in this folder or the project's; an option wins over both):
     CASSANDRA_KEYSPACE   default iot_keyspace
 
 Exit codes: 0 drawn, 1 Cassandra unreachable, no reading, or the file cannot be written, 2 wrong
-usage.
+usage, 130 interrupted.
 """
 
 import os
@@ -44,6 +44,7 @@ from pipelines.iot_cassandra.settings import (  # noqa: E402
     one_line,
     parser_of,
 )
+from stack.console import command  # noqa: E402
 
 WEEK = timedelta(days=7)
 GAP = 5  # times the usual interval: the line is interrupted there
@@ -112,9 +113,11 @@ def draw(readings: Sequence[Reading], sensor_id: int, output: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     lower.xaxis.set_major_locator(DayLocator(tz=UTC))
     lower.xaxis.set_major_formatter(DateFormatter("%d/%m", tz=UTC))
-    figure.savefig(output)
+    # By default, a file without a suffix would get another name.
+    figure.savefig(output, format=output.suffix.removeprefix(".") or "png")
 
 
+@command("chart")
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the picture; return the exit code (see the module docstring)."""
     load_env(FOLDER)
@@ -142,9 +145,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (OSError, ValueError) as exc:
         sys.stderr.write(f"chart: {options.output}: {one_line(exc)}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("chart: interrupted\n")
         return 1
     days = f"{readings[0][0]:%Y-%m-%d} to {readings[-1][0]:%Y-%m-%d}"
     sys.stdout.write(

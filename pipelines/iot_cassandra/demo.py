@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,6 +42,7 @@ from pipelines.iot_cassandra.settings import (  # noqa: E402
     one_line,
     parser_of,
 )
+from stack.console import command  # noqa: E402
 from stack.prerequisites import docker_answers  # noqa: E402
 
 # A week of ten sensors, one reading of each every five minutes; and 5 s as they come.
@@ -153,7 +154,8 @@ def demonstrate(options: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
+@command("demo")
+def main(_: Sequence[str] | None = None) -> int:
     """Run the demonstration; return the exit code (see the module docstring)."""
     load_env(FOLDER)
     options = add_shared(parser_of(__doc__), os.environ, "--hosts", "--keyspace").parse_args([])

@@ -1,5 +1,6 @@
 """A topic of Kafka: created; read from its beginning to its end."""
 
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,11 +9,12 @@ from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer
 from kafka.admin import NewTopic
-from kafka.errors import KafkaTimeoutError, TopicAlreadyExistsError
+from kafka.errors import InvalidTopicError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.structs import TopicPartition
 from tqdm import tqdm
 
 from pipelines.common import poll
+from pipelines.iot_cassandra.settings import ClientError, one_line
 
 SILENCE_S = 60.0  # of Kafka, within a topic: then nothing comes any more
 
@@ -21,12 +23,17 @@ def create_topic(admin: KafkaAdminClient, topic: str, partitions: int = -1) -> b
     """Create a topic, with the broker's defaults for what is -1; return False if it was there.
 
     Raises:
-        KafkaError: Kafka does not answer, or refuses it.
+        KafkaError: Kafka does not answer.
+        ClientError: it refuses that name, such as a_b beside a.b.
     """
     try:
         admin.create_topics([NewTopic(topic, partitions, -1)])
     except TopicAlreadyExistsError:
         return False
+    except InvalidTopicError as exc:  # its text has the request before Kafka's words
+        said = re.search(r"error_message=(['\"])(.*?)\1[,)]", str(exc))
+        why = said[2] if said else one_line(exc)
+        raise ClientError(f"Kafka refuses the topic {topic}: {why}", code=1) from exc
     return True
 
 

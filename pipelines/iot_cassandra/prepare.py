@@ -37,11 +37,7 @@ from kafka.errors import KafkaError
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.common import (  # noqa: E402  # after the path, with the next ones
-    configure_logging,
-    load_env,
-    stop_on_signals,
-)
+from pipelines.common import configure_logging, load_env  # noqa: E402  # after the path
 from pipelines.iot_cassandra.kafka_topic import create_topic  # noqa: E402
 from pipelines.iot_cassandra.scripts.clients import CASSANDRA_ERRORS  # noqa: E402
 from pipelines.iot_cassandra.settings import (  # noqa: E402
@@ -90,13 +86,14 @@ def apply_schema(hosts: str, keyspace: str) -> int:
     return len(todo)
 
 
-def prepare(options: argparse.Namespace, stop: threading.Event) -> None:
+def prepare(options: argparse.Namespace) -> None:
     """Create the topic, the keyspace and the tables, waiting for their servers if need be.
 
     Raises:
         ClientError: a server does not answer, or refuses.
     """
     servers, topic = options.bootstrap_servers, options.topic
+    stop = threading.Event()  # never set: Ctrl-C ends the wait itself
 
     def create() -> bool:
         with closing(KafkaAdminClient(bootstrap_servers=servers.split(","))) as admin:
@@ -144,9 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.jars:
             return prepare_jars()
-        stop = threading.Event()
-        stop_on_signals(stop)
-        prepare(options, stop)
+        prepare(options)
     except ClientError as exc:
         log.error("%s", exc)
         return 1

@@ -17,7 +17,8 @@ nothing: then they do not agree. Messages are judged here by code of its own, no
 Environment (or .env in this folder or the project's; an option wins over both): as the writer, see
 scripts/kafka_to_cassandra.py.
 
-Exit codes: 0 they agree, 1 they do not, or a server or a ledger cannot be read; 2 wrong usage.
+Exit codes: 0 they agree, 1 they do not, or a server or a ledger cannot be read; 2 wrong usage, 130
+interrupted.
 """
 
 import csv
@@ -55,6 +56,7 @@ from pipelines.iot_cassandra.settings import (  # noqa: E402
     parser_of,
     rejects_topic,
 )
+from stack.console import command  # noqa: E402
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:[0-5]\d)", re.ASCII)
@@ -308,6 +310,7 @@ def print_verdict(verdict: Verdict, topic: str) -> None:
         sys.stdout.write(f"nothing was compared: the topic {topic} is absent or empty\n")
 
 
+@command("verify")
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the verdict; return the exit code (see the module docstring)."""
     load_env(FOLDER)
@@ -329,20 +332,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sent = read_ledgers(options.ledger)
         with Cluster(addresses(options.hosts)) as cluster:
             verdict = verify(servers, topic, cluster.connect(), options.keyspace, sent)
-        print_verdict(verdict, topic)
-        sys.stdout.flush()
     except (KafkaError, NoHostAvailable, DriverException, ErrorMessage) as exc:
         sys.stderr.write(f"verify: cannot compare: {one_line(exc)}\n")
-        return 1
-    except BrokenPipeError:  # `... | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError) as exc:
         sys.stderr.write(f"verify: {one_line(exc)}\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("verify: interrupted, nothing is said\n")
-        return 1
+    print_verdict(verdict, topic)
     return 0 if verdict.holds else 1
 
 

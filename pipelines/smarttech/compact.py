@@ -67,7 +67,7 @@ from pipelines.smarttech.settings import (  # noqa: E402
     command_parser,
 )
 from pipelines.smarttech.spark_session import one_line, spark_session  # noqa: E402
-from stack.console import discard_output  # noqa: E402
+from stack.console import command, discard_output  # noqa: E402
 
 log = logging.getLogger("smarttech")
 
@@ -200,6 +200,7 @@ def load_options(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argp
     return options
 
 
+@command("compact")
 def main(argv: Sequence[str] | None = None) -> int:
     """Compact the tables; return the exit code (see the module docstring)."""
     load_env(FOLDER)

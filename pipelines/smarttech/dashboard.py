@@ -37,6 +37,7 @@ from pipelines.smarttech.settings import (  # noqa: E402
     add_lake_option,
     command_parser,
     leave,
+    parse_time,
 )
 from pipelines.smarttech.svg import ALARM, COLOURS, Chart, french  # noqa: E402
 from stack.console import command  # noqa: E402
@@ -158,7 +159,6 @@ def day_charts(
 ) -> str:  # fmt: skip
     """Return a chart per type of one building's day: mean, band, anomalies."""
     charts = []
-    colour = COLOURS[building_number(windows, building)]
     for kind, title in TITLES.items():
         found = {
             at: window
@@ -166,6 +166,7 @@ def day_charts(
             if at.date() == day
         }
         if found:
+            colour = COLOURS[building_number(windows, building)]
             chart = Chart(title, list(found), step)
             chart.band([(at, window.low, window.high) for at, window in found.items()], colour)
             chart.line([(at, window.mean) for at, window in found.items()], colour, building)
@@ -254,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = load_options(argv, os.environ)
     output = options.output or options.lake / "dashboard.html"
     try:
-        text = page(options.lake, options.building, options.day)
+        text = page(options.lake, options.building, options.day and options.day.date())
         output.write_text(text, encoding="utf-8")
     except (DeltaError, OSError, ValueError) as exc:
         sys.stderr.write(f"dashboard: {options.lake}: {' '.join(str(exc).split())[:300]}\n")
@@ -268,7 +269,7 @@ def load_options(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argp
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("--building", metavar="NAME", help="(default: the one with the most anomalies in a day)")
-    add("--day", type=date.fromisoformat, metavar="DATE", help="2025-12-15 (default: that day)")
+    add("--day", type=parse_time, metavar="DATE", help="2025-12-15 (default: that day)")
     add("--output", type=Path, metavar="FILE", help="(default: dashboard.html in the lake)")
     add_lake_option(parser, environ)
     return parser.parse_args(argv)

@@ -5,7 +5,8 @@ Starts Kafka, sends three hours of readings at once, some of them wrong on purpo
 the tables, then runs producer and consumer live for half a minute, shows the tables and compares
 everything with what was sent. The output is in French, like README.
 
-Environment (or .env): as the scripts. Exit code: that of verify.py, or 1; 2 for a wrong .env.
+Environment (or .env): as the scripts. Exit code: that of verify.py, 1 when a step fails, 2 for
+wrong usage or a wrong .env, 130 interrupted.
 """
 
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -30,14 +32,20 @@ from pipelines.common import (  # noqa: E402
     say,
     start_servers,
 )
-from pipelines.smarttech.settings import DEFAULT_LAKE, FOLDER, leave  # noqa: E402
+from pipelines.smarttech.settings import (  # noqa: E402
+    DEFAULT_LAKE,
+    FOLDER,
+    command_parser,
+    leave,
+)
+from stack.console import command  # noqa: E402
 
 FIRST, RATE_HZ = timedelta(hours=3), 2.0
 LIVE_S, LIVE_RATE_HZ = 30, 20
 WRONG = ("--bad", "0.02", "--duplicate", "0.01", "--late", "0.01", "--spike", "0.002")
 
 
-def command(name: str, *arguments: str) -> list[str]:
+def script(name: str, *arguments: str) -> list[str]:
     """Return the command line of one of the scripts."""
     return [sys.executable, str(FOLDER / name), *arguments]
 
@@ -62,8 +70,8 @@ def run_live(ledger: str) -> None:
     Raises:
         StepError: one did not end well.
     """
-    live = command("kafka_producer.py", "--rate", str(LIVE_RATE_HZ), "--ledger", ledger, *WRONG)
-    with subprocess.Popen(command("spark_kafka_consumer.py")) as consumer:
+    live = script("kafka_producer.py", "--rate", str(LIVE_RATE_HZ), "--ledger", ledger, *WRONG)
+    with subprocess.Popen(script("spark_kafka_consumer.py")) as consumer:
         with subprocess.Popen(live) as producer:
             time.sleep(LIVE_S)
             producer.send_signal(signal.SIGINT)
@@ -90,48 +98,45 @@ def demonstrate() -> int:
     first = ("--backfill", f"{backfill_s}s", "--rate", str(RATE_HZ), *WRONG)
     with tempfile.TemporaryDirectory() as folder:
         ledgers = [str(Path(folder) / name) for name in ("first.csv", "live.csv")]
-        run_step(*command("kafka_producer.py", *first, "--ledger", ledgers[0]))
+        run_step(*script("kafka_producer.py", *first, "--ledger", ledgers[0]))
         say("\n── Kafka → bronze → silver → gold\n")
-        run_step(*command("spark_kafka_consumer.py", "--once"))
+        run_step(*script("spark_kafka_consumer.py", "--once"))
         say(
             f"\n── En direct pendant {LIVE_S} s, puis Ctrl-C ; ce qui reste est pris à la reprise\n"
         )
         run_live(ledgers[1])
-        run_step(*command("spark_kafka_consumer.py", "--once"))
+        run_step(*script("spark_kafka_consumer.py", "--once"))
         say("\n── Les tables\n")
-        run_step(*command("read_delta.py", "--rows", "0"))
+        run_step(*script("read_delta.py", "--rows", "0"))
         say()
-        run_step(*command("read_delta.py", "anomalies", "--history", "3"))
+        run_step(*script("read_delta.py", "anomalies", "--history", "3"))
         say("\n── Vérification : le topic est relu, jugé à nouveau, cherché dans les tables\n")
         noted = [argument for ledger in ledgers for argument in ("--ledger", ledger)]
-        return subprocess.run(command("verify.py", *noted), check=False).returncode
+        return subprocess.run(script("verify.py", *noted), check=False).returncode
 
 
-def main() -> int:
+@command("demo", {StepError: 1})
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the demonstration; return the exit code (see the module docstring)."""
+    command_parser(__doc__).parse_args(argv)
     load_env(FOLDER)
     began = time.monotonic()
     try:
         code = demonstrate()
-    except StepError as exc:
-        sys.stderr.write(f"demo: {exc}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write(f"demo: interrupted; to stop the servers: {how_to_stop(FOLDER)}\n")
-        return 130
-    if code:
-        say("\n✗ Ce qui a été envoyé n'est PAS exactement ce que contiennent les tables.")
-        return code
-    say(
-        "\n✓ Ce qui a été envoyé est exactement ce que contiennent les tables "
-        f"({time.monotonic() - began:.0f} s)."
-    )
-    say("\nEt maintenant :")
-    say("  .venv/bin/python pipelines/smarttech/read_delta.py gold   # voir une table")
-    say("  .venv/bin/python pipelines/smarttech/dashboard.py         # la voir en image")
-    say("  .venv/bin/python pipelines/smarttech/compact.py           # compacter les fichiers")
-    say(f"Kafka tourne encore ; pour l'arrêter : {how_to_stop(FOLDER)}")
-    return 0
+        if code:
+            say("\n✗ Ce qui a été envoyé n'est PAS exactement ce que contiennent les tables.")
+            return code
+        say(
+            "\n✓ Ce qui a été envoyé est exactement ce que contiennent les tables "
+            f"({time.monotonic() - began:.0f} s)."
+        )
+        say("\nEt maintenant :")
+        say("  .venv/bin/python pipelines/smarttech/read_delta.py gold   # voir une table")
+        say("  .venv/bin/python pipelines/smarttech/dashboard.py         # la voir en image")
+        say("  .venv/bin/python pipelines/smarttech/compact.py           # compacter les fichiers")
+        return 0
+    finally:  # however it ends, Ctrl-C included
+        say(f"Kafka tourne encore ; pour l'arrêter : {how_to_stop(FOLDER)}")
 
 
 if __name__ == "__main__":

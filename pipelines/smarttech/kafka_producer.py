@@ -58,11 +58,14 @@ from pipelines.smarttech.settings import (  # noqa: E402
     FOLDER,
     add_kafka_options,
     command_parser,
+    parse_time,
     period,
 )
 from pipelines.smarttech.simulation import Message, Simulation, timestamp  # noqa: E402
+from stack.console import command  # noqa: E402
 
 log = logging.getLogger("smarttech")
+MOST_LATE = 100  # messages per second; each is kept in memory for up to 15 minutes
 
 
 def paced(
@@ -143,16 +146,6 @@ def send_to_kafka(
     return 1 if sender.failed else 0
 
 
-def parse_time(text: str) -> datetime:
-    """Return an ISO 8601 time; one without an offset is UTC.
-
-    >>> parse_time("2025-12-15T11:00:00+01:00").isoformat()
-    '2025-12-15T11:00:00+01:00'
-    """
-    when = datetime.fromisoformat(text)
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
-
-
 def load_options(
     argv: Sequence[str] | None, environ: Mapping[str, str], now: datetime
 ) -> Namespace:
@@ -179,6 +172,8 @@ def load_options(
     options = parser.parse_args(argv)
     if sum((options.bad, options.duplicate, options.late, options.spike)) > 1:
         parser.error("--bad, --duplicate, --late and --spike add up to more than 1")
+    if options.late * options.rate > MOST_LATE:
+        parser.error(f"--late holds too many back: --late times --rate is {MOST_LATE} at most")
     if options.rate > 1000 * options.devices:
         parser.error(f"--rate {options.rate:g} needs more --devices: 1000 each, times are in ms")
     backfill = options.backfill or timedelta()
@@ -196,6 +191,7 @@ def load_options(
     return options
 
 
+@command("kafka_producer")
 def main(argv: Sequence[str] | None = None) -> int:
     """Send readings until done or stopped; return the exit code (see the module docstring)."""
     load_env(FOLDER)

@@ -18,23 +18,27 @@ class Ledger:
 
     def __init__(self, path: Path | None) -> None:
         self.error: OSError | None = None
-        self.file = path.open("w", encoding="ascii", newline="") if path else None
+        # Each line is written at once: being killed loses none.
+        self.file = path.open("w", buffering=1, encoding="ascii", newline="") if path else None
         self.writer = csv.writer(self.file) if self.file else None
-        if self.writer:
-            self.writer.writerow(["partition", "offset", "crc32", "label"])
+        self.write(["partition", "offset", "crc32", "label"])
 
     def note(self, message: Message, stored: RecordMetadata | None) -> None:
         """Note a message, and where it is stored if it was acknowledged."""
+        where = [stored.partition, stored.offset] if stored else ["", ""]
+        self.write([*where, f"{zlib.crc32(message.value):08x}", message.label])
+
+    def write(self, row: list[object]) -> None:
+        """Write a line, if there is a file and it is whole so far."""
         if not self.writer or self.error:
             return
-        where = [stored.partition, stored.offset] if stored else ["", ""]
         try:
-            self.writer.writerow([*where, f"{zlib.crc32(message.value):08x}", message.label])
+            self.writer.writerow(row)
         except OSError as exc:  # kept: most often this is Kafka's thread, which would swallow it
             self.error = exc
 
     def close(self) -> None:
-        """Close the file, which writes the rest of it."""
+        """Close the file."""
         if not self.file:
             return
         try:

@@ -96,7 +96,7 @@ def start(spark: SparkSession, options: Namespace) -> StreamingQuery:
     writer = writer.option("checkpointLocation", str(table_path(options.folder, "checkpoint")))
     if options.once:
         return writer.trigger(availableNow=True).start()
-    return writer.trigger(processingTime=f"{options.every} seconds").start()
+    return writer.trigger(processingTime=f"{options.every * 1000:.0f} milliseconds").start()
 
 
 def checked(files: DataFrame) -> DataFrame:

@@ -16,6 +16,7 @@ Exit codes: 0 it is there, 1 it is not, 2 wrong usage or configuration.
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -41,7 +42,7 @@ from pipelines.smarttech.settings import (  # noqa: E402
 
 log = logging.getLogger("smarttech")
 
-TIMESTAMP_TYPE = "message.timestamp.type"
+TIMESTAMP_TYPE, CLEANUP_POLICY = "message.timestamp.type", "cleanup.policy"
 
 
 class NoTopicError(Exception):
@@ -78,7 +79,9 @@ def wait_for_topic(options: Namespace, stop: threading.Event) -> None:
             return
         except BrokerResponseError as exc:
             advice = f"create {options.topic} by hand"
-            trouble = f"{options.bootstrap_servers} does not make topic={options.topic} ({exc})"
+            said = re.search(r"error_message=(['\"])(.+?)\1", str(exc))  # the broker's words
+            why = said[2] if said else exc
+            trouble = f"{options.bootstrap_servers} does not make topic={options.topic} ({why})"
         except KafkaError as exc:
             advice = f"is it started? ({KAFKA_START})"
             trouble = f"Kafka does not answer at {options.bootstrap_servers} ({exc})"
@@ -89,18 +92,24 @@ def wait_for_topic(options: Namespace, stop: threading.Event) -> None:
         stop.wait(min(2.0, left_s))
 
 
-def warn_of_sender_times(bootstrap_servers: str, topic: str) -> None:
-    """Say so when a message's time is the sender's: then its clock says what is in the future."""
-    asked = ConfigResource(ConfigResourceType.TOPIC, topic, {TIMESTAMP_TYPE: None})
+def warn_of_settings(bootstrap_servers: str, topic: str) -> None:
+    """Say so when a topic's settings take messages away, or trust the clocks of their senders."""
+    names = (TIMESTAMP_TYPE, CLEANUP_POLICY)
+    asked = ConfigResource(ConfigResourceType.TOPIC, topic, dict.fromkeys(names))
     try:
         with closing(KafkaAdminClient(bootstrap_servers=bootstrap_servers.split(","))) as admin:
             [answer] = admin.describe_configs([asked])
         [resource] = answer.to_object()["resources"]
-        [entry] = resource["config_entries"]
-        kind = entry["config_value"]
-    except (KafkaError, ValueError) as exc:  # some brokers do not let everybody ask
-        log.debug("%s of topic=%s is not known: %s", TIMESTAMP_TYPE, topic, exc)
+        found = {one["config_names"]: one["config_value"] for one in resource["config_entries"]}
+        kind, policy = (found[name] for name in names)
+    except (KafkaError, ValueError, KeyError) as exc:  # some brokers do not let everybody ask
+        log.debug("the settings of topic=%s are not known: %s", topic, exc)
         return
+    if "compact" in policy:
+        log.warning(
+            "%s of topic=%s is %s: Kafka keeps a device's last message only, and those that are "
+            "gone before they are read are not counted", CLEANUP_POLICY, topic, policy,
+        )  # fmt: skip
     if kind != "LogAppendTime":
         log.warning(
             "%s of topic=%s is %s: what is in the future is told by the sender's clock, not by the "
@@ -125,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if stop.is_set():
         return 1
-    warn_of_sender_times(options.bootstrap_servers, options.topic)
+    warn_of_settings(options.bootstrap_servers, options.topic)
     log.info("topic=%s is there at %s", options.topic, options.bootstrap_servers)
     return 0
 

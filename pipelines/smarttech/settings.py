@@ -6,11 +6,11 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
 
-from pipelines.common import number, server_list, topic_name
+from pipelines.common import number, server_list, text, topic_name
 
 FOLDER = Path(__file__).resolve().parent
 DEFAULT_LAKE = FOLDER / "lake"
@@ -70,9 +70,30 @@ def add_checkpoint_option(parser: argparse.ArgumentParser, environ: Mapping[str,
     )
 
 
-def folder(text: str) -> Path:
-    """Return a folder's absolute path: Java does not know where this process works."""
-    return Path(text).absolute()
+def folder(name: str) -> Path:
+    """Return a folder's absolute path: Java does not know where this process works.
+
+    Raises:
+        argparse.ArgumentTypeError: the name is blank, or Java could not be told it.
+    """
+    return Path(text(r"(?s).*\S.*", "a folder, named in UTF-8")(name)).absolute()
+
+
+def parse_time(text: str) -> datetime:
+    """Return an ISO 8601 time; one without an offset is UTC.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none, or not in the years 2000 to 2099.
+
+    >>> parse_time("2025-12-15T11:00:00+01:00").isoformat()
+    '2025-12-15T11:00:00+01:00'
+    """
+    with suppress(ValueError):
+        when = datetime.fromisoformat(text)
+        if 2000 <= when.year <= 2099:
+            return when if when.tzinfo else when.replace(tzinfo=UTC)
+    allowed = "an ISO 8601 time of the years 2000 to 2099"
+    raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
 
 
 def period(text: str) -> timedelta:

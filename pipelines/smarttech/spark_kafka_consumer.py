@@ -68,7 +68,7 @@ from pipelines.smarttech.lake import (  # noqa: E402
 from pipelines.smarttech.prepare import (  # noqa: E402
     NoTopicError,
     wait_for_topic,
-    warn_of_sender_times,
+    warn_of_settings,
 )
 from pipelines.smarttech.settings import (  # noqa: E402
     FOLDER,
@@ -145,7 +145,7 @@ def load_options(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Name
     """Return the options: command line > environment > default. A bad value exits with code 2."""
     parser = command_parser(__doc__)
     add = parser.add_argument
-    duration = text(r"[1-9]\d* (second|minute|hour|day)s?", "such as '10 minutes'")
+    duration = text(r"[1-9]\d{0,4} (second|minute|hour|day)s?", "such as '10 minutes'")
     add("--once", action="store_true",
         help="bring in what the topic holds now, one stage after the other, and end")  # fmt: skip
     add("--every", type=number(0, 86_400), default=5.0, metavar="SECONDS",
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_options(options)
         wait_for_topic(options, stop)
         if not stop.is_set():
-            warn_of_sender_times(options.bootstrap_servers, options.topic)
+            warn_of_settings(options.bootstrap_servers, options.topic)
             run(options, stop)
     except (LakeError, NoTopicError) as exc:
         log.error("%s", exc)

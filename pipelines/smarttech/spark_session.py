@@ -67,7 +67,7 @@ def spark_session(
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "spark.log"
     # Its default is a folder spark-warehouse/ wherever we are called from.
-    warehouse = {"spark.sql.warehouse.dir": (folder / "warehouse").as_uri()}
+    warehouse = {"spark.sql.warehouse.dir": str(folder / "warehouse")}
     conf = SparkConf().setAll(list((SETTINGS | warehouse | dict(settings)).items()))
     log.info("starting Spark (the first time it fetches its connectors); its log is %s", file)
     try:

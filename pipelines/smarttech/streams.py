@@ -72,7 +72,7 @@ class Pipeline:
         if self.options.once:
             writer = writer.trigger(availableNow=True)
         else:
-            writer = writer.trigger(processingTime=f"{self.options.every} seconds")
+            writer = writer.trigger(processingTime=f"{self.options.every * 1000:.0f} milliseconds")
         query: StreamingQuery = writer.start()
         return query
 

@@ -19,6 +19,7 @@ Exit codes: 0 they agree, 1 they do not or one cannot be read, 2 wrong usage, 13
 """
 
 import argparse
+import csv
 import logging
 import os
 import re
@@ -109,7 +110,7 @@ def print_verdict(verdict: Verdict, topic: str) -> None:
 
 def duration(text: str) -> timedelta:
     """Return a duration written as "10 minutes"."""
-    match = re.fullmatch(r"([1-9]\d*) (second|minute|hour|day)s?", text)
+    match = re.fullmatch(r"([1-9]\d{0,4}) (second|minute|hour|day)s?", text)
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not such as '10 minutes'")
     return timedelta(**{f"{match[2]}s": int(match[1])})
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         verdict = compare(
             messages, first, lake, topic, options.lateness, options.window, options.ledger
         )
-    except (KafkaError, DeltaError, OSError, ValueError, TypeError, KeyError) as exc:
+    except (KafkaError, DeltaError, OSError, ValueError, csv.Error, TypeError, KeyError) as exc:
         # The last two: of a table whose columns are of other types.
         sys.stderr.write(f"verify: cannot compare: {' '.join(str(exc).split())[:300]}\n")
         return 1

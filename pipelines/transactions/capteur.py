@@ -58,6 +58,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from pipelines.common import configure_logging, load_env, number, stop_on_signals  # noqa: E402
 from pipelines.transactions.ledger import Ledger  # noqa: E402
 from pipelines.transactions.sender import Sender, connect  # noqa: E402
+from pipelines.transactions.servers import explain  # noqa: E402
 from pipelines.transactions.settings import (  # noqa: E402
     add_kafka_options,
     add_wait_option,
@@ -157,7 +158,7 @@ def send_to_kafka(records: Iterator[Record], config: Config, stop: threading.Eve
     try:
         producer = connect(config.bootstrap_servers, config.topic, config.wait_s, stop)
     except KafkaError as exc:
-        log.error("Kafka does not answer at %s (%s): is it started?", config.bootstrap_servers, exc)
+        log.error("%s", explain(config.bootstrap_servers, exc))
         return 1
     if producer is None:
         return 0

@@ -101,6 +101,8 @@ FATAL_ERRORS = {
     "Multiple streaming": f"another consumer works on the same {CHECKPOINT}/",
     # Kafka's client says so of a batch of records that is damaged, or in a codec that it lacks.
     "seek past the record": "Kafka holds a record that cannot be read",
+    # Spark takes a record's time in milliseconds to microseconds (see servers.BROKER_TIMES).
+    "long overflow": "Kafka holds a record whose time is too large for Spark",
 }
 
 
@@ -270,8 +272,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with lock(servers.store, stop) as held:
             return consume(servers, config, held, stop) if held else 0
-    except (CommandError, OSError, ValueError) as exc:
-        log.error("%s", exc)
+    except (CommandError, OSError, ValueError, PySparkException, Py4JError) as exc:
+        if stop.is_set():  # Java, or who fetches its jars, was told to stop as well
+            return 0
+        is_spark = isinstance(exc, PySparkException | Py4JError)
+        log.error("%s", f"Spark has failed: {last_cause(exc)}" if is_spark else exc)
         return 1
 
 

@@ -100,11 +100,21 @@ def consume() -> Iterator[tuple[subprocess.Popen[str], str]]:
     with subprocess.Popen(
         CONSUMER, text=True, stderr=subprocess.PIPE, start_new_session=True
     ) as consumer:
-        for line in consumer.stderr or ():
-            sys.stderr.write(line)
-            yield consumer, line
+        try:
+            for line in consumer.stderr or ():
+                sys.stderr.write(line)
+                yield consumer, line
+        except BaseException:  # Ctrl-C does not reach it, in a session of its own
+            kill(consumer)
+            raise
     if consumer.returncode:
         raise StepError(f"`consumer_spark.py` ended with code {consumer.returncode}")
+
+
+def kill(consumer: subprocess.Popen[str]) -> None:
+    """Kill -9 the consumer with its Java."""
+    with suppress(ProcessLookupError):
+        os.killpg(consumer.pid, signal.SIGKILL)
 
 
 def kill_in_mid_run(store: Store) -> None:
@@ -114,8 +124,7 @@ def kill_in_mid_run(store: Store) -> None:
             if "batch id=1 " in line:
                 while not has_files(store, batch_id=2) and consumer.poll() is None:
                     time.sleep(0.02)
-                with suppress(ProcessLookupError):
-                    os.killpg(consumer.pid, signal.SIGKILL)
+                kill(consumer)
 
 
 def resume() -> bool:

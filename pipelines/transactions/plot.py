@@ -71,7 +71,7 @@ def draw_score(axes: Axes, card: Mapping[str, Any]) -> None:
         recalls, precisions = zip(*card["curves"][name], strict=True)
         axes.plot(recalls, precisions, color=colour, label=label)
         _, found, false, missed = card["results"][name].values()
-        recall, precision = found / (found + missed), found / (found + false)
+        recall, precision = found / (found + missed), found / (found + false) if found else 0.0
         text = f"seuil choisi : précision {french(precision, 2)}, rappel {french(recall, 2)}"
         axes.plot(recall, precision, "o", color=colour, label=text)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="rappel : part des fraudes trouvées")

@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from pipelines.common import load_env, say  # noqa: E402
-from pipelines.transactions.servers import PARTITIONS, Servers  # noqa: E402
+from pipelines.transactions.servers import PARTITIONS, Servers, explain  # noqa: E402
 from pipelines.transactions.settings import add_kafka_options, described_parser  # noqa: E402
 from pipelines.transactions.spark_session import connectors  # noqa: E402
 from pipelines.transactions.store import SettingError, Store, StoreError  # noqa: E402
@@ -47,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         made = f"made, {PARTITIONS} partitions" if servers.make_topic() else "was there"
     except KafkaError as exc:
-        raise StoreError(
-            f"Kafka does not answer at {servers.kafka} ({exc}): is it started?"
-        ) from exc
+        raise StoreError(explain(servers.kafka, exc)) from exc
     say(f"topic {servers.topic}: {made}")
     say(f"bucket {servers.store.bucket}: {'made' if servers.make_bucket() else 'was there'}")
     say(f"Spark's connectors: {len(connectors())} jars")

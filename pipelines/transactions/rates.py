@@ -25,6 +25,10 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from stack.console import command
+
 RATES_FILE = Path(__file__).with_name("rates.csv")
 CURRENCIES = ("USD", "GBP", "CHF", "JPY")
 # The bank's longest silence is Easter: from Thursday to Tuesday, five days. Beyond a week there is
@@ -54,12 +58,13 @@ def read_rates(path: Path) -> list[Rate]:
         OSError: it cannot be read.
     """
     rates: dict[tuple[date, str], Rate] = {}
-    with path.open(encoding="ascii", newline="") as file:
+    with path.open(encoding="ascii", errors="replace", newline="") as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))
         for number, row in enumerate(rows, start=1):
             try:
                 rate = Rate(date.fromisoformat(row["date"]), row["devise"], Decimal(row["taux"]))
-                if not (rate.currency and rate.units_per_euro > 0):
+                rounded = round(rate.units_per_euro, 6)  # as Spark keeps it: DECIMAL(12,6)
+                if not (rate.currency and 0 < rounded == rate.units_per_euro < 1_000_000):
                     raise ValueError(row)
             except (KeyError, TypeError, ValueError, InvalidOperation) as exc:
                 raise ValueError(f"{path}: row {number} is not date,devise,taux") from exc
@@ -126,13 +131,26 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
+def day(text: str) -> date:
+    """Return a date written 2026-01-31.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day such as 2026-01-31") from None
+
+
+@command("rates")
 def main(argv: Sequence[str] | None = None) -> int:
     """Write rates.csv; return the exit code (see the module docstring)."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", type=Path, help="the bank's eurofxref-hist.zip or .csv")
-    parser.add_argument("--since", type=date.fromisoformat, required=True, metavar="DAY")
+    parser.add_argument("--since", type=day, required=True, metavar="DAY")
     parser.add_argument("--to", type=Path, default=RATES_FILE, metavar="FILE",
         help="(default: rates.csv beside this script)")  # fmt: skip
     options = parser.parse_args(argv)
@@ -140,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rates = from_bank(options.file, options.since)
         if not rates:
             raise ValueError(f"it has no day from {options.since} on")
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, InvalidOperation) as exc:
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, InvalidOperation) as exc:
         sys.stderr.write(f"rates: {options.file} cannot be used: {exc}\n")
         return 1
     lines = [f"{rate.day},{rate.currency},{rate.units_per_euro}\n" for rate in rates]

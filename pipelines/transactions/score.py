@@ -269,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, report and store the score; return the exit code (see the module docstring)."""
     load_env(HERE)
     parser = described_parser(__doc__)
-    parser.add_argument("--count", type=number(100, 1e7, int), default=20_000, metavar="N",
+    parser.add_argument("--count", type=number(100, 1e6, int), default=20_000, metavar="N",
         help="simulated ones to choose on, and as many to judge on (default: 20000)")  # fmt: skip
     parser.add_argument("--fraud", type=share, default=0.01, metavar="RATE",
         help="share of frauds among them, 0 to 1 (default: 0.01)")  # fmt: skip

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from pipelines.common import close_producer
 from pipelines.transactions.ledger import Ledger
+from pipelines.transactions.servers import explain, make_topic
 from pipelines.transactions.simulation import Record
 
 log = logging.getLogger("capteur")
@@ -26,11 +27,12 @@ def connect(servers: str, topic: str, wait_s: float, stop: threading.Event) -> K
     """Return a producer whose topic is known, or None when told to stop.
 
     Raises:
-        KafkaError: no broker answered within `wait_s`, or the topic does not exist there.
+        KafkaError: no broker answered within `wait_s`, or it does not make the topic.
     """
     deadline = time.monotonic() + wait_s
     while not stop.is_set():
         try:
+            make_topic(servers, topic)
             producer = KafkaProducer(
                 bootstrap_servers=servers.split(","),
                 acks="all",  # acknowledged by every replica in sync
@@ -43,13 +45,13 @@ def connect(servers: str, topic: str, wait_s: float, stop: threading.Event) -> K
                 batch_size=128 * 1024,  # ... up to this many bytes: fewer, fuller requests
                 max_block_ms=60_000,  # how long a send waits for a broker that is away
             )
-            producer.partitions_for(topic)  # creates it, where the broker allows that
+            producer.partitions_for(topic)
             return producer
         except KafkaError as exc:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise
-            log.warning("waiting for Kafka at %s (%s), %.0f s left", servers, exc, left_s)
+            log.warning("waiting %.0f s: %s", left_s, explain(servers, exc))
             stop.wait(min(2.0, left_s))
     return None
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import threading
 import time
 from contextlib import closing
@@ -9,13 +10,15 @@ from dataclasses import dataclass
 
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import BrokerResponseError, KafkaError, TopicAlreadyExistsError
 from pyarrow import fs
 
 from pipelines.transactions.store import Store, StoreError
 
 log = logging.getLogger("consumer_spark")
 PARTITIONS = 3
+# One record that a producer dates in nanoseconds would stop Spark, whose times end before.
+BROKER_TIMES = {"message.timestamp.type": "LogAppendTime"}
 MAX_WAIT_S = 10.0
 
 
@@ -31,14 +34,14 @@ class Servers:
         """Return what is wrong with the store or with Kafka, "" when all is there."""
         try:
             self.store.check()
-            with self._admin() as admin:
+            with admin_of(self.kafka) as admin:
                 if self.topic in admin.list_topics():
                     return ""
             return f"there is no topic {self.topic} in Kafka: run python prepare.py"
         except StoreError as exc:
             return str(exc)
         except KafkaError as exc:
-            return f"Kafka does not answer at {self.kafka} ({exc})"
+            return explain(self.kafka, exc)
 
     def make_bucket(self) -> bool:
         """Make the bucket; return False if it was there.
@@ -56,28 +59,26 @@ class Servers:
         return True
 
     def make_topic(self) -> bool:
-        """Make the topic; return False if it was there.
-
-        Raises:
-            KafkaError: no broker answers, or it refuses.
-        """
-        with self._admin() as admin:
-            try:
-                admin.create_topics([NewTopic(self.topic, PARTITIONS, replication_factor=1)])
-            except TopicAlreadyExistsError:
-                return False
-        return True
+        """Make the topic; see the function `make_topic`."""
+        return make_topic(self.kafka, self.topic)
 
     def make_missing(self) -> str:
-        """Make the bucket and the topic unless they are there; return what `check` does."""
+        """Make the bucket and the topic unless they are there; return what is wrong, "" if all is.
+
+        What is there may be used by one who may not make it.
+        """
+        refused = ""
         try:
             if self.make_bucket():
                 log.info("bucket %s: made", self.store.bucket)
             if self.make_topic():
                 log.info("topic %s: made, %d partitions", self.topic, PARTITIONS)
-        except (StoreError, KafkaError):
-            pass  # the check says it in words for the user
-        return self.check()
+        except StoreError as exc:
+            refused = str(exc)
+        except KafkaError as exc:
+            refused = explain(self.kafka, exc)
+        wrong = self.check()
+        return wrong and (refused or wrong)
 
     def wait(self, stop: threading.Event, deadline: float = math.inf, make: bool = False) -> bool:
         """Wait until all is there.
@@ -104,9 +105,32 @@ class Servers:
             wait_s = min(2 * wait_s, MAX_WAIT_S)
         return not stop.is_set()
 
-    def _admin(self) -> closing[KafkaAdminClient]:
-        """Return a client of Kafka that is closed at the end of its block."""
-        servers = self.kafka.split(",")
-        return closing(
-            KafkaAdminClient(bootstrap_servers=servers, api_version_auto_timeout_ms=5000)
-        )
+
+def admin_of(kafka: str) -> closing[KafkaAdminClient]:
+    """Return a client of Kafka that is closed at the end of its block."""
+    servers = kafka.split(",")
+    return closing(KafkaAdminClient(bootstrap_servers=servers, api_version_auto_timeout_ms=5000))
+
+
+def make_topic(kafka: str, topic: str) -> bool:
+    """Make a topic; return False if it was there.
+
+    Raises:
+        KafkaError: no broker answers, or it refuses.
+    """
+    with admin_of(kafka) as admin:
+        if topic in admin.list_topics():
+            return False
+        try:
+            admin.create_topics([NewTopic(topic, PARTITIONS, 1, topic_configs=BROKER_TIMES)])
+        except TopicAlreadyExistsError:  # another process has made it meanwhile
+            return False
+    return True
+
+
+def explain(kafka: str, exc: KafkaError) -> str:
+    """Return an error of Kafka's client in one line: the broker is away, or it has refused."""
+    if isinstance(exc, BrokerResponseError):
+        said = re.search(r"error_message=(['\"])(.+?)\1", str(exc))
+        return f"Kafka at {kafka} answers with an error ({said[2] if said else exc})"
+    return f"Kafka does not answer at {kafka} ({exc}): is it started?"

@@ -14,13 +14,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import urlsplit
 
 from pyspark import SparkConf, SparkContext
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 
 from pipelines.spark import start_java, use_utf8
-from pipelines.transactions.store import Store
+from pipelines.transactions.store import LOOPBACK, Store
 from stack.console import CommandError
 
 # The S3 client in three parts instead of its bundle of 268 MB.
@@ -63,6 +64,9 @@ def spark_session(
     # In the environment, as any user can read a command line; Spark takes them from there.
     os.environ.update(AWS_ACCESS_KEY_ID=store.user, AWS_SECRET_ACCESS_KEY=store.password)
     os.environ.pop("AWS_SESSION_TOKEN", None)
+    if urlsplit(store.endpoint).hostname in LOOPBACK:  # no proxy leads there; Spark would ask it
+        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
+            os.environ.pop(name, None)
     settings = (("SPARK_MASTER", "local[2]"), ("SPARK_DRIVER_MEMORY", "1g"))
     master, memory = (os.environ.get(name) or default for name, default in settings)
     jars = connectors()

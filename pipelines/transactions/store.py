@@ -18,6 +18,7 @@ What lies in the bucket, and what the folders of the same batch have in common i
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -60,10 +61,11 @@ class Store:
         """
         settings = (("S3_ENDPOINT", "http://127.0.0.1:9000"), ("S3_BUCKET", "transactions"))
         endpoint, bucket = (environ.get(name) or default for name, default in settings)
-        if not endpoint.startswith(("http://", "https://")):
-            raise SettingError(f"S3_ENDPOINT={endpoint} does not begin with http:// or https://")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
-            raise SettingError(f"S3_BUCKET={bucket} is not the name of a bucket")
+        if not is_address(endpoint):  # and is not shown, as there may be a password in it
+            raise SettingError("S3_ENDPOINT is not http://HOST:PORT or https://HOST:PORT")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+            allowed = "3 to 63 small letters, digits or . -"
+            raise SettingError(f"S3_BUCKET={bucket} is not the name of a bucket: {allowed}")
         user, password = environ.get("MINIO_ROOT_USER"), environ.get("MINIO_ROOT_PASSWORD")
         if not (user or password) and urlsplit(endpoint).hostname in LOOPBACK:
             user, password = "Minio", "Minio123"
@@ -125,4 +127,17 @@ class Store:
         text = " ".join(str(exc).split())
         if "ACCESS_DENIED" in text or "SIGNATURE" in text or "INVALID_ACCESS_KEY" in text:
             return f"the store at {self.endpoint} refuses MINIO_ROOT_USER or MINIO_ROOT_PASSWORD"
+        said = text.partition("AWS Error ")[2]
+        if said and "NETWORK_CONNECTION" not in said:
+            return f"the store at {self.endpoint} answers with an error ({said[:200]})"
         return f"the store at {self.endpoint} does not answer ({text.rpartition(': ')[2][:120]})"
+
+
+def is_address(endpoint: str) -> bool:
+    """Return whether this is http://HOST:PORT or https://HOST:PORT, and nothing besides."""
+    with suppress(ValueError):  # a port or brackets that are none
+        parts = urlsplit(endpoint)
+        is_alone = endpoint.rstrip("/") == f"{parts.scheme}://{parts.netloc}"
+        is_web = parts.scheme in ("http", "https") and "@" not in endpoint
+        return is_web and is_alone and bool(parts.hostname) and parts.port != 0
+    return False

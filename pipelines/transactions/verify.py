@@ -231,9 +231,10 @@ def read_folder(store: Store, folder: str, columns: list[str]) -> list[dict[str,
         if client.get_file_info(path).type == fs.FileType.NotFound:
             return []
         # What lies under a name that begins with _ or . is not written to its end: left out.
-        table = ds.dataset(path, filesystem=client, format="parquet", partitioning="hive").to_table(
-            columns
-        )
+        found = ds.dataset(path, filesystem=client, format="parquet", partitioning="hive")
+        if not found.files:
+            return []
+        table = found.to_table(columns)
     except OSError as exc:
         raise StoreError(store.explain(exc)) from exc
     except pa.ArrowInvalid as exc:
@@ -373,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = Store.from_env(os.environ)
     try:
         verdict = verify(store, ledgers, HERE / "rates.csv")
-    except (StoreError, OSError, ValueError) as exc:
+    except (StoreError, OSError, ValueError, ArithmeticError, csv.Error) as exc:
         raise StoreError(f"cannot compare: {exc}") from exc
     print_verdict(verdict)
     return 0 if verdict.holds else 1

@@ -6,6 +6,7 @@ Files mounted into its configuration are copied there, since Elasticsearch reads
 
 import json
 import shutil
+import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from stack.compose import Service
 from stack.servers import (
     Server,
     Site,
-    answers,
     give_away,
     java_home,
+    open_on_loopback,
     refuse_unknown,
     unprivileged_folder,
     unprivileged_user,
@@ -82,7 +83,9 @@ def copy_mounts(service: Service, config: Path) -> None:
 
 
 def elasticsearch_is_ready(port: int, settings: Mapping[str, str], config: Path) -> bool:
-    """Return whether Elasticsearch's indices are at least yellow, or it wants us to log in.
+    """Return whether Elasticsearch has recovered its indices, or wants us to log in.
+
+    An index may stay red, which need not be ours: then nothing more is to be expected.
 
     Args:
         port: of loopback.
@@ -91,6 +94,16 @@ def elasticsearch_is_ready(port: int, settings: Mapping[str, str], config: Path)
     """
     is_tls = settings.get("xpack.security.http.ssl.enabled") == "true"
     scheme = "https" if is_tls else "http"
-    url = f"{scheme}://127.0.0.1:{port}/_cluster/health?wait_for_status=yellow&timeout=1s"
+    url = f"{scheme}://127.0.0.1:{port}/_cluster/health?wait_for_events=languid&timeout=1s"
     name = settings["xpack.security.http.ssl.certificate_authorities"] if is_tls else None
-    return answers(url, refusal=401, authority=config / name if name else None)
+    try:
+        with open_on_loopback(url, config / name if name else None) as response:
+            health = json.load(response)
+    except urllib.error.HTTPError as exc:
+        return exc.code == 401
+    except (OSError, ValueError):
+        return False
+    if health["status"] == "red" and health["unassigned_shards"]:
+        to_do = ("initializing_shards", "number_of_pending_tasks", "number_of_in_flight_fetch")
+        return not any(health[name] for name in to_do)
+    return bool(health["status"] != "red")  # which it is too before it knows its indices

@@ -87,6 +87,15 @@ def test_a_server_has_two_minutes_to_start_and_three_more_to_be_ready(file: Path
 
 
 @pytest.mark.parametrize("file", FILES, ids=in_project)
+def test_a_health_check_asks_without_a_proxy(file: Path) -> None:
+    """Docker gives the proxy of its user's config.json to every container."""
+    for line in file.read_text().splitlines():
+        if "test: [" in line:
+            assert line.count("curl") == line.count("curl --noproxy '*' "), line
+            assert line.count("wget") == line.count("http_proxy= wget "), line
+
+
+@pytest.mark.parametrize("file", FILES, ids=in_project)
 def test_an_image_for_one_processor_says_so(file: Path) -> None:
     """Without it, Docker on another processor finds no image, or warns at each start."""
     for name, service in services(file).items():

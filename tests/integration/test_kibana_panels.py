@@ -276,7 +276,7 @@ def test_an_index_of_others_beside_ours_disturbs_no_tool(
     letters = f"{pipeline.index}-dead.letters"
     note = {"timestamp": datetime.now(UTC).isoformat(), "note": "$a_{$ \x1b[31m"}
     others = (f"{pipeline.index}_notes", f"{pipeline.index}-a.b", f"{pipeline.index}-2026.13")
-    pipeline.generate("--count", "50", "--backfill", "1h")
+    pipeline.generate("--count", "50", "--backfill", "1h", "--sensors", "25", "--rate", "1")
     pipeline.send(b"$a_{$ \x07")
     pipeline.consume("--dead-letter-index", letters)
     for index in others:
@@ -297,7 +297,8 @@ def test_an_index_of_others_beside_ours_disturbs_no_tool(
         assert left
         assert left < datetime.now(UTC)
         demo.print_tables(pipeline.client, pipeline.index)
-        assert f"ensemble {50:>12}" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert f"les autres   {10:>8}\nensemble {50:>12}" in out
     finally:
         pipeline.client.indices.delete(index=[letters, *others])
         pipeline.client.indices.delete_index_template(name=f"smart-city-{letters}")

@@ -85,6 +85,22 @@ def test_what_is_old_is_deleted_and_nothing_else(filled: Pipeline) -> None:
     assert "deleted 0 of 7 readings" in again
 
 
+def test_behind_an_alias_as_much_is_deleted_as_it_shows(
+    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The consumer writes to an alias of one index, too; a filter may hide others' documents."""
+    index, behind = pipeline.index, f"{pipeline.index}_v1"
+    put(pipeline, behind, 0, 40, 50, 60)
+    recent = {"range": {"timestamp": {"gte": (NOW - timedelta(days=55)).isoformat()}}}
+    pipeline.client.indices.put_alias(index=behind, name=index, filter=recent)
+    try:
+        retention.delete(pipeline.client, index, NOW - timedelta(days=30), dry_run=False)
+        assert "deleted 2 of 3 readings" in capsys.readouterr().out
+        assert left(pipeline) == {behind: 2}
+    finally:
+        pipeline.client.indices.delete(index=behind)
+
+
 @pytest.mark.parametrize("index", ["*", "sensors_*", "sensors_a,kibana", ".kibana", "logs"])
 def test_what_is_no_name_of_ours_is_refused(
     index: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -17,6 +17,7 @@ import pytest
 from elasticsearch import ApiError
 
 import kafka_to_elasticsearch as indexer
+from stack.lifecycle import Stack
 from stack.servers import free_port
 from tests.conftest import PROJECT, Pipeline
 
@@ -180,12 +181,13 @@ def test_foreign_indices_and_templates_are_not_changed(pipeline: Pipeline) -> No
         indices.delete_index_template(name=pipeline.index)
 
 
-def test_a_foreign_red_index_does_not_stop_the_start(pipeline: Pipeline) -> None:
+def test_a_foreign_red_index_does_not_stop_the_start(pipeline: Pipeline, stack: Stack) -> None:
     red = f"red-{pipeline.index}"
     nowhere = {"index.routing.allocation.require.nothing": "nowhere"}
     pipeline.client.indices.create(index=red, settings=nowhere, wait_for_active_shards=0)
     try:
         assert pipeline.client.cluster.health(index=red)["status"] == "red"
+        assert stack.servers["elasticsearch"].is_ready()
         with indexer.connect_to_elasticsearch(options_of(pipeline)):
             assert mappings(pipeline) == MAPPINGS
     finally:

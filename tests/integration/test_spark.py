@@ -3,22 +3,30 @@
 A master and two workers, each a process of its own, run beside the session's servers.
 """
 
+import importlib
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient
 from kafka.structs import TopicPartition
 
-from extensions.spark.spark_indexing import held_otherwise
+import kafka_to_elasticsearch as script
+from extensions.spark import spark_indexing
+from extensions.spark.spark_indexing import held_otherwise, prepare
+from kafka_to_elasticsearch import SetupError
 from pipelines.tests.waiting import wait_until
 from stack.lifecycle import Stack
 from stack.servers import free_port
@@ -173,6 +181,46 @@ def test_the_commands_of_the_readme_work_and_print_what_it_shows(
         names = held_otherwise(pipeline.client, ours["sensors_daily"], by)
         assert len(names) == refused, (by, names)
     pipeline.client.indices.delete(index=[f"{pipeline.index}_daily", *daily])
+
+
+def test_another_mapping_of_a_dated_index_is_refused(pipeline: Pipeline) -> None:
+    """Where it is there already, and where a template that counts more would give it."""
+    client, index = pipeline.client, pipeline.index
+    given = ("--index", index, "--dead-letter-index", "none")
+    servers = ("--elasticsearch-url", pipeline.elasticsearch, "--bootstrap-servers", pipeline.kafka)
+    options = script.parse_options([*given, *servers, "--topic", pipeline.topic], {})
+    text: dict[str, Any] = {"mappings": {"properties": {"timestamp": {"type": "text"}}}}
+    client.indices.create(index=f"{index}-2026.06", **text)
+    client.indices.create(index=f"{index}-of.others", **text)
+    prepare(options, "day")
+    with pytest.raises(SetupError, match=rf"index {index}-2026.06 has sensor_id as None"):
+        prepare(options, "month")
+    client.indices.put_index_template(
+        name=index, index_patterns=[f"{index}-*"], priority=2_000_000, template=text
+    )
+    try:
+        with pytest.raises(SetupError, match=rf"a template of others gives {index}-2026.06.01"):
+            prepare(options, "day")
+    finally:
+        for name in (index, f"smart-city-{index}-by-day", f"smart-city-{index}-by-month"):
+            client.indices.delete_index_template(name=name)
+        client.indices.delete(index=[f"{index}-2026.06", f"{index}-of.others"])
+
+
+def test_a_time_that_spark_cannot_hold_ends_the_job(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A message may say any number of milliseconds; Spark counts in microseconds."""
+    monkeypatch.setitem(sys.modules, "spark_indexing", spark_indexing)
+    job = importlib.import_module("extensions.spark.spark_to_elasticsearch")
+
+    def start() -> None:
+        raise job.PySparkException("java.lang.ArithmeticException: long overflow")
+
+    stream: Any = SimpleNamespace(start=start)
+    assert job.run(stream, Counter(), Event(), lambda **_: None) == 1
+    (line,) = caplog.messages
+    assert line.startswith("a message's time is later than Spark can hold")
 
 
 def test_a_worker_is_killed_in_mid_batch_and_nothing_is_missing_or_doubled(

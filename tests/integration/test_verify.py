@@ -95,10 +95,14 @@ def test_what_an_open_transaction_hides_is_said_and_not_waited_for(pipeline: Pip
         hidden = json.dumps(reading(2)).encode()
         producer.send(pipeline.topic, hidden, partition=0).get(timeout=30)
         send(pipeline, reading(3))
+        producer.send(f"{pipeline.topic}.dead-letter", b"hidden").get(timeout=30)
         pipeline.consume()
         out, _ = pipeline.run(TOOL)
         assert counts(out)["hidden by an open transaction, not read"] == 2
+        assert counts(out)["dead letters deleted or hidden, not read"] == 1
         assert counts(out)["missing"] == counts(out)["unexpected"] == 0
+        out, _ = pipeline.run("tools.dead_letters", "list")
+        assert out.endswith("taken by replays before: 0; hidden by an open transaction: 1\n")
         producer.commit_transaction()
     pipeline.consume()
     out, _ = pipeline.run(TOOL)

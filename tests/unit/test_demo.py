@@ -1,5 +1,6 @@
 """What tools/demo.py says when a step fails: its name, not that of another."""
 
+import subprocess
 import sys
 from typing import Any
 
@@ -92,3 +93,12 @@ def test_the_last_screen_says_where_to_look_and_how_to_stop(
         assert [line.split()[:2] for line in lines[-2:]] == [["make", "down"], ["make", "wipe"]]
         ends = {len(line) - len(line.split("   ")[-1].lstrip()) for line in lines}
         assert len(ends) == 1, "the second column is aligned"
+
+
+def test_the_demonstration_on_spark_ends_in_one_line_when_nobody_can_read_it() -> None:
+    line = f"{sys.executable} -m extensions.spark.demo >/dev/full"
+    ended = subprocess.run(
+        ["bash", "-c", line], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == "demo: standard output: No space left on device\n"

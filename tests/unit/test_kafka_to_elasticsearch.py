@@ -1,5 +1,6 @@
 """The consumer without servers: readings, responses, the order of commits, options, secrets."""
 
+import base64
 import json
 import logging
 import random
@@ -17,7 +18,7 @@ from unittest.mock import Mock
 import certifi
 import msgspec
 import pytest
-from elasticsearch import ApiError
+from elasticsearch import ApiError, Elasticsearch
 from kafka import TopicPartition, errors
 
 import kafka_to_elasticsearch as indexer
@@ -796,7 +797,14 @@ def test_a_password_may_be_sent_to_this_machine_without_tls(host: str) -> None:
     options = indexer.parse_options(["--elasticsearch-url", f"http://a:b@{host}:9200"], {})
     assert options.elasticsearch_url == f"http://a:b@{host}:9200"
     security = indexer.elasticsearch_security(USER, "CONSUMER", f"http://{host}:9200")
-    assert security == {"basic_auth": ("indexer", "s3cr3t")}
+    assert base64.b64decode(security["basic_auth"]) == b"indexer:s3cr3t"
+
+
+def test_a_password_may_have_any_letter() -> None:
+    environ = {"CONSUMER_ELASTICSEARCH_USER": "ü", "CONSUMER_ELASTICSEARCH_PASSWORD": "é€:@\udcff"}
+    security = indexer.elasticsearch_security(environ, "CONSUMER", "https://server:1")
+    Elasticsearch("https://server:1", **security)  # takes it
+    assert base64.b64decode(security["basic_auth"]) == "ü:é€:@".encode() + b"\xff"
 
 
 def test_each_client_has_the_tls_and_the_login_of_its_server(tmp_path: Path) -> None:

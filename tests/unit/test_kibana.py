@@ -29,7 +29,7 @@ class StubKibana(ThreadingHTTPServer):
     Attributes:
         starting: how many more times it says that it is not ready.
         fault: "" or what goes wrong with an import: missing, short, newer, unavailable, forgotten,
-            or proxy, list: another program answers.
+            or proxy, list: another program answers; stranger: it does so from the first request on.
         secret: the value of the header authorization that it asks for, if any.
     """
 
@@ -66,6 +66,8 @@ class StubHandler(BaseHTTPRequestHandler):
         if self.server.starting > 0:
             self.server.starting -= 1
             self.answer(503, b"Kibana server is not ready yet")
+        elif self.server.fault == "stranger":
+            self.answer(404, b"<html>Not Found</html>")
         elif self.server.secret and self.headers.get("authorization") != self.server.secret:
             self.answer(200, {"status": {"overall": {"level": "available"}}})
         else:
@@ -250,6 +252,7 @@ def test_an_import_that_did_not_work_is_noticed(stub: StubKibana, fault: str, wo
     [
         ("ApiKey abc", {"KIBANA_API_KEY": "abc"}),
         ("Basic bW9pOnNlY3JldA==", {"KIBANA_USER": "moi", "KIBANA_PASSWORD": "secret"}),
+        ("Basic bW9pOuk=", {"KIBANA_USER": "moi", "KIBANA_PASSWORD": "\udce9"}),  # not in UTF-8
     ],
 )
 def test_who_we_are_is_told(stub: StubKibana, secret: str, environ: dict[str, str]) -> None:
@@ -378,12 +381,13 @@ def test_a_kibana_on_this_machine_is_asked_without_a_proxy(stub: StubKibana) -> 
     run("load", stub, str(FILE), environ={"http_proxy": "http://127.0.0.1:9"})
 
 
-def test_an_answer_of_another_program_is_one_line(stub: StubKibana) -> None:
-    """Though it is JSON."""
-    stub.fault = "list"
-    _, err = run("load", stub, str(FILE), code=1)
+@pytest.mark.parametrize("fault", ["list", "stranger"])
+def test_an_answer_of_another_program_is_one_line(stub: StubKibana, fault: str) -> None:
+    """Though it is JSON; and it is not waited for."""
+    stub.fault = fault
+    _, err = run("load", stub, str(FILE), "--wait", "5", code=1)
     (line,) = err.splitlines()
-    assert line.endswith(" is not Kibana")
+    assert " is not Kibana" in line
 
 
 def test_a_file_that_cannot_be_written_is_one_line(stub: StubKibana, tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 import json
 import stat
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import certifi
 import pytest
+from kafka.errors import InvalidTopicError
 
 import kafka_to_elasticsearch as indexer
 import sensor_generator as generator
@@ -73,7 +76,7 @@ def test_elasticsearch_s_user_key_and_authority() -> None:
         return indexer.elasticsearch_security(environ, "ROLE", url)
 
     assert options({}) == {}
-    assert options(user) == {"basic_auth": ("me", "mine")}
+    assert options(user) == {"basic_auth": b64encode(b"me:mine").decode()}
     assert options(key) == options({**key, **user}) == {"api_key": "abc"}
     assert options(tls) == {"ca_certs": CA}
     assert options(tls, "http://localhost:9200") == {}
@@ -268,6 +271,15 @@ def test_users_need_the_files_first(
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith("secure: Kafka does not answer the administrator at 127.0.0.1:1 (")
     assert told.endswith("is the secure variant started? (make secure)")
+
+    def refuse(*_: object) -> None:
+        raise InvalidTopicError("failed: error_message=\"Topic 'a_b' collides with: a.b\")])'.")
+
+    monkeypatch.setattr(secure, "admin_client", lambda *_: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(secure, "make_topics", refuse)
+    assert secure.main(["users"]) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told == "secure: Kafka at 127.0.0.1:1 refuses: Topic 'a_b' collides with: a.b"
 
 
 def test_its_usage_shows_the_command_to_type(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,9 @@
 """The native stack: reading compose files, moving addresses, messages for the user."""
 
+import ast
 import os
+import runpy
+import shutil
 import socket
 import ssl
 import subprocess
@@ -21,7 +24,8 @@ from stack.env_file import read_env_file, read_environment
 from stack.lifecycle import Stack
 from stack.native import cassandra, hdfs
 from stack.native.s3 import MINIO_VERSION
-from stack.servers import Site, answers, free_port, java_home
+from stack.servers import Site, answers, free_port, java_home, run
+from tools import check_images
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMPOSE = PROJECT / "docker-compose.yml"
@@ -68,6 +72,21 @@ def test_a_missing_or_broken_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(StackError, match=r"broken.yml is not valid YAML") as refusal:
         load_services([tmp_path / "broken.yml"], {})
     assert "\n" not in str(refusal.value)
+    for text in (
+        "",
+        "services: [a]",
+        "services: {a: {build: .}}",
+        'services: {a: {image: "b:1", environment: [C=1]}}',
+        'services: {a: {image: "b:1", volumes: [{type: bind, source: ., target: /c}]}}',
+        'services: {a: {image: "b:1", depends_on: [a]}}',
+        "services: {a: é}",
+    ):
+        (tmp_path / "other.yml").write_text(text, "latin-1")
+        with pytest.raises(
+            StackError, match=r"other.yml: a form that is not understood"
+        ) as refusal:
+            load_services([COMPOSE, tmp_path / "other.yml"], {})
+        assert "\n" not in str(refusal.value)
 
 
 def test_a_port_that_is_not_a_number_is_refused() -> None:
@@ -177,6 +196,11 @@ def test_a_server_is_started_after_those_that_it_depends_on() -> None:
     stack = Stack([COMPOSE], dict(os.environ))
     assert stack.with_needs(["kafka"]) == ["zookeeper", "kafka"]
     assert stack.with_needs(["kafka", "zookeeper"]) == ["zookeeper", "kafka"]
+
+
+def test_a_program_runs_in_a_locale_in_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    run(["sh", "-c", 'test "$LC_ALL" = C.UTF-8'], "asking for the locale")
 
 
 def test_a_busy_port_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,6 +338,28 @@ def test_prerequisites_say_what_to_type(
         "missing: java, maven; type: sudo apt-get install openjdk-17-jre-headless maven\n"
     )
     assert prerequisites.main(["python2"]) == 2
+
+
+def test_prerequisites_meet_an_older_python_and_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Python before 3.10 fails at the types of annotations, if it evaluates them."""
+    file = Path(prerequisites.__file__)
+    ast.parse(file.read_text(), feature_version=(3, 8))
+    assert prerequisites.main.__annotations__["argv"] == "Sequence[str] | None"
+    with monkeypatch.context() as older:
+        older.setattr(sys, "version_info", (3, 9, 2))
+        assert prerequisites.main([]) == 1
+    assert capsys.readouterr().err.startswith("Python 3.11 or newer is needed; this is ")
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "which", interrupted)
+    monkeypatch.setattr(sys, "argv", ["prerequisites", "maven"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(file), run_name="__main__")
+    assert ended.value.code == 130
 
 
 # Profiles, configs, required variables, the servers of the transactions pipeline
@@ -486,6 +532,7 @@ def test_a_server_on_loopback_is_asked_without_a_proxy(loopback: tuple[str, int,
     assert answers(f"{url}/private", refusal=401, authority=authority)
     assert not answers(f"{url}/private", authority=authority)
     if scheme == "http":
+        assert check_images.ask(f"{url}/")["beans"]
         assert hdfs.namenode_is_ready(port)
         assert hdfs.datanode_is_ready(port)
 

@@ -72,7 +72,7 @@ from pipelines.acid_waters.kafka.lots import (  # noqa: E402
     make_lots,
     spoil,
 )
-from pipelines.acid_waters.kafka.topic import kafka_client, make_topic  # noqa: E402
+from pipelines.acid_waters.kafka.topic import is_it_started, kafka_client, make_topic  # noqa: E402
 from pipelines.acid_waters.settings import HERE, add_wait, command_line  # noqa: E402
 from pipelines.acid_waters.tables import ID, SAMPLES, TableError, find_file, read_table  # noqa: E402
 from pipelines.common import (  # noqa: E402
@@ -169,14 +169,15 @@ def send_all(
         close_producer(
             producer, lambda: sum(not future.is_done for _, future in sent), GIVE_UP_S, log
         )
-    failed = [lot for lot, future in sent if not future.succeeded()]
+    failed = [(lot, future.exception) for lot, future in sent if not future.succeeded()]
     note_acknowledged([one for one in sent if one[1].succeeded()], noted, ledger)
     rows = sum(lot.size for lot, _ in sent)
     log.info("stopped lots=%d rows=%d failed=%d", len(sent), rows, len(failed))
     if sent and stop.is_set():
-        log.info("to go on where this ended: --first %d", sent[-1][0].sequence + 1)
-    for lot in failed[:5]:
-        log.error("not acknowledged batch_id=%s", lot.batch_id)
+        following = failed[0][0].sequence if failed else sent[-1][0].sequence + 1
+        log.info("to go on where this ended: --first %d", following)
+    for lot, why in failed[:5]:
+        log.error("not acknowledged batch_id=%s: %s", lot.batch_id, why or "Kafka does not answer")
     return len(failed)
 
 
@@ -256,20 +257,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     configure_logging(log.name)
     sys.unraisablehook = lambda _: None  # what kafka-python leaves behind in an outage
-    stop = threading.Event()
-    stop_on_signals(stop)
-    with config.ledger.open("a", encoding="utf-8") if config.ledger else nullcontext() as ledger:
-        try:
-            producer = connect(config)
-            log.info("sending %s to topic=%s at %s", first.source_file, config.topic,
-                     config.bootstrap_servers)  # fmt: skip
+    try:
+        producer = connect(config)  # until here, Ctrl-C ends it at once
+        stop = threading.Event()
+        stop_on_signals(stop)
+        log.info("sending %s to topic=%s at %s", first.source_file, config.topic,
+                 config.bootstrap_servers)  # fmt: skip
+        opened = config.ledger.open("a", encoding="utf-8") if config.ledger else nullcontext()
+        with opened as ledger:
             return 1 if send_all(producer, lots, config, stop, ledger) else 0
-        except MessageSizeTooLargeError as exc:
-            log.error("a lot is too large, choose a smaller --lot-size: %s", exc)
-            return 2
-        except KafkaError as exc:
-            log.error("Kafka at %s: %s: is it started?", config.bootstrap_servers, exc)
-            return 1
+    except MessageSizeTooLargeError as exc:
+        log.error("a lot is too large, choose a smaller --lot-size: %s", exc)
+        return 2
+    except KafkaError as exc:
+        log.error("Kafka at %s: %s%s", config.bootstrap_servers, exc, is_it_started(exc))
+    except OSError as exc:
+        log.error("%s: %s", config.ledger, exc.strerror)
+    return 1
 
 
 if __name__ == "__main__":

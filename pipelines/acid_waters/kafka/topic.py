@@ -1,11 +1,12 @@
 """The topic of the lots, and how this pipeline reaches Kafka."""
 
+import re
 from contextlib import closing
 from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
-from kafka.errors import TopicAlreadyExistsError
+from kafka.errors import InvalidTopicError, KafkaError, TopicAlreadyExistsError
 
 PARTITIONS = 3
 DAY_MS = 86_400_000
@@ -25,6 +26,12 @@ def kafka_client(bootstrap_servers: str, wait_s: float) -> dict[str, Any]:
     }
 
 
+def is_it_started(exc: Exception) -> str:
+    """Return the question that ends an error's line, unless the server has answered with it."""
+    is_answer = not getattr(exc, "retriable", True) or "FATAL" in str(exc)  # Kafka's; PostgreSQL's
+    return "" if is_answer else ": is it started?"
+
+
 def make_topic(bootstrap_servers: str, topic: str, wait_s: float) -> bool:
     """Make the topic; return False when it is there already, and is left as it is.
 
@@ -37,4 +44,7 @@ def make_topic(bootstrap_servers: str, topic: str, wait_s: float) -> bool:
             admin.create_topics([NewTopic(topic, PARTITIONS, 1, topic_configs=limits)])
         except TopicAlreadyExistsError:
             return False
+        except InvalidTopicError as exc:  # its text has the request before Kafka's words
+            said = re.search(r"error_message=(['\"])(.*?)\1[,)]", str(exc))
+            raise KafkaError(said[2] if said else exc) from exc
     return True

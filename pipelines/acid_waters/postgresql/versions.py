@@ -39,7 +39,8 @@ from pipelines.acid_waters.postgresql.history import (  # noqa: E402
     restore,
 )
 from pipelines.acid_waters.settings import HERE, command_line  # noqa: E402
-from pipelines.common import load_env  # noqa: E402
+from pipelines.acid_waters.tables import ID  # noqa: E402
+from pipelines.common import load_env, text  # noqa: E402
 from stack.console import command  # noqa: E402
 
 
@@ -72,8 +73,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     show = commands.add_parser("show", help="what a version added or took out")
     show.add_argument("version", type=int)
     isolation = commands.add_parser("isolate", help="make a version without a lot")
-    isolation.add_argument("batch_id")
-    isolation.add_argument("--reason", required=True)
+    isolation.add_argument("batch_id", type=text(ID, "a batch id"))
+    isolation.add_argument("--reason", type=text(r".*\S.*", "a reason, in a line"), required=True)
     restoration = commands.add_parser("restore", help="make a version equal to an earlier one")
     restoration.add_argument("version", type=int)
     return parser.parse_args(argv)

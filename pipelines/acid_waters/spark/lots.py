@@ -14,6 +14,7 @@ from pipelines.acid_waters.tables import DECIMALS, ID, MEASURES, SAMPLES, parame
 
 LOT = ["partition", "offset"]
 NUMBER = DecimalType(24, DECIMALS)  # its sums are exact, whatever their order
+NUMBER_TEXT = r"^-?[0-9]+(\.[0-9]+)?\z"  # Spark takes other forms and other digits, too
 # Java's: unlike $, \\z does not let a last line feed pass.
 MOMENT = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}( [0-9]{2}:[0-9]{2}:[0-9]{2})?\z"
 FIRST_DATE = date(1970, 1, 1)  # long before the first method in the release, 1979
@@ -23,6 +24,11 @@ TIME_OF_DAY = r"^([01][0-9]|2[0-3]):?[0-5][0-9]\z"  # the release has 1130 and 1
 SENT_AT_MS = (0, round(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * 1000)
 # WATERBODY_TYPE goes into PostgreSQL: it takes no NUL in a text and no long text in an index.
 LABEL = r"^[^\p{Cntrl}]{0,200}\z"
+# Spark's own function reads the first object of a line, and leaves the rest of it unread.
+ONE_OBJECT = r"\A\s*\{[^{}]*\}\s*\z"
+# Half a character, which Spark would store as a question mark.
+HALF = r"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]"
+AS_TEXTS = ("map<string,string>", {"allowSingleQuotes": "false"})  # JSON has none
 REASON_CHARACTERS = 500
 REASON_ROWS = 3  # so many are quoted
 
@@ -81,10 +87,11 @@ def read_lots(messages: DataFrame) -> DataFrame:
 def read_samples(lots: DataFrame) -> DataFrame:
     """Return the rows of lots: (lot), row (1, 2, …), fields (name -> text; null: not a row)."""
     rows = lots.select(*LOT, F.posexplode("lines").alias("position", "line"))
+    is_object = F.col("line").rlike(ONE_OBJECT) & ~F.col("line").rlike(HALF)
     return rows.select(
         *LOT,
         (F.col("position") + 1).alias("row"),
-        F.from_json("line", "map<string,string>").alias("fields"),
+        F.when(is_object, F.from_json("line", *AS_TEXTS)).alias("fields"),
     )
 
 
@@ -119,7 +126,7 @@ def row_problems(known_site: Column, today: date) -> Column:
                F.concat(quoted("TIME_SMP"), F.lit("is not a time"))),
     ]  # fmt: skip
     for name in sorted(SAMPLES.numbers):
-        number = text(name).cast(NUMBER)
+        number = F.when(text(name).rlike(NUMBER_TEXT), text(name).cast(NUMBER))
         low, high = RANGES.get(name, OTHER_RANGE)
         problems += [
             F.when(text(name).isNotNull() & number.isNull(),

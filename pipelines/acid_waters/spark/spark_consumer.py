@@ -39,7 +39,8 @@ Environment (or .env in the pipeline's folder, then in the project's; an option 
 
 Exit codes: 0 done or stopped cleanly, 1 a server unreachable at the start, messages lost by Kafka
 or that cannot be decoded, lots that Spark fails at again and again, a lot rejected by --reprocess,
-another consumer at work, or Spark's Java process killed; 2 wrong usage.
+another consumer at work, Spark's Java process killed, or ended by force 2 minutes after a signal,
+when a server holds it up; 2 wrong usage.
 """
 
 import argparse
@@ -73,12 +74,14 @@ from pipelines.acid_waters.spark.spark_session import (  # noqa: E402
     new_session,
     one_line,
 )
+from pipelines.acid_waters.tables import ID  # noqa: E402
 from pipelines.common import (  # noqa: E402
     configure_logging,
     load_env,
     number,
     only_copy,
     stop_on_signals,
+    text,
 )
 from pipelines.spark import stop_with_submit  # noqa: E402
 
@@ -98,6 +101,7 @@ UNDECODABLE = (
     "is invalid, cause",
 )
 LONGEST_PAUSE_S = 10.0
+STOP_S = 120.0  # after a signal; a micro-batch in hand needs some seconds, many lots a minute
 SAME_FAILURES = 12  # so often the same at the same lots, all servers answering: it is the lots
 REJECTS_SHOWN = 10  # of one micro-batch, in the log
 
@@ -289,7 +293,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argpa
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--once", action="store_true", help="integrate what is there now, and end")
     choice.add_argument(
-        "--reprocess", metavar="BATCH_ID",
+        "--reprocess", type=text(ID, 'a batch id, or "last"'), metavar="BATCH_ID",
         help='process an archived lot again; "last": the last good one',
     )  # fmt: skip
     parser.add_argument(
@@ -315,11 +319,20 @@ def lock_file(config: argparse.Namespace) -> Path:
     return CACHE / f"locks/{hashlib.sha256(state.encode()).hexdigest()[:16]}"
 
 
+def end_by_force(stop: threading.Event) -> None:
+    """End the process if a server that is paused, and ends no connection, holds it up."""
+    stop.wait()
+    time.sleep(STOP_S)
+    log.error("not ended after %.0f s, ended by force: what is not published is read again", STOP_S)
+    os._exit(1)
+
+
 def consume(config: argparse.Namespace, stop: threading.Event) -> int:
     """Start Spark and consume until done or stopped; return the exit code."""
     # Before Spark starts, for Java would go on alone if that was cut short; and after, for it sets
     # its own.
     stop_on_signals(stop)
+    threading.Thread(target=end_by_force, args=(stop,), daemon=True).start()
     spark = new_session("spark_consumer")
     stop_on_signals(stop)
     if stop.is_set():

@@ -8,6 +8,7 @@ settings below, and over them those that spark-submit was given.
 import os
 import shutil
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,7 @@ def kafka_jars() -> Path:
         return folder
     if not shutil.which("mvn"):
         raise SparkError("Maven (mvn) is not installed: it fetches Spark's Kafka source")
+    sys.stderr.write(f"fetching Spark's Kafka source once into {folder} ...\n")
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     goal = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"

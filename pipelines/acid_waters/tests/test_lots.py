@@ -39,6 +39,8 @@ def test_what_a_row_must_be(spark: SparkSession) -> None:
         ({"DATE_SMP": "2014-09-30 11:35:00", "TIME_SMP": "1130"}, None),
         ({"SIO2_MG_L": "-1", "NH4_UEQ_L": "0", "SAMPLE_DEPTH": "0.5"}, None),
         ({"ANC_UEQ_L": "n/a"}, "row 1: ANC_UEQ_L 'n/a' is not a number"),
+        ({"ANC_UEQ_L": "+1"}, "row 1: ANC_UEQ_L '+1' is not a number"),
+        ({"ANC_UEQ_L": "\uff11"}, "row 1: ANC_UEQ_L '\uff11' is not a number"),
         ({"ANC_UEQ_L": "NaN"}, "row 1: ANC_UEQ_L 'NaN' is not a number"),
         ({"ANC_UEQ_L": "1" * 30}, f"row 1: ANC_UEQ_L '{'1' * 30}' is not a number"),
         ({"PH_LAB": "14.01"}, "row 1: PH_LAB '14.01' is not within 0 to 14"),
@@ -72,6 +74,17 @@ def test_an_id_ends_where_its_line_ends(spark: SparkSession) -> None:
     ).selectExpr("*", "current_timestamp() AS timestamp", "X'' AS value")
     found = transform.read_lots(messages).orderBy("offset").select("batch_id").collect()
     assert [row.batch_id for row in found] == ["LTM-1", None, None, None]
+
+
+def test_a_row_is_one_json_object(spark: SparkSession) -> None:
+    """What Spark reads of anything else is a part of it, and nobody would miss the rest."""
+    rows = ['{"A": "1"}', ' {"A":"1"} \r', "{'A': '1'}", '{"A": "1"} {"A": "2"}', '{"A": "1"}]']
+    rows += [f'{{"A": "{half}"}}' for half in ("\\ud83d\\udf00", "\\ud83d", "\\udf00")]
+    lots = spark.createDataFrame([(0, 0, rows)], "partition int, offset long, lines array<string>")
+    found = transform.read_samples(lots).orderBy("row").select("fields").collect()
+    one = {"A": "1"}
+    expected = [one, one, None, None, None, {"A": "\U0001f700"}, None, None]
+    assert [row.fields for row in found] == expected
 
 
 def test_the_rule_for_overlapping_methods(spark: SparkSession) -> None:

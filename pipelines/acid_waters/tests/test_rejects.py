@@ -12,6 +12,7 @@ from kafka import KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 
 from pipelines.acid_waters.kafka import kafka_producer, lots
+from pipelines.acid_waters.kafka.topic import make_topic
 from pipelines.acid_waters.postgresql import history
 from pipelines.acid_waters.settings import SAMPLE
 from pipelines.acid_waters.spark import spark_consumer
@@ -104,13 +105,15 @@ def test_the_same_rows_in_lots_of_another_size_are_there_once(scene: Scene) -> N
     assert scene.events()[-1].reason == f"duplicate rows: 101 to 150 {there}, in {batch(3)}"
 
 
-def test_a_lot_that_is_too_large_is_said(scene: Scene, tmp_path: Path) -> None:
+def test_what_kafka_refuses_is_said(scene: Scene, tmp_path: Path) -> None:
     header, *rows = (SAMPLE / "LTM_Data_sample.csv").read_bytes().splitlines(keepends=True)
     (tmp_path / "LTM_Data_long.csv").write_bytes(b"".join([header, *rows * 5]))
     sent = scene.run("kafka/kafka_producer.py", "--data", str(tmp_path), "--lot-size", "3800")
     assert sent.returncode == 2
     assert "a lot is too large, choose a smaller --lot-size: " in sent.stderr
     assert "Traceback" not in sent.stderr
+    with pytest.raises(KafkaError, match=r"^KafkaError: Topic .* collides with existing topics: "):
+        make_topic(scene.environ["KAFKA_BOOTSTRAP_SERVERS"], scene.topic.replace("_", "."), 5)
 
 
 def lot_with(**changes: str) -> tuple[bytes, list[tuple[str, bytes]]]:

@@ -1,6 +1,9 @@
 """What the scripts make of mistakes, signals and servers that go away, without servers."""
 
 import itertools
+import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +21,7 @@ from kafka.structs import TopicPartition
 from pipelines import common
 from pipelines.acid_waters import demo, prepare, verify
 from pipelines.acid_waters.kafka import kafka_producer
+from pipelines.acid_waters.kafka.lots import checksum
 from pipelines.acid_waters.postgresql import versions
 from pipelines.acid_waters.settings import HERE, SAMPLE
 from pipelines.acid_waters.spark import spark_consumer
@@ -74,8 +78,11 @@ class Producer:
         self.lots: list[Any] = []
 
     def send(self, *_: object, **__: object) -> Any:
+        place = SimpleNamespace(partition=0, offset=0)
         self.lots.append(
-            SimpleNamespace(exception=None, is_done=False, succeeded=lambda: self.lots[0].is_done)
+            SimpleNamespace(
+                exception=None, value=place, is_done=False, succeeded=lambda: self.lots[0].is_done
+            )
         )
         return self.lots[-1]
 
@@ -86,8 +93,9 @@ class Producer:
 
 @pytest.mark.parametrize("acknowledges", [True, False])
 def test_the_producer_waits_however_long_for_the_next_lot_and_not_at_its_end(
-    acknowledges: bool, monkeypatch: pytest.MonkeyPatch
+    acknowledges: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setattr(kafka_producer, "GIVE_UP_S", 600 if acknowledges else 0.3)
     config = kafka_producer.load_config(["--data", str(SAMPLE), "--interval", "1e10"], {})
     lots = kafka_producer.lots_to_send(config)
@@ -95,6 +103,30 @@ def test_the_producer_waits_however_long_for_the_next_lot_and_not_at_its_end(
     stop = threading.Event()
     threading.Timer(0.5, stop.set).start()
     assert kafka_producer.send_all(producer, lots, config, stop) == (0 if acknowledges else 1)
+    *_, end, why = [*caplog.messages, ""] if acknowledges else caplog.messages
+    assert end == f"to go on where this ended: --first {2 if acknowledges else 1}"
+    no_answer = "not acknowledged batch_id=LTM_Data_sample-000001: Kafka does not answer"
+    assert why == ("" if acknowledges else no_answer)
+
+
+def test_ctrl_c_ends_the_wait_for_kafka_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(kafka_producer, "connect", lambda _: signal.raise_signal(signal.SIGINT))
+    try:
+        assert kafka_producer.main(["--count", "1"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_ledger_that_cannot_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(kafka_producer, "connect", lambda _: Producer(acknowledges=True))
+    monkeypatch.setattr(kafka_producer, "stop_on_signals", lambda _: None)
+    assert kafka_producer.main(["--count", "1", "--ledger", "/dev/full"]) == 1
+    assert caplog.messages[-1] == "/dev/full: No space left on device"
+    assert "Traceback" not in capsys.readouterr().err
 
 
 class Query:
@@ -128,6 +160,23 @@ def test_a_micro_batch_that_begins_at_the_end_holds_nothing_up(
     assert not query.late.is_alive()
     assert archived == []
     assert stream.failure is None
+
+
+def test_what_holds_a_consumer_up_does_not_keep_it_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop, ended = threading.Event(), threading.Event()
+
+    def hang(_: str) -> Mock:
+        stop.set()
+        assert ended.wait(timeout=20)
+        return Mock()
+
+    monkeypatch.setattr(spark_consumer, "STOP_S", 0)
+    monkeypatch.setattr(spark_consumer, "new_session", hang)
+    monkeypatch.setattr(spark_consumer, "stop_on_signals", lambda _: None)
+    monkeypatch.setattr(os, "_exit", lambda _: ended.set())
+    assert spark_consumer.consume(spark_consumer.load_config([], {}), stop) == 0
 
 
 def topic(first: int, end: int, given: int) -> Mock:
@@ -173,6 +222,13 @@ def test_verify_says_which_topic_cannot_be_decoded(monkeypatch: pytest.MonkeyPat
         lots.read_topic("localhost:9092", "t")
 
 
+def test_verify_knows_the_rows_of_a_lot_as_spark_does() -> None:
+    value = b'\n{"a":\r"1"}\r\n\n{"a": "2"}\n'
+    headers = [("size", b"2"), ("checksum", checksum(value).encode())]
+    assert lots.is_as_declared(SimpleNamespace(value=value, headers=headers))
+    assert [json.loads(line) for line in lots.lines_of(value)] == [{"a": "1"}, {"a": "2"}]
+
+
 class AskedPath(BaseHTTPRequestHandler):
     """Answers with the path that it was asked for."""
 
@@ -192,8 +248,8 @@ def test_hdfs_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     with HTTPServer(("127.0.0.1", 0), AskedPath) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
-        hdfs = WebHdfs(f"http://127.0.0.1:{server.server_port}", "hdfs://x:8020/root")
-        assert hdfs.ask("folder", "LISTSTATUS") == b"/webhdfs/v1/root/folder?op=LISTSTATUS"
+        hdfs = WebHdfs(f"http://127.0.0.1:{server.server_port}", "hdfs://x:8020/été")
+        assert hdfs.ask("a%", "LISTSTATUS") == b"/webhdfs/v1/%C3%A9t%C3%A9/a%25?op=LISTSTATUS"
 
 
 @pytest.mark.parametrize("ends", ["other", "away", "progress"])
@@ -227,6 +283,16 @@ def test_patience_does_not_end_while_something_changes(
         (versions.main, "--postgresql-url postgresql://x@localhost:1/x list", 1,
          "versions: PostgreSQL: "),
         (versions.main, "restore x", 2, "invalid int value: 'x'"),
+        (versions.main, "isolate  --reason x", 2, "'' is not a batch id"),
+        (versions.main, "isolate x --reason ", 2, "'' is not a reason"),
+        (versions.main, "isolate \udcff --reason x", 2, "'\\udcff' is not a batch id"),
+        *(
+            (versions.main, f"--postgresql-url postgresql://w:{password}@localhost:1/w list", 2,
+             "POSTGRESQL_URL is not postgresql://USER:PASSWORD@HOST:PORT/DATABASE: percent-encode")
+            for password in ("SECR%ET", "SECR@ET", "SECR/ET")
+        ),
+        (verify.main, "--hdfs-url hdfs://localhost:1/a*", 2, "is not hdfs://HOST:PORT/FOLDER"),
+        (spark_consumer.main, "--reprocess ", 2, "'' is not a batch id, or \"last\""),
         (prepare.main, "--data /nowhere", 2, "no Methods*.xlsx or .csv in /nowhere"),
         (verify.main, "--version x", 2, "invalid int value: 'x'"),
         (spark_consumer.main, "--once --reprocess last", 2, "not allowed with argument"),
@@ -237,11 +303,13 @@ def test_a_mistake_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     try:
-        ended: Any = main(arguments.split())
+        ended: Any = main(arguments.split(" "))
     except SystemExit as exc:  # argparse's
         ended = exc.code
     assert ended == code
-    assert says in capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr().err
+    assert says in said.splitlines()[-1]
+    assert "SECR" not in said
 
 
 def test_a_producer_without_kafka_is_one_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,10 @@ def test_a_bad_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "Methods.csv").write_text(";".join(tables.METHODS.columns) + "\nA;B\n")
     with pytest.raises(tables.TableError, match="row 2 has 2 cells, not 6"):
         rows_of(tmp_path, tables.METHODS, ".csv")
+    # One that is not closed takes the other rows into its cell.
+    (tmp_path / "Methods.csv").write_text(";".join(tables.METHODS.columns) + '\nA;B;2000;;C;"D\n')
+    with pytest.raises(tables.TableError, match=r"Methods\.csv: unexpected end of data"):
+        rows_of(tmp_path, tables.METHODS, ".csv")
     (tmp_path / "Methods_2.csv").touch()
     (tmp_path / "Methods.xlsx").unlink()
     with pytest.raises(tables.TableError, match="several files"):
@@ -104,6 +109,34 @@ def test_a_value_that_has_no_column_is_named_by_its_cell(tmp_path: Path) -> None
         rows_of(tmp_path, tables.METHODS, ".xlsx")
 
 
+def test_values_that_are_elsewhere_in_an_excel_file_are_not_lost(tmp_path: Path) -> None:
+    file = tmp_path / "Methods.xlsx"
+    write_excel(file, [HEADER, METHOD, METHOD])
+    book = openpyxl.load_workbook(file)
+    book.create_sheet("About").append(["Merged and empty ones do no harm here"])
+    book["About"].merge_cells("A1:C2")
+    book.create_sheet("Empty")
+    book.save(file)
+    assert len(rows_of(tmp_path, tables.METHODS, ".xlsx")) == 2
+    book.worksheets[0].merge_cells("F2:F3")
+    book.save(file)
+    with pytest.raises(tables.TableError, match="cells F2:F3 are merged: give each its own value"):
+        rows_of(tmp_path, tables.METHODS, ".xlsx")
+    book["Empty"].append(HEADER)
+    book.save(file)
+    with pytest.raises(tables.TableError, match="several sheets with the same columns"):
+        rows_of(tmp_path, tables.METHODS, ".xlsx")
+
+
+@pytest.mark.parametrize("damage", [(b"</row>", b""), (b"<v>2000</v>", b"<v>20x0</v>")])
+def test_a_damaged_excel_file_is_one_line(damage: tuple[bytes, bytes], tmp_path: Path) -> None:
+    file = tmp_path / "Methods.xlsx"
+    write_excel(file, [HEADER, METHOD])
+    rewrite_sheet(file, lambda sheet: sheet.replace(*damage))
+    with pytest.raises(tables.TableError, match="not an Excel file, or a damaged one: "):
+        rows_of(tmp_path, tables.METHODS, ".xlsx")
+
+
 @pytest.mark.parametrize("formula", ["=2000+1", '=IF(A1="x",1,2)'])
 def test_a_formula_without_its_value_is_named_by_its_cell(formula: str, tmp_path: Path) -> None:
     """As programs write it that do not calculate: a reader would take it for an empty cell."""
@@ -113,19 +146,23 @@ def test_a_formula_without_its_value_is_named_by_its_cell(formula: str, tmp_path
         rows_of(tmp_path, tables.METHODS, ".xlsx")
 
 
-def calculate(file: Path, kind: bytes, value: bytes) -> None:
-    """Give the formulas of an Excel file a value, as Excel does."""
+def rewrite_sheet(file: Path, change: Callable[[bytes], bytes]) -> None:
+    """Change the XML of the first sheet of an Excel file."""
     with zipfile.ZipFile(file) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     sheet = "xl/worksheets/sheet1.xml"
-    parts[sheet], count = re.subn(
-        rb'<c r="(\w+)"[^>]*><f>(.*?)</f><v\s*(/>|></v>)',
-        rb'<c r="\1" t="%b"><f>\2</f><v>%b</v>' % (kind, value), parts[sheet],
-    )  # fmt: skip
-    assert count
+    before, parts[sheet] = parts[sheet], change(parts[sheet])
+    assert parts[sheet] != before
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
+
+
+def calculate(file: Path, kind: bytes, value: bytes) -> None:
+    """Give the formulas of an Excel file a value, as Excel does."""
+    formula = rb'<c r="(\w+)"[^>]*><f>(.*?)</f><v\s*(/>|></v>)'
+    with_value = rb'<c r="\1" t="%b"><f>\2</f><v>%b</v>' % (kind, value)
+    rewrite_sheet(file, lambda sheet: re.sub(formula, with_value, sheet))
 
 
 @pytest.mark.parametrize(

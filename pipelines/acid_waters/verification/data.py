@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 
 from pipelines.acid_waters.tables import SAMPLES, find_file, read_table
+from pipelines.acid_waters.verification.lots import lines_of
 from pipelines.acid_waters.verification.verdict import Place, Verdict, VerifyError
 from pipelines.acid_waters.verification.webhdfs import WebHdfs
 
@@ -100,7 +101,7 @@ def read_rows(value: bytes) -> list[tuple[Any, ...]]:
     Raises:
         ValueError, KeyError, TypeError: these are no samples.
     """
-    lines = [json.loads(line) for line in value.splitlines()]
+    lines = [json.loads(line) for line in lines_of(value)]
     return [tuple(line[name] for name in SAMPLES.columns) for line in lines]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ class WebHdfs:
 
     def ask(self, path: str, operation: str) -> bytes:
         """Return the answer to an operation on a path below the root."""
-        url = f"{self.base}{self.root}/{path}?op={operation}"
+        url = f"{self.base}{quote(f'{self.root}/{path}')}?op={operation}"
         with self.opener.open(url, timeout=60) as answer:
             content: bytes = answer.read()
             return content

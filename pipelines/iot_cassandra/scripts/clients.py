@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from cassandra import ConsistencyLevel, DriverException, InvalidRequest
@@ -15,6 +16,7 @@ from cassandra.cluster import (
     NoHostAvailable,
     Session,
 )
+from cassandra.metadata import TableMetadata
 from cassandra.policies import ConstantReconnectionPolicy, FallthroughRetryPolicy
 from cassandra.protocol import ErrorMessage, SyntaxException
 from cassandra.query import PreparedStatement
@@ -43,6 +45,13 @@ SET_BY_USER = 1  # for this topic: where a setting comes from, in Kafka's protoc
 KAFKA_TIMEOUT_MS = 5000
 # Starts a row's or a reject's way, and returns what waits for the answer, or raises an error.
 Delivery = Callable[[], Callable[[], Any]]
+ANY_ROW = row_of(
+    SimpleNamespace(
+        value=b'{"sensor_id":1,"timestamp":"2026-01-15T06:00:00Z","temperature":0.5,"humidity":50}',
+        timestamp=0,
+        offset=0,
+    )
+)
 # What cassandra-driver raises while Cassandra does not answer, or refuses.
 CASSANDRA_ERRORS = (NoHostAvailable, DriverException, ErrorMessage)
 
@@ -104,8 +113,8 @@ def connect_to_cassandra(hosts: str, keyspace: str) -> tuple[Session, dict[str, 
     """Return a session, and the prepared insert of each table of readings that is there.
 
     Raises:
-        ClientError: sensor_data is missing, a table has other columns, or the keyspace can have no
-            such name.
+        ClientError: sensor_data is missing, a table has other columns or another key, or the
+            keyspace can have no such name.
         NoHostAvailable, DriverException, ErrorMessage: Cassandra does not answer yet.
     """
     profile = ExecutionProfile(
@@ -121,8 +130,12 @@ def connect_to_cassandra(hosts: str, keyspace: str) -> tuple[Session, dict[str, 
     try:
         session = cluster.connect()
         known = cluster.metadata.keyspaces.get(keyspace)
-        tables = [SENSOR_DATA, *({BY_DAY} & set(known.tables if known else ()))]
-        return session, {t: session.prepare(insert_into(keyspace, t)) for t in tables}
+        there = known.tables if known else {}
+        tables = [SENSOR_DATA, *({BY_DAY} & there.keys())]
+        inserts = {t: session.prepare(insert_into(keyspace, t)) for t in tables}
+        for table in there.keys() & inserts.keys():
+            check_table(there[table], inserts[table])
+        return session, inserts
     except Exception as exc:
         cluster.shutdown()  # or its threads would go on trying
         if isinstance(exc, SyntaxException):  # the rest of the statements is written here
@@ -131,6 +144,26 @@ def connect_to_cassandra(hosts: str, keyspace: str) -> tuple[Session, dict[str, 
         if not isinstance(exc, InvalidRequest):
             raise
         text = f"{one_line(exc)}: prepare.py creates what is missing"
+        raise ClientError(text, code=2) from exc
+
+
+def check_table(table: TableMetadata, insert: PreparedStatement) -> None:
+    """Check that a table, perhaps made by hand, can hold readings, each in a row of its own.
+
+    Raises:
+        ClientError: it cannot.
+    """
+    key = {column.name for column in table.primary_key}
+    if missing := [name for name in TABLES[table.name][:-2] if name not in key]:
+        raise ClientError(
+            f"the primary key of {table.name} is without {', '.join(missing)}: readings would "
+            "replace one another (see cql/schema.cql)",
+            code=2,
+        )
+    try:
+        insert.bind([ANY_ROW[column.name] for column in insert.column_metadata])
+    except Exception as exc:  # of a kind for each type
+        text = f"{table.name} has a column of another type (see cql/schema.cql): {one_line(exc)}"
         raise ClientError(text, code=2) from exc
 
 

@@ -62,6 +62,7 @@ from pipelines.iot_cassandra.settings import (  # noqa: E402
     parser_of,
     patiently,
 )
+from stack.console import command  # noqa: E402
 
 log = logging.getLogger("iot_simulator")
 
@@ -195,6 +196,7 @@ def send_messages(config: argparse.Namespace, stop: threading.Event) -> int:
     return 1 if failed else 0
 
 
+@command("iot_simulator")
 def main(argv: Sequence[str] | None = None) -> int:
     """Simulate until done or stopped; return the exit code (see the module docstring)."""
     load_env(FOLDER)

@@ -16,6 +16,7 @@ from kafka.errors import KafkaError
 
 from pipelines.common import close_producer
 from pipelines.iot_cassandra.kafka_topic import create_topic
+from pipelines.iot_cassandra.settings import one_line
 
 log = logging.getLogger("iot_simulator")
 
@@ -90,13 +91,18 @@ def publish(
     troubles: list[OSError] = []
     next_progress = time.monotonic() + PROGRESS_S
 
-    # The next two are called by the producer's own thread, in which an error would be lost.
+    # The next three are called by the producer's own thread, in which an error would be lost.
     def note(outcome: str, value: bytes, place: tuple[int | str, int | str]) -> None:
         counts[outcome] += 1
         try:
             ledger.note(*place, value.decode())
         except OSError as exc:
             troubles.append(exc)
+
+    def note_failed(value: bytes, exc: Exception) -> None:
+        if not counts["failed"]:
+            log.error("Kafka has not stored a message: %s", one_line(exc))
+        note("failed", value, ("", ""))
 
     def note_stored(value: bytes, stored: Any) -> None:
         note("acknowledged", value, (stored.partition, stored.offset))
@@ -116,7 +122,7 @@ def publish(
         try:
             future = producer.send(topic, key=str(sensor_id).encode(), value=value)
             future.add_callback(partial(note_stored, value))
-            future.add_errback(lambda _, value=value: note("failed", value, ("", "")))
+            future.add_errback(partial(note_failed, value))
         except KafkaError as exc:
             log.error("Kafka does not take messages: %s", exc)
             break

@@ -35,7 +35,6 @@ works on the checkpoint, 2 wrong usage. spark-submit itself says 130 for Ctrl-C,
 import argparse
 import os
 import re
-import signal
 import socket
 import sys
 import threading
@@ -55,7 +54,7 @@ from pyspark.sql import functions as F  # as everywhere in Spark
 PROJECT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.common import load_env, next_copy, number  # noqa: E402  # after the path
+from pipelines.common import load_env, next_copy, number, stop_on_signals  # noqa: E402
 from pipelines.iot_cassandra.scripts.transforms import (  # noqa: E402
     hourly,
     judged,
@@ -220,11 +219,11 @@ def run_stream(
     writer = messages.writeStream.foreachBatch(write_batch)
     # Spark knows a topic by its name: in a new one of that name it would go on at the old offsets.
     checkpoint = config.checkpoint / topic_id(java.jvm, config.bootstrap_servers, config.topic)
-    writer = writer.option("checkpointLocation", checkpoint.as_uri())
+    # Not as_uri(): Hadoop would take %20 for the folder's name.
+    writer = writer.option("checkpointLocation", f"file://{checkpoint}")
     every = {"processingTime": f"{config.every:g} seconds"}
     query = writer.trigger(**({"availableNow": True} if config.once else every)).start()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: stop.set())
+    stop_on_signals(stop)
     try:
         while not stop.is_set() and not query.awaitTermination(1):
             pass
@@ -263,7 +262,7 @@ def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argpa
     add_wait(parser)
     config = parser.parse_args(argv)
     name = f"{config.topic}-{config.keyspace}"
-    config.checkpoint = (config.checkpoint or state_folder() / ".spark" / name).absolute()
+    config.checkpoint = (config.checkpoint or state_folder() / ".spark" / name).resolve()
     return config
 
 

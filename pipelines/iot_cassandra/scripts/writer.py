@@ -36,6 +36,7 @@ class Writer(ConsumerRebalanceListener):  # type: ignore[misc]
 
     Attributes:
         has_joined: whether the group has given us our share of the partitions (perhaps none).
+        ends: partition -> its end when it came to us, as far as Kafka was asked.
         settled: partition -> offset before which all is acknowledged: what should be read next.
         committed: partition -> the same, as far as Kafka knows it.
         in_flight: number of messages read that are not acknowledged yet.
@@ -55,6 +56,7 @@ class Writer(ConsumerRebalanceListener):  # type: ignore[misc]
         self.batch = batch
         self.stop = stop
         self.has_joined = False
+        self.ends: Mapping[TopicPartition, int] = {}
         self.settled: dict[TopicPartition, int] = {}
         self.committed: dict[TopicPartition, int] = {}
         self.commit_refused = False
@@ -69,8 +71,7 @@ class Writer(ConsumerRebalanceListener):  # type: ignore[misc]
             ClientError: messages cannot be read.
         """
         self.consumer.subscribe([self.topic], listener=self)
-        polled: Mapping[TopicPartition, Sequence[Any]] = {}
-        while not self.stop.is_set() and not (is_once and not polled and self.is_at_end()):
+        while not self.stop.is_set() and not (is_once and self.is_at_end()):
             self.report()
             polled = self.poll()
             if self.settle(chain.from_iterable(polled.values())):
@@ -103,6 +104,7 @@ class Writer(ConsumerRebalanceListener):  # type: ignore[misc]
     def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Forget where we are: called during a poll, before the partitions are shared out anew."""
         self.has_joined = False
+        self.ends = {}
         self.settled.clear()
         self.committed.clear()
 
@@ -198,19 +200,21 @@ class Writer(ConsumerRebalanceListener):  # type: ignore[misc]
         self.committed, self.commit_refused = dict(self.settled), False
 
     def is_at_end(self) -> bool:
-        """Return whether Kafka answers, and says that our share is read to its end and committed.
+        """Return whether our share is read and committed up to where it ended when we got it.
 
-        A poll does not tell: it brings nothing, without an error, also while Kafka is away.
+        Kafka has told that end. A poll does not: it brings nothing, without an error, also while
+        Kafka is away; and while others send, it always brings something.
         """
         if not self.has_joined or self.settled != self.committed:
             return False
         mine = self.consumer.assignment()
         asked = mine or {TopicPartition(self.topic, 0)}  # which every topic has
         try:
-            ends = self.consumer.end_offsets(asked)
+            if not self.ends.keys() >= asked:
+                self.ends = self.consumer.end_offsets(asked)
             return all(
                 (self.consumer.position(partition, timeout_ms=KAFKA_TIMEOUT_MS) or 0)
-                >= ends[partition]
+                >= self.ends[partition]
                 for partition in mine
             )
         except (KafkaError, KeyError) as exc:  # KeyError: kafka-python's, of one without a leader

@@ -84,7 +84,8 @@ def stack_environ(stack: Stack) -> dict[str, str]:
 @pytest.fixture
 def restored_signals() -> Iterator[None]:
     """The signals are as before after a program that has run in this process."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {signum: signal.getsignal(signum) for signum in signals}
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)

@@ -75,7 +75,20 @@ def test_missing_tables_and_an_absent_kafka_are_one_line(scene: Scene) -> None:
     writer = "scripts/kafka_to_cassandra.py"
     said = scene.run(writer, "--keyspace", "not_there", code=2)
     assert "prepare.py creates what is missing" in said
+    scene.create_topic(scene.name.replace("_", "."))
+    said = scene.run("prepare.py", code=1)
+    why = f"ERROR prepare: Kafka refuses the topic {scene.name}: Topic '{scene.name}' collides with"
+    assert why in said.splitlines()[-1]
     said = scene.run(
         writer, "--wait", "0", "--bootstrap-servers", f"127.0.0.1:{free_port()}", code=1
     )
     assert re.search("Kafka at 127.0.0.1:[0-9]+ does not answer", said.splitlines()[-1])
+    columns = "(sensor_id INT, timestamp {}, temperature FLOAT, humidity FLOAT, PRIMARY KEY ({}))"
+    for kind, key, why in (
+        ("TIMESTAMP", "sensor_id", "the primary key of sensor_data is without timestamp: readings"),
+        ("TEXT", "sensor_id, timestamp", "sensor_data has a column of another type (see cql/"),
+    ):
+        scene.session.execute(f"DROP TABLE {scene.name}.sensor_data", timeout=60)
+        table = f"CREATE TABLE {scene.name}.sensor_data {columns.format(kind, key)}"
+        scene.session.execute(table, timeout=60)
+        assert f"ERROR kafka_to_cassandra: {why}" in scene.run(writer, code=2).splitlines()[-1]

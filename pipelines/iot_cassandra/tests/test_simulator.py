@@ -110,6 +110,7 @@ def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: Any) -> 
     [
         ("| head -n 1", 0, " INFO iot_simulator: stopped printed="),
         ("> /dev/full", 1, " ERROR iot_simulator: stdout: No space left on device"),
+        (">&-", 0, " INFO iot_simulator: stopped printed=20000"),
     ],
 )
 def test_who_reads_stdout_may_leave_and_the_disk_be_full(stdout: str, code: int, said: str) -> None:
@@ -132,7 +133,9 @@ def test_a_flag_wins_over_the_environment() -> None:
     assert simulator.load_config([], environ, datetime.now(UTC)).topic == "theirs"
 
 
-def test_what_is_on_its_way_is_bounded_whatever_kafka_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_on_its_way_is_bounded_whatever_kafka_does(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(sender, "MAX_PENDING", LIMIT)
     producer, stop = Unanswered(), threading.Event()
     config = simulator.load_config(["--backfill", "1d", "--count", "1000"], {}, datetime.now(UTC))
@@ -146,6 +149,7 @@ def test_what_is_on_its_way_is_bounded_whatever_kafka_does(monkeypatch: pytest.M
     check_bound(producer, stop, send)
     assert counts["acknowledged"] == 50
     assert counts["sent"] == counts["acknowledged"] + counts["failed"] < 200  # it was told to stop
+    assert caplog.messages == ["Kafka has not stored a message: KafkaTimeoutError: closed"]
 
 
 def test_a_ledger_is_not_overwritten_and_one_that_cannot_be_made_is_one_line(

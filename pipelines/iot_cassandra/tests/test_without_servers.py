@@ -19,7 +19,7 @@ import pytest
 from kafka.errors import KafkaTimeoutError
 from kafka.structs import TopicPartition
 
-from pipelines.common import how_to_stop, say
+from pipelines.common import how_to_stop, say, stop_on_signals
 from pipelines.iot_cassandra import chart, demo, prepare, spark_session, verify
 from pipelines.iot_cassandra.kafka_topic import shown
 from pipelines.iot_cassandra.scripts import (
@@ -32,6 +32,16 @@ from pipelines.iot_cassandra.tests.conftest import COMPOSE, HERE
 from stack.compose import load_services
 
 PARTITION = TopicPartition("iotdata", 0)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_each_signal_that_ends_a_process_is_heard(
+    signum: signal.Signals, restored_signals: None
+) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever has started the tests
+    stop_on_signals(stop := threading.Event())
+    os.kill(os.getpid(), signum)
+    assert stop.wait(60)
 
 
 def writer_of(consumer: Any) -> writer.Writer:
@@ -129,7 +139,11 @@ def test_a_wait_for_partitions_is_said(
 
 
 def interrupted(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
+
+
+AGAIN = "interrupted: run it again for what is missing"
+SERVERS = f"demo: interrupted; the servers go on: {how_to_stop(HERE)}"
 
 
 @pytest.mark.parametrize(
@@ -137,22 +151,12 @@ def interrupted(*_: object, **__: object) -> None:
     [
         (verify, "Cluster", [[]], 130, []),
         (chart, "read_week", [[]], 130, []),
-        (
-            prepare,
-            "prepare_jars",
-            [["--jars"]],
-            1,
-            ["interrupted: run it again for what is missing"],
-        ),
-        (
-            demo,
-            "start_servers",
-            [],
-            1,
-            [f"demo: interrupted; the servers go on: {how_to_stop(HERE)}"],
-        ),
+        (prepare, "prepare_jars", [["--jars"]], 1, [AGAIN]),
+        (prepare, "KafkaAdminClient", [[]], 1, [AGAIN]),
+        (demo, "start_servers", [], 1, [SERVERS]),
     ],
 )
+@pytest.mark.usefixtures("restored_signals")
 def test_ctrl_c_is_one_line(
     module: ModuleType,
     called: str,
@@ -164,6 +168,7 @@ def test_ctrl_c_is_one_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(module, called, interrupted)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as a program starts with it
     assert module.main(*argv) == code
     assert [*caplog.messages, *capsys.readouterr().err.splitlines()] == said
 

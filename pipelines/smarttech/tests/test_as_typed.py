@@ -41,6 +41,7 @@ def test_the_three_scripts_as_they_are_typed(stack: Stack, tmp_path: Path) -> No
     assert re.search(rf"^silver +1 +{READINGS} ", printed, re.MULTILINE)
     [_, rows] = re.split(r"^silver, last 5 rows$", printed, flags=re.MULTILINE)
     assert rows.split("\n\n")[0].count("sensor_00") == READINGS
+    assert set(tmp_path.iterdir()) == {checkpoint, root.parent}  # no litter
 
 
 def is_free(folder: Path) -> bool:

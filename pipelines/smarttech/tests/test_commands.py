@@ -37,7 +37,7 @@ def test_a_full_disk_is_not_called_the_end_of_java() -> None:
     "main",
     [
         kafka_producer.main, spark_kafka_consumer.main, pipeline_streaming_simple.main,
-        verify.main, compact.main, read_delta.main, prepare.main, lambda _: demo.main(),
+        verify.main, compact.main, read_delta.main, prepare.main, demo.main,
     ],
 )  # fmt: skip
 def test_an_env_file_that_is_no_text_is_said_in_one_line(
@@ -99,15 +99,30 @@ def test_compact_works_on_when_nobody_reads_what_it_prints() -> None:
         compact.say("silver")
 
 
-def test_times_that_are_the_senders_are_said(
+def test_settings_of_a_topic_that_cost_readings_or_truth_are_said(
     scripts: Callable[[str], Scripts], caplog: pytest.LogCaptureFixture
 ) -> None:
     theirs = scripts("theirs")
     with closing(KafkaAdminClient(bootstrap_servers=theirs.kafka.split(","))) as admin:
-        configs = {"message.timestamp.type": "CreateTime"}
+        configs = {"message.timestamp.type": "CreateTime", "cleanup.policy": "compact"}
         admin.create_topics([NewTopic("theirs", -1, -1, topic_configs=configs)])
-    prepare.warn_of_sender_times(theirs.kafka, theirs.topic)
+    prepare.warn_of_settings(theirs.kafka, theirs.topic)
+    assert "cleanup.policy of topic=theirs is compact: " in caplog.text
     assert "message.timestamp.type of topic=theirs is CreateTime" in caplog.text
+
+
+def test_a_demo_whose_step_fails_says_how_to_stop_the_servers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "start_servers", Mock(side_effect=common.StepError("`x` failed")))
+    monkeypatch.setattr(demo, "how_to_stop", lambda _: "docker compose down")
+    assert demo.main([]) == 1
+    said = capsys.readouterr()
+    assert said.err == "demo: `x` failed\n"
+    assert said.out.endswith("pour l'arrêter : docker compose down\n")
+    with pytest.raises(SystemExit):
+        demo.main(["--help"])  # does not begin
+    assert "usage: " in capsys.readouterr().out
 
 
 def test_kafka_away_at_the_start_is_said_in_one_line(

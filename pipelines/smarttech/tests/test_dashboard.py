@@ -101,8 +101,10 @@ def test_a_day_of_which_nothing_is_there_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_lake(tmp_path)
-    argv = ["--lake", str(tmp_path), "--building", "A", "--day", "2025-12-16"]
-    assert dashboard.main(argv) == 1
-    assert capsys.readouterr().err.endswith("gold has no row of building A on 2025-12-16\n")
+    for building, day in (("A", "2025-12-16"), ("Z", "2025-12-15")):
+        argv = ["--lake", str(tmp_path), "--building", building, "--day", day]
+        assert dashboard.main(argv) == 1
+        said = f"gold has no row of building {building} on {day}\n"
+        assert capsys.readouterr().err.endswith(said)
     assert dashboard.main(["--lake", str(tmp_path / "none")]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1

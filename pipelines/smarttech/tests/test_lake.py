@@ -60,7 +60,7 @@ def test_a_checkpoint_by_which_another_job_writes_ends_this_one(
     tmp_path: Path, spark: SparkSession
 ) -> None:
     """Where no lock holds it off, as on a shared disk: to go on would double rows."""
-    argv = ["--lake", str(tmp_path), "--every", "0"]
+    argv = ["--lake", str(tmp_path), "--every", "0.00001"]  # for Spark 0 ms
     pipeline = Pipeline(spark, None, spark_kafka_consumer.load_options(argv, {}))
     lake.create_tables(spark, tmp_path)
     noon = datetime(2025, 12, 15, 12, tzinfo=UTC)
@@ -200,7 +200,8 @@ def test_a_lake_keeps_the_options_it_was_begun_with(
     [
         ["--window", "5 parsecs"], ["--lateness", "0 minutes"], ["--batch", "0"], ["--conf", "x=1"],
         ["--bootstrap-servers", "nowhere"], ["--every", "-1"], ["--every", "nan"],
-        ["--topic", "no spaces"],
+        ["--topic", "no spaces"], ["--lateness", "100000 days"],
+        ["--lake", " "], ["--checkpoint", ""], ["--lake", "/x/\udcff"],
         ["--retain-hours", "nan"], ["--retain-hours", "-1"], ["--retain-hours", "inf"],
     ],
 )  # fmt: skip

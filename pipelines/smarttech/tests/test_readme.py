@@ -71,6 +71,7 @@ def test_every_command_works_and_prints_what_readme_shows(stack: Stack, tmp_path
             ran += len(typed)
     assert ran == 12
     assert {file.name for file in root.iterdir()} == {"pipelines", "stack"}  # no litter
+    assert list(tmp_path.iterdir()) == [root.parent]
 
 
 def watch(clone: Clone) -> str:
@@ -112,7 +113,7 @@ def test_the_demonstration_ends_with_a_lake_that_agrees(
     monkeypatch.setattr(demo, "run_step", run_step)
     monkeypatch.setattr(demo, "FIRST", timedelta(seconds=500))
     monkeypatch.setattr(demo, "LIVE_S", 10)
-    assert demo.main() == 0
+    assert demo.main([]) == 0
     out = capfd.readouterr().out
     assert "D'un coup, 8 minutes de mesures" in out
     assert "✓ Ce qui a été envoyé est exactement ce que contiennent les tables" in out

@@ -113,6 +113,24 @@ def test_a_ledger_of_nothing_is_not_agreed_with(tmp_path: Path, text: str) -> No
         verdict.compare_ledger(verdict.Verdict(), ledger, {}, {}, {}, set())
 
 
+def test_what_is_no_ledger_and_no_duration_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = tmp_path / "page.html"
+    ledger.write_text("x" * 200_000)
+    monkeypatch.setattr(verify, "read_topic", lambda *_: ({}, {}))
+    read = verdict.compare_ledger
+    monkeypatch.setattr(
+        verify, "compare", lambda *_: read(verdict.Verdict(), ledger, {}, {}, {}, set())
+    )
+    assert verify.main([]) == 1
+    said = "verify: cannot compare: field larger than field limit (131072)\n"
+    assert capsys.readouterr().err == said
+    with pytest.raises(SystemExit):
+        verify.main(["--lateness", "99999999999999 days"])
+    assert "is not such as '10 minutes'" in capsys.readouterr().err
+
+
 WITHOUT_ZSTD = """
 import sys
 sys.modules["zstandard"] = None  # as if it was not installed

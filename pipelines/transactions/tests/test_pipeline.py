@@ -3,15 +3,19 @@
 import re
 import signal
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
+from kafka import KafkaProducer
 
 from pipelines.tests.other_producers import send_in_transactions, send_with_each_codec
 from pipelines.tests.waiting import wait_until
 from pipelines.transactions import plot, prepare, read
-from pipelines.transactions.capteur import load_config
+from pipelines.transactions.capteur import load_config, send_to_kafka
+from pipelines.transactions.servers import make_topic
 from pipelines.transactions.simulation import all_records
 from pipelines.transactions.store import OUTPUT
 from pipelines.transactions.tests.conftest import (
@@ -145,10 +149,12 @@ def test_every_codec_is_read_and_nothing_of_an_aborted_transaction(
     send_with_each_codec(kafka, pipeline.name, values[:100])
     aborted, committed = values[100:120], values[120:]
     send_in_transactions(kafka, pipeline.name, aborted=aborted, committed=committed)
-    assert job.run(ONCE)[-1] == "INFO stopped read=120 written=120 rejected=0"
+    with closing(KafkaProducer(bootstrap_servers=kafka)) as producer:
+        producer.send(pipeline.name, values[100], timestamp_ms=2**62)  # as if in nanoseconds
+    assert job.run(ONCE)[-1] == "INFO stopped read=121 written=121 rejected=0"
     rows = read_folder(pipeline.store, OUTPUT, ["transaction_id"])
     ids = sorted(row["transaction_id"] for row in rows)
-    assert ids == [*range(1, 101), *range(121, 141)]
+    assert ids == [*range(1, 102), *range(121, 141)]
 
 
 # Reading back, other stores
@@ -168,6 +174,22 @@ def test_an_empty_bucket_and_a_missing_score_are_one_line(
     assert "no score is trained yet" in error_of(plot, capsys)
     (line,) = job.run("--score", ONCE, code=1)
     assert "no trained score" in line
+
+
+def test_a_topic_that_kafka_does_not_make_is_said_in_its_words(
+    pipeline: Pipeline, job: Job, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """For Kafka's metrics a dot and an underscore are the same: it does not want both."""
+    make_topic(pipeline.servers.kafka, f"{pipeline.name}.x")
+    name = f"{pipeline.name}_x"
+    monkeypatch.setenv("TRANSACTIONS_TOPIC", name)
+    said = [error_of(prepare, capsys), *job.run("--wait", "0", code=1)]
+    config = load_config(["--wait", "0"], {**pipeline.environ, "TRANSACTIONS_TOPIC": name})
+    assert send_to_kafka(iter(()), config, threading.Event()) == 1
+    said.append(caplog.messages[-1])
+    for line in said:
+        assert f" answers with an error (Topic '{name}' collides with" in line
 
 
 def test_wrong_credentials_are_one_line(

@@ -1,6 +1,7 @@
 """The table of exchange rates: made of the bank's file, read, in force on a day."""
 
 import errno
+import sys
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -23,7 +24,9 @@ def test_the_table_is_what_it_says() -> None:
     assert table[0].day < start < table[-1].day
 
 
-def test_the_bank_s_file_becomes_the_table(tmp_path: Path) -> None:
+def test_the_bank_s_file_becomes_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     bank = tmp_path / "eurofxref-hist.csv"
     bank.write_text(
         "Date,USD,JPY,CHF,GBP,EEK,\n2026-01-05,1.1,180,N/A,0.87,N/A,\n2025-12-31,1.2,181,0.9,0.88,N/A,\n"
@@ -35,6 +38,14 @@ def test_the_bank_s_file_becomes_the_table(tmp_path: Path) -> None:
         (day, "GBP", Decimal("0.87")), (day, "JPY", Decimal("180")), (day, "USD", Decimal("1.1")),
     ]  # fmt: skip
     assert rates.main([str(bank), "--since", "2027-01-01", "--to", str(target)]) == 1
+    cut = tmp_path / "cut.csv"
+    cut.write_text("Date,USD,JPY,CHF,GBP,\n2026-01-05,1.1,180\n")
+    assert rates.main([str(cut), "--since", "2026-01-01", "--to", str(target)]) == 1
+    with pytest.raises(SystemExit):
+        rates.main([str(bank), "--since", "soon"])
+    assert "'soon' is not a day such as 2026-01-31" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdout", None)  # as after the shell's >&-
+    assert rates.main([str(bank), "--since", "2026-01-01", "--to", str(target)]) == 0
     assert rates.main([str(bank), "--since", "2026-01-01", "--to", "/nonexistent/x.csv"]) == 1
 
 
@@ -59,8 +70,12 @@ def test_a_table_cut_by_a_full_disk_does_not_take_the_old_one_s_place(
 
 
 @pytest.mark.parametrize(
-    "line", ["2026-13-01,USD,1.1", "2026-01-01,USD,zero", "2026-01-01,USD,-1", "2026-01-01,USD"]
-)
+    "line",
+    [
+        "2026-13-01,USD,1.1", "2026-01-01,USD,zero", "2026-01-01,USD,-1", "2026-01-01,USD",
+        "2026-01-02,USD,1.1234567", "2026-01-02,USD,Infinity", "2026-01-02,USD,1\xa01",
+    ],
+)  # fmt: skip
 def test_a_row_that_is_no_rate_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "rates.csv"
     file.write_text(f"# source\ndate,devise,taux\n2026-01-01,USD,1.1\n{line}\n")

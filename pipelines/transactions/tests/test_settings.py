@@ -1,13 +1,17 @@
 """What a user sets and gets wrong: options, .env, the store's address; and exit codes."""
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
+from py4j.protocol import Py4JNetworkError
 
 from pipelines.transactions import (
     capteur,
@@ -21,7 +25,7 @@ from pipelines.transactions import (
     verify,
 )
 from pipelines.transactions.store import SettingError, Store
-from pipelines.transactions.tests.conftest import HERE
+from pipelines.transactions.tests.conftest import CREDENTIALS, HERE
 
 SCRIPTS = [capteur, consumer_spark, demo, plot, prepare, read, score, verify]
 
@@ -105,6 +109,16 @@ def test_a_demo_that_is_interrupted_says_how_to_stop_the_servers(
     assert said.endswith("\n  docker compose -f x.yml --profile monitoring down\n")
 
 
+def test_a_demo_that_is_interrupted_leaves_no_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = "import sys, time; sys.stderr.write('at work\\n'); time.sleep(60)"
+    monkeypatch.setattr(demo, "CONSUMER", (sys.executable, "-c", waits))
+    lines: Any = demo.consume()
+    consumer, _ = next(lines)
+    with pytest.raises(KeyboardInterrupt):
+        lines.throw(KeyboardInterrupt)  # as Ctrl-C does, which a session of its own does not get
+    assert consumer.wait(10) == -signal.SIGKILL
+
+
 def test_a_consumer_that_waits_ends_with_its_spark_submit() -> None:
     """Its stdin is at its end when spark-submit, which holds the other end, is killed."""
     nowhere = {"S3_ENDPOINT": "http://127.0.0.1:9", "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9"}
@@ -120,6 +134,24 @@ def test_a_consumer_that_waits_ends_with_its_spark_submit() -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+def test_a_java_that_ends_while_the_consumer_begins_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def dies(*_: Any) -> None:
+        raise Py4JNetworkError("Error while sending or receiving")
+
+    monkeypatch.setattr(consumer_spark, "lock", lambda *_: nullcontext(True))
+    monkeypatch.setattr(consumer_spark, "consume", dies)
+    for name in ("stop_on_signals", "configure_logging"):
+        monkeypatch.setattr(consumer_spark, name, lambda _: None)
+    assert consumer_spark.main([]) == 1
+    assert caplog.messages == ["Spark has failed: Error while sending or receiving"]
+    # Not when it was told to stop, and Java with it.
+    monkeypatch.setattr(consumer_spark, "stop_on_signals", lambda stop: stop.set())
+    assert consumer_spark.main([]) == 0
+    assert len(caplog.messages) == 1
+
+
 def test_a_store_that_goes_away_meanwhile_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +163,24 @@ def test_a_store_that_goes_away_meanwhile_is_one_line(
     assert read.main([]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "read: the bucket cannot be read: the connection was refused"
+
+
+def test_a_store_that_answers_is_not_called_away() -> None:
+    store = Store.from_env({})
+    during = "When creating bucket 'x': AWS Error {} during CreateBucket operation: {}"
+    for code, end, said in (
+        ("UNKNOWN (HTTP status 405)", "No response body.", "answers with an error (UNKNOWN (HTTP"),
+        ("NETWORK_CONNECTION", "curlCode: 7, Could not connect", "does not answer (7, Could not"),
+        ("ACCESS_DENIED", "", "refuses MINIO_ROOT_USER or"),
+    ):
+        assert said in store.explain(OSError(during.format(code, end)))
+
+
+def test_a_threshold_above_all_scores_is_drawn() -> None:
+    none = {"threshold": 9.0, "found": 0, "false": 0, "missed": 3}
+    curve = [(0.5, 1.0), (1.0, 0.5)]
+    card = {"results": dict.fromkeys(plot.NAMES, none), "curves": dict.fromkeys(plot.NAMES, curve)}
+    plot.draw_score(Figure().subplots(), card)
 
 
 # The store's settings
@@ -153,12 +203,22 @@ def test_a_password_is_never_shown() -> None:
     assert "secret" not in store.spark_options().values()  # they end up on a command line
 
 
-def test_an_endpoint_that_is_none_is_refused() -> None:
-    with pytest.raises(SettingError, match="does not begin with http"):
-        Store.from_env({"S3_ENDPOINT": "127.0.0.1:9000"})
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "127.0.0.1:9000", "http://", "http://localhost:abc", "http://localhost:70000",
+        "http://u:secret@localhost:9000", "http://u:secret[@localhost:9000",
+        "http://localhost:9000/folder",
+    ],
+)  # fmt: skip
+def test_an_endpoint_that_is_none_is_refused(endpoint: str) -> None:
+    """And is not shown: there may be a password in it."""
+    with pytest.raises(SettingError) as raised:
+        Store.from_env({"S3_ENDPOINT": endpoint, **CREDENTIALS})
+    assert str(raised.value) == "S3_ENDPOINT is not http://HOST:PORT or https://HOST:PORT"
 
 
-@pytest.mark.parametrize("bucket", ["s3://x", "a/b", "/a", "a b"])
+@pytest.mark.parametrize("bucket", ["s3://x", "a/b", "/a", "a b", "ab", "Deux", "deux_jours"])
 def test_a_bucket_that_is_none_is_one_line(
     bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,5 +226,6 @@ def test_a_bucket_that_is_none_is_one_line(
     for script, options in ((prepare, []), (consumer_spark, []), (verify, ["--ledger", "x"])):
         assert script.main(options) == 2
         name = script.__name__.rpartition(".")[2]
-        said = f"{name}: S3_BUCKET={bucket} is not the name of a bucket\n"
-        assert capsys.readouterr() == ("", said)
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert err.startswith(f"{name}: S3_BUCKET={bucket} is not the name of a bucket: ")

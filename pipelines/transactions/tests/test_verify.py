@@ -155,6 +155,7 @@ def test_the_verifier_sees_each_error(tmp_path: Path, spoil: Any, what: str) -> 
         (["HEADER0,0,one,5,USD,2026-10-24T10:00:00Z,,\n"], "of capteur.py: line 2"),
         (["HEADER0,0,1\n"], "of capteur.py: line 2"),
         (["HEADER"], "no record in "),
+        (["x" * 200_000], "field larger than field limit"),
         (["HEADERROW", "HEADERROW"], "1.csv: partition, offset (0, 0) were named before"),
         ([], "No such file"),
     ],
@@ -177,3 +178,21 @@ def test_a_ledger_that_says_nothing_is_one_line(
     assert verify.main([f"--ledger={path}" for path in paths]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_what_is_not_finished_is_no_file(tmp_path: Path) -> None:
+    """Killed in the first batch, the consumer leaves a folder and nothing finished in it."""
+    (tmp_path / "bucket/output/_temporary/0").mkdir(parents=True)
+    (tmp_path / "bucket/output/_temporary/0/part.parquet").write_bytes(b"PAR1")
+    store = FolderStore("http://x", "bucket", "u", "p", tmp_path)
+    ledger = write_ledger(tmp_path / "ledger.csv", SENT)
+    assert len(verify.verify(store, [ledger], rates.RATES_FILE).missing) == 3
+
+
+def test_a_table_of_rates_that_is_none_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rates.csv").write_text("date,devise,taux\n2026-01-02,CHF,zero\n")
+    monkeypatch.setattr(verify, "HERE", tmp_path)
+    assert verify.main(["--ledger", "x"]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -6,6 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -212,7 +213,7 @@ def test_a_spark_that_does_not_start_is_one_line(
     started: list[Any] = []
 
     def launch(_: object, pass_fds: list[int]) -> None:
-        started.extend([os.environ["LC_ALL"], *pass_fds])
+        started.extend([os.environ["LC_ALL"], os.environ.get("HTTP_PROXY"), *pass_fds])
 
     monkeypatch.setenv("LC_ALL", "no_SUCH")
     monkeypatch.setattr(spark_session, "start_java", launch)
@@ -220,10 +221,13 @@ def test_a_spark_that_does_not_start_is_one_line(
     monkeypatch.setattr(spark_session, "connectors", list)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    on_this_machine = replace(store, endpoint="http://localhost:9000")
     with (tmp_path / "lock").open("w") as lock:
         with pytest.raises(spark_session.SparkError) as raised:
-            spark_session.spark_session("x", store, [lock])
-        assert started == ["C.UTF-8", lock.fileno()]  # Java opens any path, and holds the lock
+            spark_session.spark_session("x", on_this_machine, [lock])
+        # Java opens any path, asks no proxy for what is here, and holds the lock.
+        assert started == ["C.UTF-8", None, lock.fileno()]
     said = "Spark does not start (org.x.SparkException: Could not parse Master URL: 'bogus'): is "
     assert str(raised.value).startswith(said)
 
@@ -272,6 +276,7 @@ def test_the_sum_is_shown_however_the_stream_ends(run: Callable[..., tuple[int, 
         (0, "reading topic", [3]),
         (1, "another consumer works on the same checkpoint/", [two[0]]),
         (1, "another consumer works on the same checkpoint/", [two[1]]),
+        (1, "holds a record whose time is too large", [PySparkException("x: long overflow")]),
         (1, "gave up after 5 failures in a row", [PySparkException("x")] * 5),
     ):
         ended, logged = run(ends)
