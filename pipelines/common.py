@@ -109,6 +109,28 @@ def stop_on_signals(stop: threading.Event) -> None:
         signal.signal(signum, lambda *_: threading.Thread(target=stop.set).start())
 
 
+def end_by_force(stop: threading.Event, after_s: float, log: logging.Logger, undone: str) -> None:
+    """End the process this long after the flag is set, if something still holds it up.
+
+    A library that never returns does, and a server that is paused and ends no connection.
+
+    Args:
+        stop: tells the process to end.
+        after_s: from then on.
+        log: where it is said.
+        undone: what was not, of what will be read again: "committed", ...
+    """
+
+    def end() -> None:
+        stop.wait()
+        time.sleep(after_s)
+        text = "not ended after %.0f s, ended by force: what is not %s is read again"
+        log.error(text, after_s, undone)
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
 @contextmanager
 def only_copy(file: Path) -> Iterator[TextIO | None]:
     """Hold the lock of a job's state on this machine; give None when another process holds it.
@@ -155,6 +177,12 @@ def next_copy(
         if stop.wait(0.5):
             yield None
             return
+
+
+def words_of_kafka(exc: Exception) -> str:
+    """Return why a broker refuses: an error of kafka-python's has the request before its words."""
+    said = re.search(r"error_message=(['\"])(.+?)\1[,)]", str(exc))
+    return said[2] if said else str(exc)
 
 
 def poll(consumer: Any, **options: Any) -> Mapping[Any, Any]:

@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.acid_waters.settings import SAMPLE, SETTINGS  # noqa: E402
+from pipelines.acid_waters.settings import SAMPLE, SETTINGS, command_line  # noqa: E402
 from pipelines.common import (  # noqa: E402
     StepError,
     how_to_stop,
@@ -85,8 +85,9 @@ def say_how_to_stop() -> None:
 
 
 @command("demo")
-def main(_: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the demonstration; return the exit code (see the module docstring)."""
+    command_line(__doc__, {}).parse_args(argv)
     load_env(HERE)
     began = time.monotonic()
     try:

@@ -155,8 +155,9 @@ def demonstrate(options: argparse.Namespace) -> int:
 
 
 @command("demo")
-def main(_: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the demonstration; return the exit code (see the module docstring)."""
+    parser_of(__doc__).parse_args(argv)
     load_env(FOLDER)
     options = add_shared(parser_of(__doc__), os.environ, "--hosts", "--keyspace").parse_args([])
     try:

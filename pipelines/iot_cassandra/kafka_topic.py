@@ -1,6 +1,5 @@
 """A topic of Kafka: created; read from its beginning to its end."""
 
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,8 +12,8 @@ from kafka.errors import InvalidTopicError, KafkaTimeoutError, TopicAlreadyExist
 from kafka.structs import TopicPartition
 from tqdm import tqdm
 
-from pipelines.common import poll
-from pipelines.iot_cassandra.settings import ClientError, one_line
+from pipelines.common import poll, words_of_kafka
+from pipelines.iot_cassandra.settings import ClientError
 
 SILENCE_S = 60.0  # of Kafka, within a topic: then nothing comes any more
 
@@ -30,10 +29,9 @@ def create_topic(admin: KafkaAdminClient, topic: str, partitions: int = -1) -> b
         admin.create_topics([NewTopic(topic, partitions, -1)])
     except TopicAlreadyExistsError:
         return False
-    except InvalidTopicError as exc:  # its text has the request before Kafka's words
-        said = re.search(r"error_message=(['\"])(.*?)\1[,)]", str(exc))
-        why = said[2] if said else one_line(exc)
-        raise ClientError(f"Kafka refuses the topic {topic}: {why}", code=1) from exc
+    except InvalidTopicError as exc:
+        text = f"Kafka refuses the topic {topic}: {words_of_kafka(exc)}"
+        raise ClientError(text, code=1) from exc
     return True
 
 

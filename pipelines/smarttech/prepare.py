@@ -16,7 +16,6 @@ Exit codes: 0 it is there, 1 it is not, 2 wrong usage or configuration.
 
 import logging
 import os
-import re
 import sys
 import threading
 import time
@@ -32,7 +31,12 @@ from kafka.errors import BrokerResponseError, KafkaError, TopicAlreadyExistsErro
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from pipelines.common import configure_logging, load_env, stop_on_signals  # noqa: E402
+from pipelines.common import (  # noqa: E402
+    configure_logging,
+    load_env,
+    stop_on_signals,
+    words_of_kafka,
+)
 from pipelines.smarttech.settings import (  # noqa: E402
     FOLDER,
     KAFKA_START,
@@ -79,8 +83,7 @@ def wait_for_topic(options: Namespace, stop: threading.Event) -> None:
             return
         except BrokerResponseError as exc:
             advice = f"create {options.topic} by hand"
-            said = re.search(r"error_message=(['\"])(.+?)\1", str(exc))  # the broker's words
-            why = said[2] if said else exc
+            why = words_of_kafka(exc)
             trouble = f"{options.bootstrap_servers} does not make topic={options.topic} ({why})"
         except KafkaError as exc:
             advice = f"is it started? ({KAFKA_START})"

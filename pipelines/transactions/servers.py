@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 import threading
 import time
 from contextlib import closing
@@ -13,6 +12,7 @@ from kafka.admin import NewTopic
 from kafka.errors import BrokerResponseError, KafkaError, TopicAlreadyExistsError
 from pyarrow import fs
 
+from pipelines.common import words_of_kafka
 from pipelines.transactions.store import Store, StoreError
 
 log = logging.getLogger("consumer_spark")
@@ -131,6 +131,5 @@ def make_topic(kafka: str, topic: str) -> bool:
 def explain(kafka: str, exc: KafkaError) -> str:
     """Return an error of Kafka's client in one line: the broker is away, or it has refused."""
     if isinstance(exc, BrokerResponseError):
-        said = re.search(r"error_message=(['\"])(.+?)\1", str(exc))
-        return f"Kafka at {kafka} answers with an error ({said[2] if said else exc})"
+        return f"Kafka at {kafka} answers with an error ({words_of_kafka(exc)})"
     return f"Kafka does not answer at {kafka} ({exc}): is it started?"

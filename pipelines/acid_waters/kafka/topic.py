@@ -1,12 +1,13 @@
 """The topic of the lots, and how this pipeline reaches Kafka."""
 
-import re
 from contextlib import closing
 from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 from kafka.errors import InvalidTopicError, KafkaError, TopicAlreadyExistsError
+
+from pipelines.common import words_of_kafka
 
 PARTITIONS = 3
 DAY_MS = 86_400_000
@@ -44,7 +45,6 @@ def make_topic(bootstrap_servers: str, topic: str, wait_s: float) -> bool:
             admin.create_topics([NewTopic(topic, PARTITIONS, 1, topic_configs=limits)])
         except TopicAlreadyExistsError:
             return False
-        except InvalidTopicError as exc:  # its text has the request before Kafka's words
-            said = re.search(r"error_message=(['\"])(.*?)\1[,)]", str(exc))
-            raise KafkaError(said[2] if said else exc) from exc
+        except InvalidTopicError as exc:
+            raise KafkaError(words_of_kafka(exc)) from exc
     return True

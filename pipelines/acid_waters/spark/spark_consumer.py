@@ -77,6 +77,7 @@ from pipelines.acid_waters.spark.spark_session import (  # noqa: E402
 from pipelines.acid_waters.tables import ID  # noqa: E402
 from pipelines.common import (  # noqa: E402
     configure_logging,
+    end_by_force,
     load_env,
     number,
     only_copy,
@@ -319,20 +320,12 @@ def lock_file(config: argparse.Namespace) -> Path:
     return CACHE / f"locks/{hashlib.sha256(state.encode()).hexdigest()[:16]}"
 
 
-def end_by_force(stop: threading.Event) -> None:
-    """End the process if a server that is paused, and ends no connection, holds it up."""
-    stop.wait()
-    time.sleep(STOP_S)
-    log.error("not ended after %.0f s, ended by force: what is not published is read again", STOP_S)
-    os._exit(1)
-
-
 def consume(config: argparse.Namespace, stop: threading.Event) -> int:
     """Start Spark and consume until done or stopped; return the exit code."""
     # Before Spark starts, for Java would go on alone if that was cut short; and after, for it sets
     # its own.
     stop_on_signals(stop)
-    threading.Thread(target=end_by_force, args=(stop,), daemon=True).start()
+    end_by_force(stop, STOP_S, log, "published")
     spark = new_session("spark_consumer")
     stop_on_signals(stop)
     if stop.is_set():

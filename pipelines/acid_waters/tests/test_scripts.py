@@ -58,10 +58,13 @@ def test_a_demonstration_that_does_not_end_says_how_to_stop_the_servers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(demo, "start_servers", Mock(side_effect=error))
-    assert demo.main() == code
+    assert demo.main([]) == code
     *_, ends, how = capsys.readouterr().out.splitlines()
     assert ends == says
     assert how.endswith(f"depuis la racine : {common.how_to_stop(HERE)}")
+    with pytest.raises(SystemExit):
+        demo.main(["--help"])  # does not begin
+    assert "usage: " in capsys.readouterr().out
 
 
 def test_who_reads_the_output_may_leave() -> None:

@@ -45,7 +45,6 @@ import logging
 import os
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -55,6 +54,7 @@ sys.path.insert(0, str(PROJECT))
 
 from pipelines.common import (  # noqa: E402  # after the path, with the next ones
     configure_logging,
+    end_by_force,
     load_env,
     number,
     stop_on_signals,
@@ -75,14 +75,6 @@ from pipelines.iot_cassandra.settings import (  # noqa: E402
 log = logging.getLogger("kafka_to_cassandra")
 
 STOP_S = 60.0  # after a signal; the writer needs 20 at most, while a server is away
-
-
-def end_by_force(stop: threading.Event) -> None:
-    """End the process if a library does not return to the loop, which looks at the signal."""
-    stop.wait()
-    time.sleep(STOP_S)
-    log.error("not ended after %.0f s, ended by force: what is not committed is read again", STOP_S)
-    os._exit(1)
 
 
 def load_config(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
@@ -171,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging("kafka_to_cassandra")
     stop = threading.Event()
     stop_on_signals(stop)
-    threading.Thread(target=end_by_force, args=(stop,), daemon=True).start()
+    end_by_force(stop, STOP_S, log, "committed")
     return run(config, stop)
 
 

@@ -153,7 +153,7 @@ SERVERS = f"demo: interrupted; the servers go on: {how_to_stop(HERE)}"
         (chart, "read_week", [[]], 130, []),
         (prepare, "prepare_jars", [["--jars"]], 1, [AGAIN]),
         (prepare, "KafkaAdminClient", [[]], 1, [AGAIN]),
-        (demo, "start_servers", [], 1, [SERVERS]),
+        (demo, "start_servers", [[]], 1, [SERVERS]),
     ],
 )
 @pytest.mark.usefixtures("restored_signals")
@@ -180,7 +180,7 @@ def test_a_closed_stdout_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "demonstrate", lambda _: say("done"))
     monkeypatch.setattr(sys, "stdout", None)
     assert verify.main([]) == 0
-    assert not demo.main()
+    assert not demo.main([])
 
 
 def test_a_picture_has_the_name_that_it_was_given(tmp_path: Path) -> None:
@@ -204,7 +204,9 @@ def test_the_demo_leaves_no_writer_behind_and_says_which_step_failed(
     monkeypatch.setattr(subprocess, "Popen", Noted)
     monkeypatch.setattr(demo, "script", script)
     monkeypatch.setattr(demo, "demonstrate", lambda _: demo.send_and_write(Path("nowhere")))
-    assert demo.main() == 1
+    assert demo.main([]) == 1
+    with pytest.raises(SystemExit):
+        demo.main(["--help"])  # does not begin
     assert [process.poll() for process in started] == [-signal.SIGKILL, 1]
     assert capsys.readouterr().err == "demo: `false` ended with code 1\n"
 
@@ -283,7 +285,7 @@ def test_a_stream_whose_java_ends_first_was_stopped_or_says_so(
         (spark_cassandra, [["batch"]]),
         (verify, [[]]),
         (chart, [[]]),
-        (demo, []),
+        (demo, [[]]),
     ],
 )
 def test_settings_that_are_not_utf_8_are_one_line_and_exit_2(
